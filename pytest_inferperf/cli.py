@@ -1,0 +1,283 @@
+"""The `inferperf` command: look at baselines, compare a run with them, and update them, on any machine."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+from pytest_inferperf import __version__
+from pytest_inferperf.baselines.changes import Change, compare
+from pytest_inferperf.baselines.entries import Provenance
+from pytest_inferperf.baselines.result_file import read_result_file
+from pytest_inferperf.baselines.store import (
+    AccuracyFile,
+    PerformanceFile,
+    baseline_files,
+    read_accuracy,
+    read_performance,
+    shown_path,
+)
+from pytest_inferperf.baselines.update import MODES, UpdatePlan, update
+from pytest_inferperf.errors import InferperfError, SettingsError, choices
+from pytest_inferperf.model.metrics import parse_metric
+from pytest_inferperf.model.results import slug
+from pytest_inferperf.report.lines import number
+
+__all__ = ["main"]
+
+_EXIT_CODES = """\
+exit status:
+  0  done, or nothing to do
+  1  an update was refused
+  2  bad usage, or a file that cannot be read or written
+"""
+
+_ROOT_HELP = "Root folder of the baselines (default: baselines)"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        # A name that the terminal's encoding lacks is shown escaped, not as a traceback.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    arguments = _parser().parse_args(argv)
+    run: Callable[[argparse.Namespace], int] = arguments.run
+    try:
+        status = run(arguments)
+        sys.stdout.flush()
+    except InferperfError as error:
+        print(f"inferperf: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # The reader (`| head`) has seen enough; keep the interpreter from complaining when it closes stdout.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="inferperf",
+        description="Look at and update the baselines of pytest-inferperf.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"inferperf {__version__}", help="Show the version")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    baseline = commands.add_parser("baseline", help="Show, compare or update baseline files")
+    actions = baseline.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    show = actions.add_parser("show", help="Show what is recorded")
+    show.add_argument("model", metavar="MODEL", nargs="?", help="Show this model only")
+    show.add_argument("--root", type=Path, default=Path("baselines"), help=_ROOT_HELP)
+    show.set_defaults(run=_show)
+
+    diff = actions.add_parser("diff", help="Compare the results of a run with the baselines; exits 0 whatever moved")
+    diff.add_argument("results", metavar="RESULTS.json", type=Path, help="What --inferperf-json wrote")
+    diff.add_argument("--root", type=Path, default=Path("baselines"), help=_ROOT_HELP)
+    diff.set_defaults(run=_diff)
+
+    change = actions.add_parser(
+        "update",
+        help="Record the results of a run as baselines; exits 1 when something was refused",
+        description="Record the results of a run as baselines. What is refused is left as it was.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    change.add_argument("results", metavar="RESULTS.json", type=Path, help="What --inferperf-json wrote")
+    change.add_argument(
+        "--mode",
+        choices=MODES,
+        default="new",
+        help="Record what is missing, replace what got better, or replace all (default: new)",
+    )
+    change.add_argument("--reason", metavar="TEXT", default="", help="Why, kept in the file; --mode all needs it")
+    change.add_argument(
+        "--accept-regression", action="store_true", help="Record values that are worse beyond the tolerance"
+    )
+    change.add_argument("--root", type=Path, default=Path("baselines"), help=_ROOT_HELP)
+    change.set_defaults(run=_update)
+    return parser
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    root: Path = arguments.root
+    if not root.is_dir():
+        raise SettingsError(f"{root}: no such folder. Name the root folder of the baselines with --root.")
+    blocks: list[tuple[str, list[str]]] = []
+    problems: list[str] = []
+    performance, accuracy = baseline_files(root)
+    for path in performance:
+        with _collect(problems):
+            file = read_performance(path, shown=shown_path(root, path))
+            blocks.append((file.model, _performance_lines(file, shown_path(root, path))))
+    for path in accuracy:
+        with _collect(problems):
+            answers = read_accuracy(path, shown=shown_path(root, path))
+            blocks.append((answers.model, _accuracy_lines(answers, shown_path(root, path))))
+    wanted: str | None = arguments.model
+    chosen = [lines for model, lines in blocks if wanted is None or model == wanted or slug(model) == slug(wanted)]
+    if wanted is not None and not chosen and not problems:
+        models = sorted({model for model, _ in blocks})
+        known = choices(wanted, models, what="Models") if models else "There are no baselines yet."
+        raise SettingsError(f"{root}: no baselines of model {wanted!r}. {known}")
+    if not blocks and not problems:
+        chosen = [[f"No baselines in {root}. A run with --inferperf-update=new records them."]]
+    print("\n\n".join("\n".join(lines) for lines in chosen))
+    if problems:
+        raise InferperfError("\n".join(problems))
+    return 0
+
+
+@contextlib.contextmanager
+def _collect(problems: list[str]) -> Iterator[None]:
+    """Keep an error for the end, so that one damaged file does not hide the others."""
+    try:
+        yield
+    except InferperfError as error:
+        problems.append(str(error))
+
+
+def _performance_lines(file: PerformanceFile, shown: str) -> list[str]:
+    lines = [shown, f"  {file.model} on {file.hardware.count} x {file.hardware.name}"]
+    for key, entry in sorted(file.entries.items()):
+        sessions = max(len(item.sessions) for item in entry.metrics.values())
+        count = f"; {_plural(sessions, 'session')}" if sessions else ""
+        lines.append(f"  {key}  ({_origin(entry.provenance)}{count})")
+        rows = []
+        for name, item in sorted(entry.metrics.items()):
+            tolerance = "" if item.tolerance is None else f"tolerance {100 * item.tolerance:g} %"
+            rows.append((name, number(item.level), parse_metric(name).metric.unit, tolerance))
+        lines += _table(rows, right={1}, indent=4)
+    return lines
+
+
+def _accuracy_lines(file: AccuracyFile, shown: str) -> list[str]:
+    lines = [shown, f"  {file.model}"]
+    for key, entry in sorted(file.tasks.items()):
+        documents = f"; {_plural(entry.num_documents, 'document')}" if entry.documents_digest else ""
+        lines.append(f"  {key}  ({entry.metric}{documents})")
+        rows = [
+            (precision, number(score.score), _origin(score.provenance))
+            for precision, score in sorted(entry.scores.items())
+        ]
+        lines += _table(rows, right={1}, indent=4)
+    return lines
+
+
+def _origin(provenance: Provenance) -> str:
+    if provenance.kind == "published":
+        return f"published: {provenance.source}"
+    found = f"measured {provenance.recorded}".rstrip()
+    return f"{found}: {provenance.reason}" if provenance.reason else found
+
+
+def _diff(arguments: argparse.Namespace) -> int:
+    results = read_result_file(arguments.results)
+    changes, notes = compare(arguments.root, results.records)
+    lines = _change_lines(changes)
+    if lines:
+        print("\n".join(lines))
+    better = sum(item.better is True for item in changes)
+    worse = sum(item.better is False for item in changes)
+    missing = sum(item.old is None for item in changes)
+    if lines:
+        print()
+    print(f"{_plural(len(changes), 'value')} compared: {better} better, {worse} worse, {missing} without a baseline.")
+    for note in notes:
+        print(note)
+    if missing:
+        print(f"To record what is missing: inferperf baseline update {arguments.results}")
+    return 0
+
+
+def _update(arguments: argparse.Namespace) -> int:
+    if arguments.accept_regression and arguments.mode != "all":
+        raise SettingsError(
+            '--accept-regression goes with --mode all --reason "…";'
+            f" --mode {arguments.mode} never records a worse value."
+        )
+    results = read_result_file(arguments.results)
+    plan, written = update(
+        arguments.root,
+        results.records,
+        mode=arguments.mode,
+        reason=arguments.reason,
+        accept_regression=arguments.accept_regression,
+        now=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+    print("\n".join(_update_lines(plan, len(written))))
+    for refusal in plan.refusals:
+        print(f"refused: {refusal}", file=sys.stderr)
+    return 1 if plan.refusals else 0
+
+
+def _update_lines(plan: UpdatePlan, written: int) -> list[str]:
+    lines = _change_lines(plan.changes)
+    lines += [f"skipped: {item}" for item in plan.skipped]
+    if lines:
+        lines.append("")
+    refused = f"; {len(plan.refusals)} refused" if plan.refusals else ""
+    if not plan.changes:
+        return [*lines, f"Nothing recorded{refused}."]
+    recorded = f"{_plural(len(plan.changes), 'value')} recorded in {_plural(written, 'file')}{refused}."
+    return [*lines, recorded, f"Review with git diff {plan.root}, then commit."]
+
+
+def _change_lines(changes: Sequence[Change]) -> list[str]:
+    lines: list[str] = []
+    for path in dict.fromkeys(item.path for item in changes):
+        rows = [
+            (
+                item.key,
+                item.what,
+                number(item.old) if item.old is not None else "",
+                "->" if item.old is not None else "",
+                number(item.new),
+                item.unit,
+                _verdict(item),
+            )
+            for item in changes
+            if item.path == path
+        ]
+        lines += [path, *_table(rows, right={2, 4}, indent=2)]
+    return lines
+
+
+def _verdict(item: Change) -> str:
+    if item.old is None:
+        return "new"
+    if item.better is None:
+        return "same"
+    percent = "" if item.percent is None else f"{item.percent:+.1f} % "
+    return f"{percent}{'better' if item.better else 'worse'}"
+
+
+def _table(rows: Sequence[tuple[str, ...]], *, right: set[int], indent: int) -> list[str]:
+    """Align columns; an empty column takes no room."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            if width
+        ]
+        lines.append(" " * indent + "  ".join(cells).rstrip())
+    return lines
+
+
+def _plural(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

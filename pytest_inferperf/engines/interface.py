@@ -1,0 +1,157 @@
+"""What every engine can do. A backend implements `Engine`; everything above sees only this file."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal
+
+from pytest_inferperf.model.case import EngineSpec
+from pytest_inferperf.model.results import EngineInfo
+
+__all__ = [
+    "Engine",
+    "Generation",
+    "GenerationRequest",
+    "LogLikelihood",
+    "LogLikelihoodRequest",
+    "Progress",
+    "TokenChunk",
+]
+
+Progress = Callable[[str], None]
+"""Receives one line of progress ("quantize NVFP4: calibrating 64/128") during a build or a load."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest:
+    """One prompt to complete. Greedy unless `temperature` is above 0."""
+
+    prompt: tuple[int, ...]
+    """Token ids. Longer than the engine's `max_model_len - max_tokens` is an `EngineError`, never truncated."""
+
+    max_tokens: int
+    ignore_eos: bool = False
+    """True makes the output exactly `max_tokens` long."""
+
+    stop: tuple[str, ...] = ()
+    """Strings that end the output; the text before the first of them is returned."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """The completion of one request, with the times of its tokens."""
+
+    token_ids: tuple[int, ...]
+    """Generated tokens, without the prompt; with the end-of-sequence token when it was generated."""
+
+    text: str
+    """Decoded output, cut before the first stop string, special tokens left out."""
+
+    finish_reason: Literal["stop", "length"]
+    prompt_tokens: int
+    token_times_s: tuple[float, ...]
+    """Seconds from the send of the request to the arrival of each token, same length as `token_ids`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenChunk:
+    """What arrived at once while streaming."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    time_s: float
+    """Seconds since the request was sent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogLikelihoodRequest:
+    """Score `continuation` after `context`. An empty context scores from the first token that has one before it."""
+
+    context: tuple[int, ...]
+    """At least one token: the caller prepends the beginning-of-sequence token to an empty context."""
+
+    continuation: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogLikelihood:
+    """The answer to a `LogLikelihoodRequest`."""
+
+    logprob: float
+    """Natural log of the probability of the continuation: the sum over its tokens."""
+
+    is_greedy: bool
+    """Whether greedy decoding would have produced the continuation."""
+
+
+class Engine(ABC):
+    """A model loaded and ready to generate. A context manager; `close` is idempotent."""
+
+    spec: EngineSpec
+    info: EngineInfo
+
+    @abstractmethod
+    def encode(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[tuple[int, ...]]:
+        """Tokenize each text."""
+
+    @abstractmethod
+    def decode(self, sequences: Sequence[Sequence[int]], *, skip_special_tokens: bool = True) -> list[str]:
+        """Turn token ids back into text."""
+
+    @property
+    @abstractmethod
+    def prefix_token_id(self) -> int:
+        """The token that stands before an empty context: bos, else eos."""
+
+    @property
+    @abstractmethod
+    def eos_token_id(self) -> int:
+        """The end-of-sequence token."""
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Number of token ids the model knows."""
+
+    @property
+    @abstractmethod
+    def special_token_ids(self) -> frozenset[int]:
+        """Ids that a synthetic prompt must not contain."""
+
+    @abstractmethod
+    def generate(self, requests: Sequence[GenerationRequest], *, concurrency: int) -> list[Generation]:
+        """Complete every request, `concurrency` at a time, answers in the order of the requests.
+
+        Raises `EngineError` when a prompt does not fit, and when the engine dies or times out.
+        """
+
+    @abstractmethod
+    def stream(self, request: GenerationRequest) -> Iterator[TokenChunk]:
+        """Complete one request, yielding tokens as they come."""
+
+    @abstractmethod
+    def loglikelihood(self, requests: Sequence[LogLikelihoodRequest], *, concurrency: int) -> list[LogLikelihood]:
+        """Score every request, answers in the order of the requests; the engine batches and shares contexts."""
+
+    @abstractmethod
+    def peak_memory_bytes(self) -> int:
+        """Largest memory held so far: device memory on a GPU, resident set on a CPU."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the model and end every process of the engine."""
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

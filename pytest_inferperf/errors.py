@@ -1,0 +1,87 @@
+"""The errors users see. A message is complete: what was given, where, what is valid, and what to type."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "BaselineError",
+    "CheckpointError",
+    "EngineError",
+    "HardwareError",
+    "InferperfError",
+    "InvalidRun",
+    "MarkError",
+    "MissingExtra",
+    "ResultFileError",
+    "SettingsError",
+    "TaskError",
+    "UpdateRefused",
+    "choices",
+]
+
+
+class InferperfError(Exception):
+    """Base of every error this package raises on purpose; `str(error)` is the whole message."""
+
+
+class MarkError(InferperfError):
+    """A mark on a test is wrong: unknown keyword, unknown metric, wrong type."""
+
+
+class SettingsError(InferperfError):
+    """A command-line option, ini value or combination of them is wrong."""
+
+
+class BaselineError(InferperfError):
+    """A baseline file cannot be read, does not fit its schema, or cannot be written."""
+
+
+class ResultFileError(InferperfError):
+    """A result file cannot be read or does not fit its schema."""
+
+
+class UpdateRefused(InferperfError):
+    """A baseline update would lose something the user did not agree to lose."""
+
+
+class CheckpointError(InferperfError):
+    """A checkpoint could not be built, is damaged, or is not what its name says."""
+
+
+class EngineError(InferperfError):
+    """An engine crashed, hung, ran out of memory, or answered nonsense."""
+
+
+class TaskError(InferperfError):
+    """An evaluation task does not exist or cannot be loaded."""
+
+
+class HardwareError(InferperfError):
+    """The machine lacks what a test asked for."""
+
+
+class InvalidRun(InferperfError):
+    """A run that must not be judged: its figures cannot be trusted. The message names the cause."""
+
+
+class MissingExtra(InferperfError):
+    """An optional dependency is not installed; the message holds the `pip install` to type."""
+
+    def __init__(self, what: str, extra: str, missing: str | None = None) -> None:
+        because = f" ({missing} is not installed)" if missing else ""
+        super().__init__(f'{what} needs the "{extra}" extra{because}: pip install "pytest-inferperf[{extra}]"')
+
+
+def choices(value: object, valid: Iterable[str], *, what: str) -> str:
+    """Say which values are valid, with the nearest guess first.
+
+    Returns a sentence such as "Did you mean 'NVFP4'? Quantizations: BF16, FP8, NVFP4."
+    """
+    names = sorted(valid)
+    near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
+    if not near:
+        near = [name for name in names if name.lower() == str(value).lower()]
+    guess = f"Did you mean {near[0]!r}? " if near else ""
+    return f"{guess}{what}: {', '.join(names)}."

@@ -1,0 +1,132 @@
+"""The object behind the `inferperf` fixture: measures and evaluates, and holds what was found until it is judged."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from pytest_inferperf.errors import InvalidRun, MarkError
+from pytest_inferperf.model.case import Case
+from pytest_inferperf.model.gates import PerformanceGate
+from pytest_inferperf.model.results import AccuracyResult, CaseResult, PerformanceResult
+
+if TYPE_CHECKING:
+    from pytest_inferperf.engines.interface import Engine
+    from pytest_inferperf.markers import BoundCase
+    from pytest_inferperf.settings import Settings
+
+__all__ = ["Inferperf"]
+
+
+class Inferperf:
+    """Measures or evaluates the case of one test. What it finds is judged after the test body."""
+
+    def __init__(
+        self,
+        bound: BoundCase,
+        engine: Engine,
+        settings: Settings,
+        *,
+        benchmark: Any | None = None,
+        progress: Callable[[str], None] | None = None,
+        context: Callable[[], Mapping[str, str]] = dict,
+    ) -> None:
+        self.bound = bound
+        self.engine = engine
+        """The built engine, for a test's own asserts."""
+
+        self._settings = settings
+        self._benchmark = benchmark
+        self._progress = progress
+        self._context = context
+        self._result = CaseResult(case=bound.case, engine=engine.info)
+
+    @property
+    def case(self) -> Case:
+        """The resolved case."""
+        return self.bound.case
+
+    @property
+    def result(self) -> CaseResult:
+        """Everything found so far."""
+        return self._result
+
+    def measure(self) -> PerformanceResult:
+        """Run the workload: warm-up rounds, then measured rounds, on the loaded engine.
+
+        Raises `MarkError` when the case has no workload or was measured before, `InvalidRun` when the figures
+        cannot be trusted, `EngineError` when the engine fails.
+        """
+        from pytest_inferperf.measure.session import measure_session
+
+        if self.case.workload is None:
+            raise MarkError("inferperf.measure(): the case has no workload; give the inferperf mark isl= and osl=.")
+        if self._result.performance is not None:
+            raise MarkError("inferperf.measure() was called twice; one test measures its workload once.")
+        self._check_validity()
+        timer = _BenchmarkTimer(self._benchmark) if self._benchmark is not None else None
+        session = measure_session(self.engine, self.case.workload, timer=timer, progress=self._progress)
+        performance = PerformanceResult(sessions=(session,))
+        self._result = replace(self._result, performance=performance, context=dict(self._context()))
+        if self._benchmark is not None:
+            names = {name for item in session.rounds for name in item.metrics}
+            self._benchmark.extra_info.update(
+                {f"inferperf.{name}": performance.median(name) for name in sorted(names)},
+                **{"inferperf.simulated": self.engine.info.simulated},
+            )
+        return performance
+
+    def evaluate(self) -> AccuracyResult:
+        """Run the lm-eval task and keep the outcome of every document.
+
+        Raises `MarkError` when the case has no task or was evaluated before, `TaskError` for a wrong task,
+        `InvalidRun` when the answers cannot be trusted, `EngineError` when the engine fails.
+        """
+        from pytest_inferperf.evaluate.run import evaluate
+
+        if self.case.task is None:
+            raise MarkError("inferperf.evaluate(): the case has no task; give the inferperf mark task=.")
+        if self._result.accuracy is not None:
+            raise MarkError("inferperf.evaluate() was called twice; one test evaluates its task once.")
+        self._check_validity()
+        metrics = {gate.metric for gate in self.bound.gates if not isinstance(gate, PerformanceGate)}
+        start = time.perf_counter()
+        accuracy = evaluate(
+            self.engine,
+            self.case.task,
+            metric=next(iter(metrics), None),
+            search_paths=self._settings.task_paths,
+            progress=self._progress,
+        )
+        accuracy = replace(accuracy, duration_s=time.perf_counter() - start)
+        self._result = replace(self._result, accuracy=accuracy, context=dict(self._context()))
+        return accuracy
+
+    def _check_validity(self) -> None:
+        from pytest_inferperf.measure.validity import check_engine
+
+        reason = check_engine(self.case.engine, self.engine.info)
+        if reason:
+            raise InvalidRun(reason)
+
+
+class _BenchmarkTimer:
+    """Puts measured rounds into pytest-benchmark's table: `pedantic` for the first, `stats.update` for the rest."""
+
+    def __init__(self, benchmark: Any) -> None:
+        self._benchmark = benchmark
+        self._started = False
+
+    def __call__(self, target: Callable[[], None]) -> None:
+        """See `RoundTimer.__call__`."""
+        if not self._started:
+            self._started = True
+            self._benchmark.pedantic(target, rounds=1, iterations=1)
+            return
+        start = time.perf_counter()
+        target()
+        duration_s = time.perf_counter() - start
+        if self._benchmark.stats is not None:
+            self._benchmark.stats.update(duration_s)

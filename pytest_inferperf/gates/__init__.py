@@ -1,0 +1,1 @@
+"""Results and baseline in, verdicts out. No files, no pytest."""

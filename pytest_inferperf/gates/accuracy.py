@@ -1,0 +1,220 @@
+"""Accuracy gates: the loss against a stored reference, question by question."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pytest_inferperf.baselines.entries import AccuracyEntry, Missing, ScoreEntry
+from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling
+from pytest_inferperf.model.results import AccuracyResult
+from pytest_inferperf.model.verdicts import GateVerdict, Status
+
+__all__ = ["Pairing", "judge_floor", "judge_loss", "pair"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairing:
+    """Candidate and reference compared document by document."""
+
+    count: int
+    lost: int
+    """Documents where the candidate is worse than the reference (b in McNemar's table)."""
+
+    gained: int
+    """Documents where the candidate is better (c)."""
+
+    loss: float
+    """Mean over documents of the reference's outcome minus the candidate's, signed so that positive is worse."""
+
+    @property
+    def flips(self) -> float:
+        """Share of documents whose outcome changed, either way."""
+        return (self.lost + self.gained) / self.count
+
+
+def pair(reference: tuple[float, ...], candidate: tuple[float, ...], *, higher_is_better: bool) -> Pairing:
+    """Pair two outcome lists of the same documents.
+
+    Raises `ValueError` when they differ in length or are empty.
+    """
+    if len(reference) != len(candidate) or not reference:
+        raise ValueError(f"cannot pair {len(reference)} reference outcomes with {len(candidate)} of the candidate")
+    sign = 1.0 if higher_is_better else -1.0
+    losses = [sign * (old - new) for old, new in zip(reference, candidate, strict=True)]
+    return Pairing(
+        count=len(losses),
+        lost=sum(loss > 0 for loss in losses),
+        gained=sum(loss < 0 for loss in losses),
+        loss=math.fsum(losses) / len(losses),
+    )
+
+
+def judge_floor(gate: AccuracyFloor, result: AccuracyResult) -> GateVerdict:
+    """Judge an absolute floor in points. A score that is not a share of right answers has no floor: FAIL."""
+    wrong_scale = _not_points(result)
+    measured = None if wrong_scale else 100 * result.score
+    passed = measured is not None and measured >= gate.points
+    reason = wrong_scale
+    if measured is not None and not passed:
+        reason = f"{measured:.2f} points is below its floor {gate.points:.2f}"
+    return GateVerdict(
+        gate=result.metric,
+        status=Status.PASS if passed else Status.FAIL,
+        unit="points",
+        measured=measured,
+        limit=gate.points,
+        source="mark",
+        reason=reason,
+    )
+
+
+def judge_loss(
+    gate: AccuracyLossCeiling, result: AccuracyResult, entry: AccuracyEntry | Missing | None
+) -> list[GateVerdict]:
+    """Judge the paired loss, and for generated answers the rise of the unparseable share as a row of its own."""
+    found = _reference(gate, result, entry)
+    if isinstance(found, GateVerdict):
+        return [found]
+    reference, path = found
+    rows = [_judge_paired(gate, result, reference, path)]
+    if result.unparseable is not None:
+        rows.append(_judge_unparseable(gate, result, reference, path))
+    return rows
+
+
+def _name(gate: AccuracyLossCeiling, result: AccuracyResult) -> str:
+    return f"{result.metric} loss vs {gate.reference}"
+
+
+def _unit(gate: AccuracyLossCeiling) -> str:
+    return "points" if gate.points is not None else "%"
+
+
+def _reference(
+    gate: AccuracyLossCeiling, result: AccuracyResult, entry: AccuracyEntry | Missing | None
+) -> tuple[ScoreEntry, str] | GateVerdict:
+    """Find the stored reference outcomes, or the verdict that says why there are none to compare with."""
+
+    def fail(path: str, reason: str, next_step: str = "pytest {nodeid} --inferperf-update=new") -> GateVerdict:
+        return GateVerdict(
+            gate=_name(gate, result),
+            status=Status.FAIL,
+            unit=_unit(gate),
+            higher_is_better=False,
+            source=path,
+            reason=reason,
+            next_step=next_step,
+        )
+
+    record = f"evaluate the same task with quant={gate.reference.partition('+')[0]!r} and --inferperf-update=new"
+    if entry is None:
+        return fail("", "has no baseline (none was looked up)", record)
+    if isinstance(entry, Missing):
+        return fail(entry.path, f"has no baseline ({entry.path}: {entry.reason}; key {entry.key})", record)
+    if entry.metric != result.metric:
+        return fail(
+            entry.path,
+            f"has no baseline ({entry.path}: key {entry.key} holds {entry.metric}, the gate judges {result.metric})",
+            record,
+        )
+    stored = entry.scores.get(gate.reference)
+    if stored is None:
+        held = ", ".join(sorted(entry.scores))
+        return fail(
+            entry.path,
+            f"has no baseline ({entry.path}: key {entry.key} has no {gate.reference}; it holds {held})",
+            record,
+        )
+    if not stored.outcomes:
+        return fail(
+            entry.path,
+            f"cannot be paired: {gate.reference} in {entry.path} is a published score without per-sample outcomes",
+            record,
+        )
+    if entry.documents_digest != result.documents_digest or len(stored.outcomes) != len(result.outcomes):
+        return fail(
+            entry.path,
+            f"cannot be paired: {entry.path} answers {len(stored.outcomes)} documents (digest "
+            f"{entry.documents_digest[:12]}), this run {len(result.outcomes)} (digest {result.documents_digest[:12]}); "
+            "the questions changed",
+            'record the reference again: --inferperf-update=all --inferperf-reason="…"',
+        )
+    if entry.higher_is_better is not result.higher_is_better:
+        return fail(
+            entry.path, f"cannot be paired: {entry.path} says that {entry.metric} is better in the other direction"
+        )
+    return stored, entry.path
+
+
+def _not_points(result: AccuracyResult) -> str:
+    """Say why points do not apply to a metric; "" when they do."""
+    if result.higher_is_better and all(0 <= value <= 1 for value in (result.score, *result.outcomes)):
+        return ""
+    return (
+        f"{result.metric} is not a score between 0 and 1 that is better when higher: points do not apply, use percent="
+    )
+
+
+def _judge_paired(gate: AccuracyLossCeiling, result: AccuracyResult, reference: ScoreEntry, path: str) -> GateVerdict:
+    paired = pair(reference.outcomes, result.outcomes, higher_is_better=result.higher_is_better)
+    details: dict[str, float | int | str] = {
+        "reference": gate.reference,
+        "questions": paired.count,
+        "lost": paired.lost,
+        "gained": paired.gained,
+        "flips_percent": 100 * paired.flips,
+    }
+    mean = math.fsum(reference.outcomes) / paired.count
+    wrong_scale = _not_points(result) if gate.points is not None else ""
+    limit = gate.points if gate.points is not None else gate.percent
+    assert limit is not None  # the mark gives one of the two
+    measured = 100 * paired.loss if gate.points is not None else 100 * paired.loss / abs(mean) if mean else math.inf
+    passed = not wrong_scale and math.isfinite(measured) and measured <= limit
+    reason = wrong_scale
+    if not passed and not reason:
+        reason = (
+            f"{measured:.2f} {_unit(gate)} is above its ceiling {limit:.2f} "
+            f"({paired.lost} lost, {paired.gained} gained of {paired.count}; score {reference.score:.4f} -> "
+            f"{result.score:.4f})"
+        )
+    return GateVerdict(
+        gate=_name(gate, result),
+        status=Status.PASS if passed else Status.FAIL,
+        unit=_unit(gate),
+        higher_is_better=False,
+        measured=measured,
+        limit=limit,
+        baseline=reference.score,
+        source=path,
+        reason=reason,
+        notes=(f"{paired.lost} lost, {paired.gained} gained of {paired.count}",),
+        details=details,
+    )
+
+
+def _judge_unparseable(
+    gate: AccuracyLossCeiling, result: AccuracyResult, reference: ScoreEntry, path: str
+) -> GateVerdict:
+    """Judge the share of answers that could not be read: a broken format is another failure than a wrong answer."""
+    assert result.unparseable is not None
+    share = 100 * sum(result.unparseable) / len(result.unparseable)
+    before = 100 * sum(reference.unparseable) / len(reference.unparseable) if reference.unparseable else 0.0
+    limit = gate.unparseable_points or gate.points or gate.percent
+    assert limit is not None
+    rise = share - before
+    passed = rise <= limit
+    return GateVerdict(
+        gate=f"unparseable rise vs {gate.reference}",
+        status=Status.PASS if passed else Status.FAIL,
+        unit="points",
+        higher_is_better=False,
+        measured=rise,
+        limit=limit,
+        baseline=before,
+        source=path,
+        reason=""
+        if passed
+        else f"{rise:.2f} points is above its ceiling {limit:.2f} ({before:.2f} % -> {share:.2f} % of answers unparseable)",
+        details={"reference": gate.reference, "unparseable_percent": share},
+    )

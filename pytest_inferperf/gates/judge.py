@@ -1,0 +1,110 @@
+"""The judge: every gate of a case gets a verdict, whatever happened to the run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from pytest_inferperf.baselines.entries import AccuracyEntry, Missing, PerformanceEntry
+from pytest_inferperf.gates.accuracy import judge_floor, judge_loss
+from pytest_inferperf.gates.performance import judge_performance
+from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, Gate, PerformanceGate
+from pytest_inferperf.model.results import CaseResult, PerformanceResult
+from pytest_inferperf.model.verdicts import GateVerdict, Status
+
+__all__ = ["Baselines", "judge"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baselines:
+    """What was found on file for one case."""
+
+    performance: PerformanceEntry | Missing | None = None
+    """None where the case has no workload."""
+
+    accuracy: AccuracyEntry | Missing | None = None
+    """None where the case has no task."""
+
+    default_tolerance: float = 0.05
+    """Relative performance tolerance where neither the mark nor the entry has one."""
+
+
+def judge(gates: Sequence[Gate], result: CaseResult, baselines: Baselines) -> tuple[GateVerdict, ...]:
+    """Judge every gate. One verdict each, in order; accuracy gates may add a row for unparseable answers.
+
+    An INVALID run is judged by none of its figures, and a gate whose metric was not measured fails.
+    """
+    invalid = result.invalid or _failed_requests(result.performance)
+    if invalid:
+        return tuple(_invalid(gate, invalid) for gate in gates)
+    verdicts: list[GateVerdict] = []
+    for gate in gates:
+        verdicts += _judge_one(gate, result, baselines)
+    return tuple(_with_context(verdict, result, baselines) for verdict in verdicts)
+
+
+def _judge_one(gate: Gate, result: CaseResult, baselines: Baselines) -> list[GateVerdict]:
+    if isinstance(gate, PerformanceGate):
+        if result.performance is None:
+            return [_not_measured(gate, "measure()")]
+        return [judge_performance(gate, result.performance, baselines.performance, baselines.default_tolerance)]
+    if result.accuracy is None:
+        return [_not_measured(gate, "evaluate()")]
+    if isinstance(gate, AccuracyFloor):
+        return [judge_floor(gate, result.accuracy)]
+    return judge_loss(gate, result.accuracy, baselines.accuracy)
+
+
+def _failed_requests(performance: PerformanceResult | None) -> str:
+    if performance is None or performance.num_failed_requests == 0:
+        return ""
+    total = sum(item.num_requests for session in performance.sessions for item in session.rounds)
+    return f"{performance.num_failed_requests} of {total} requests failed"
+
+
+def _direction(gate: Gate) -> tuple[str, bool]:
+    """Return the unit and whether the gate is a floor."""
+    if isinstance(gate, PerformanceGate):
+        return gate.metric.metric.unit, gate.metric.metric.higher_is_better
+    return ("points", False) if isinstance(gate, AccuracyLossCeiling) else ("points", True)
+
+
+def _invalid(gate: Gate, reason: str) -> GateVerdict:
+    unit, higher = _direction(gate)
+    return GateVerdict(
+        gate=gate.name,
+        status=Status.INVALID,
+        unit=unit,
+        higher_is_better=higher,
+        reason=f"the run is invalid: {reason}",
+    )
+
+
+def _not_measured(gate: Gate, call: str) -> GateVerdict:
+    unit, higher = _direction(gate)
+    return GateVerdict(
+        gate=gate.name,
+        status=Status.FAIL,
+        unit=unit,
+        higher_is_better=higher,
+        reason="was not measured",
+        next_step=f"call inferperf.{call} in the test body",
+    )
+
+
+def _with_context(verdict: GateVerdict, result: CaseResult, baselines: Baselines) -> GateVerdict:
+    """Add what differs between the baseline's context and this run's: it may explain the verdict."""
+    stored: dict[str, str] = {}
+    if verdict.baseline is None:
+        return verdict
+    if isinstance(baselines.performance, PerformanceEntry):
+        stored = dict(baselines.performance.context)
+    elif isinstance(baselines.accuracy, AccuracyEntry):
+        reference = baselines.accuracy.scores.get(str(verdict.details.get("reference", "")))
+        stored = dict(reference.context) if reference is not None else {}
+    moved = tuple(
+        f"context differs: {name} {old} -> {result.context[name]}"
+        for name, old in sorted(stored.items())
+        if name in result.context and result.context[name] != old and name != "git_commit"
+    )
+    return replace(verdict, notes=verdict.notes + moved) if moved else verdict

@@ -1,0 +1,476 @@
+"""Marks become values here: `pytest.Mark` in, `Case`, `Gate` and `GpuRequirement` out, or a clear `MarkError`."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pytest_inferperf.errors import MarkError, choices
+from pytest_inferperf.model.case import Case, EngineSpec, GpuRequirement, Scalar, Task, Workload
+from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, Gate, PerformanceGate
+from pytest_inferperf.model.metrics import METRICS, STATISTICS, MetricRef, parse_metric
+from pytest_inferperf.model.quant import KV_CACHE_DTYPES, check_quant
+
+if TYPE_CHECKING:
+    import pytest
+
+__all__ = ["GATE_MARKS", "KEYWORDS", "BoundCase", "Origin", "parse_cases", "parse_gates", "parse_requires_gpu"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keyword:
+    """One keyword of the `inferperf` mark."""
+
+    target: Literal["engine", "workload", "task"]
+    kind: type
+    minimum: int = 0
+
+
+KEYWORDS: dict[str, Keyword] = {
+    "model": Keyword(target="engine", kind=str),
+    "served_model_name": Keyword(target="engine", kind=str),
+    "quant": Keyword(target="engine", kind=str),
+    "recipe": Keyword(target="engine", kind=str),
+    "kv_cache_dtype": Keyword(target="engine", kind=str),
+    "tp": Keyword(target="engine", kind=int, minimum=1),
+    "pp": Keyword(target="engine", kind=int, minimum=1),
+    "ep": Keyword(target="engine", kind=int, minimum=1),
+    "backend": Keyword(target="engine", kind=str),
+    "calib_dataset": Keyword(target="engine", kind=str),
+    "calib_size": Keyword(target="engine", kind=int, minimum=1),
+    "engine_options": Keyword(target="engine", kind=dict),
+    "isl": Keyword(target="workload", kind=int, minimum=1),
+    "osl": Keyword(target="workload", kind=int, minimum=1),
+    "concurrency": Keyword(target="workload", kind=int, minimum=1),
+    "num_requests": Keyword(target="workload", kind=int, minimum=1),
+    "rounds": Keyword(target="workload", kind=int, minimum=1),
+    "warmup_rounds": Keyword(target="workload", kind=int),
+    "seed": Keyword(target="workload", kind=int),
+    "task": Keyword(target="task", kind=str),
+    "num_fewshot": Keyword(target="task", kind=int),
+    "limit": Keyword(target="task", kind=int, minimum=1),
+}
+"""Every keyword of the `inferperf` mark. A list value is a cross product, except in `engine_options`."""
+
+GATE_MARKS = ("throughput_floor", "latency_ceiling", "accuracy_loss_ceiling", "accuracy_floor")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where marks stand: what relative paths are relative to, and what the command line overrides."""
+
+    folder: Path
+    """The folder of the test file."""
+
+    overrides: tuple[tuple[str, Scalar], ...] = ()
+    """`--inferperf-set` pairs; a dotted `engine_options.NAME` sets one option."""
+
+    backends: tuple[str, ...] = ()
+    """Valid backend names; empty when a third-party hook may accept any."""
+
+    default_backend: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundCase:
+    """A case with the gates that judge it: what `callspec.params` carries."""
+
+    case: Case
+    gates: tuple[Gate, ...]
+
+    def __repr__(self) -> str:
+        return f"<case {self.case.engine.served_model_name} {self.case.engine.precision}, {len(self.gates)} gates>"
+
+
+def parse_cases(marks: Sequence[pytest.Mark], origin: Origin) -> list[tuple[str, Case]]:
+    """Merge `inferperf` marks, outermost first, into cases with their ids.
+
+    Inner keywords replace outer ones; `engine_options` merge key by key. Raises `MarkError`.
+    """
+    merged: dict[str, Any] = {}
+    for mark in marks:
+        _check_mark(mark)
+        for name, value in mark.kwargs.items():
+            if name == "engine_options":
+                merged[name] = {**merged.get(name, {}), **value}
+            else:
+                merged[name] = value
+    _override(merged, origin)
+    if "model" not in merged:
+        raise MarkError('inferperf: no model. Give one: @pytest.mark.inferperf(model="org/name or folder", …).')
+    lists = {name: value for name, value in merged.items() if isinstance(value, list | tuple)}
+    axes = [[(name, item) for item in value] for name, value in lists.items()]
+    cases = []
+    for combination in itertools.product(*axes):
+        values = {**merged, **dict(combination)}
+        case = _case(values, origin)
+        cases.append((_case_id(case, varied=set(lists)), case))
+    _check_distinct(cases)
+    return cases
+
+
+def _check_mark(mark: pytest.Mark) -> None:
+    if mark.args:
+        raise MarkError(
+            f"inferperf: takes keywords only, not {mark.args[0]!r}. {choices(mark.args[0], KEYWORDS, what='Keywords')}"
+        )
+    for name, value in mark.kwargs.items():
+        keyword = KEYWORDS.get(name)
+        if keyword is None:
+            raise MarkError(f"inferperf: unknown keyword {name!r}.\n{choices(name, KEYWORDS, what='Keywords')}")
+        many = isinstance(value, list | tuple)
+        if many and not value:
+            raise MarkError(f"inferperf: {name}={value!r} is empty; give at least one value.")
+        if many and name == "engine_options":
+            raise MarkError("inferperf: engine_options takes one dict, not a list.")
+        for item in value if many else (value,):
+            _check_value(name, keyword, item)
+        if many and len(set(value)) != len(value):
+            raise MarkError(f"inferperf: {name}={value!r} repeats a value.")
+
+
+def _check_value(name: str, keyword: Keyword, value: object) -> None:
+    if not isinstance(value, keyword.kind) or isinstance(value, bool):
+        raise MarkError(
+            f"inferperf: {name}={value!r} is {_article(type(value).__name__)}; {name} takes "
+            f"{_article(keyword.kind.__name__)}{'' if keyword.kind is dict else ', or a list of them'}."
+        )
+    if isinstance(value, int) and value < keyword.minimum:
+        raise MarkError(f"inferperf: {name}={value} is below its minimum {keyword.minimum}.")
+    if isinstance(value, str) and not value:
+        raise MarkError(f"inferperf: {name} is empty.")
+    if name == "quant" and (wrong := check_quant(str(value))):
+        raise MarkError(f"inferperf: unknown quant {value!r}.\n{wrong}")
+    if name == "kv_cache_dtype" and value not in KV_CACHE_DTYPES:
+        raise MarkError(
+            f"inferperf: unknown kv_cache_dtype {value!r}.\n{choices(value, KV_CACHE_DTYPES, what='KV cache types')}"
+        )
+    if isinstance(value, dict):
+        for option, item in value.items():
+            if not isinstance(option, str) or not isinstance(item, str | int | float | bool | None):
+                raise MarkError(
+                    f"inferperf: engine_options={{{option!r}: {item!r}}}: names are strings; values are strings, "
+                    "numbers, booleans or None."
+                )
+
+
+def _article(type_name: str) -> str:
+    return f"an {type_name}" if type_name[0] in "aeiou" else f"a {type_name}"
+
+
+def _override(merged: dict[str, Any], origin: Origin) -> None:
+    """Apply `--inferperf-set`: to every mark, but a workload keyword only to workloads, a task keyword to tasks."""
+    for name, value in origin.overrides:
+        if name.startswith("engine_options."):
+            merged["engine_options"] = {**merged.get("engine_options", {}), name.removeprefix("engine_options."): value}
+            continue
+        keyword = KEYWORDS.get(name)
+        if keyword is None or keyword.kind is dict:
+            valid = [key for key in KEYWORDS if key != "engine_options"]
+            raise MarkError(
+                f"--inferperf-set: unknown keyword {name!r}.\n{choices(name, valid, what='Keywords')} "
+                "Or engine_options.NAME."
+            )
+        try:
+            _check_value(name, keyword, value)
+        except MarkError as error:
+            raise MarkError(f"--inferperf-set: {str(error).removeprefix('inferperf: ')}") from None
+        if keyword.target == "workload" and "isl" not in merged and "osl" not in merged:
+            continue
+        if keyword.target == "task" and "task" not in merged:
+            continue
+        merged[name] = value
+
+
+def _case(values: Mapping[str, Any], origin: Origin) -> Case:
+    def pick(target: str) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if KEYWORDS[name].target == target}
+
+    workload, task = pick("workload"), pick("task")
+    if workload and task:
+        raise MarkError(
+            f"inferperf: {', '.join(sorted(workload))} belong to a workload and {', '.join(sorted(task))} to a task; "
+            "one test measures a workload or evaluates a task. Write two tests."
+        )
+    if workload:
+        for name in ("isl", "osl"):
+            if name not in workload:
+                raise MarkError(f"inferperf: {name} is missing; a workload needs isl= and osl=, in tokens.")
+        if workload.get("num_requests", workload.get("concurrency", 1)) < workload.get("concurrency", 1):
+            raise MarkError(
+                f"inferperf: num_requests={workload['num_requests']} is below concurrency="
+                f"{workload['concurrency']}: that concurrency would never be held."
+            )
+    if task and "task" not in task:
+        raise MarkError(f'inferperf: {", ".join(sorted(task))} need a task: task="gsm8k", or a YAML file.')
+    return Case(
+        engine=_engine(pick("engine"), origin),
+        workload=Workload(**workload) if workload else None,
+        task=_task(task, origin) if task else None,
+    )
+
+
+def _engine(values: dict[str, Any], origin: Origin) -> EngineSpec:
+    model = str(values["model"])
+    folder = _existing(model, origin.folder)
+    if folder is not None:
+        if not (folder / "config.json").is_file():
+            raise MarkError(f"inferperf: model={model!r}: {folder} has no config.json; give a Hugging Face folder.")
+    elif model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model:
+        raise MarkError(
+            f"inferperf: model={model!r}: no such folder, relative to {origin.folder}. "
+            'Give a folder in Hugging Face layout, or a hub id such as "org/name".'
+        )
+    calib = values.get("calib_dataset", "")
+    if calib:
+        found = _existing(calib, origin.folder)
+        if found is None or not found.is_file():
+            raise MarkError(
+                f"inferperf: calib_dataset={calib!r}: no such file, relative to {origin.folder}. "
+                'Give a JSONL file with a "text" field per line.'
+            )
+        values["calib_dataset"] = str(found)
+    backend = values.setdefault("backend", origin.default_backend)
+    if origin.backends and backend not in origin.backends:
+        raise MarkError(
+            f"inferperf: unknown backend {backend!r}.\n{choices(backend, origin.backends, what='Backends')}"
+        )
+    values["model"] = str(folder) if folder is not None else model
+    # A hub id's last part, or the folder's name: what the model is called, not where it lies.
+    values.setdefault("served_model_name", (folder.name if folder else model.rsplit("/", 1)[-1]).lower())
+    values["engine_options"] = tuple(sorted(values.get("engine_options", {}).items()))
+    return EngineSpec(**values)
+
+
+def _existing(name: str, folder: Path) -> Path | None:
+    path = (folder / Path(name).expanduser()).resolve()
+    return path if path.exists() else None
+
+
+def _task(values: dict[str, Any], origin: Origin) -> Task:
+    name = str(values["task"])
+    path = ""
+    if name.endswith((".yaml", ".yml")):
+        found = _existing(name, origin.folder)
+        if found is None or not found.is_file():
+            near = sorted(item.name for item in (origin.folder / name).parent.glob("*.y*ml"))
+            valid = f" Tasks there: {', '.join(near)}." if near else ""
+            raise MarkError(f"inferperf: task={name!r}: no such file, relative to {origin.folder}.{valid}")
+        path, name = str(found), found.stem
+    return Task(name=name, path=path, num_fewshot=values.get("num_fewshot"), limit=values.get("limit"))
+
+
+_ID_PREFIX = {"concurrency": "c", "num_requests": "n", "isl": "isl", "osl": "osl", "num_fewshot": "fewshot"}
+
+
+def _case_id(case: Case, varied: set[str]) -> str:
+    """Build `NVFP4-isl1024-osl1024-c64`: precision and workload or task always, other keywords where they vary."""
+    parts = [case.engine.quant]
+    shown = {"quant"}
+    if case.engine.kv_cache_dtype != "auto" and "kv_cache_dtype" in varied:
+        parts.append(f"kv_{case.engine.kv_cache_dtype}")
+    shown.add("kv_cache_dtype")
+    if case.workload is not None:
+        load = case.workload
+        parts += [f"isl{load.isl}", f"osl{load.osl}", f"c{load.concurrency}"]
+        shown |= {"isl", "osl", "concurrency"}
+    if case.task is not None:
+        parts.append(case.task.name)
+        shown.add("task")
+    for name in KEYWORDS:
+        if name in varied and name not in shown:
+            owner = {"engine": case.engine, "workload": case.workload, "task": case.task}[KEYWORDS[name].target]
+            value = case.engine.served_model_name if name == "model" else getattr(owner, name)
+            parts.append(f"{_ID_PREFIX.get(name, name)}{value}" if isinstance(value, int) else str(value))
+    return "-".join(parts)
+
+
+def _check_distinct(cases: Iterable[tuple[str, Case]]) -> None:
+    seen: dict[str, Case] = {}
+    for case_id, case in cases:
+        if case_id in seen:
+            raise MarkError(f"inferperf: two cases are called {case_id!r}; a list repeats a value.")
+        seen[case_id] = case
+
+
+def parse_gates(marks: Sequence[pytest.Mark], case: Case) -> tuple[Gate, ...]:
+    """Turn gate marks, innermost first, into gates. The innermost mark wins where two name the same gate.
+
+    Raises `MarkError` for anything wrong in a mark, and for a gate that the case cannot feed.
+    """
+    gates: dict[tuple[object, ...], Gate] = {}
+    for mark in marks:
+        parsed: Iterable[Gate]
+        if mark.name in ("throughput_floor", "latency_ceiling"):
+            if case.workload is None:
+                raise MarkError(
+                    f"{mark.name}: needs a workload to measure; give the inferperf mark isl= and osl=, in tokens."
+                )
+            parsed = _performance_gates(mark)
+        else:
+            if case.task is None:
+                raise MarkError(f"{mark.name}: needs a task to evaluate; give the inferperf mark task=.")
+            parsed = (_accuracy_loss(mark) if mark.name == "accuracy_loss_ceiling" else _accuracy_floor(mark),)
+        for gate in parsed:
+            absolute = isinstance(gate, PerformanceGate) and gate.limit is not None
+            gates.setdefault((type(gate), gate.name, absolute), gate)
+    metrics = {gate.metric for gate in gates.values() if not isinstance(gate, PerformanceGate)}
+    if len(metrics) > 1:
+        named = ", ".join(sorted(str(item) for item in metrics))
+        raise MarkError(f"accuracy gates of one test judge one metric, not {named}. Write two tests.")
+    return tuple(gates.values())
+
+
+_DIRECTION = {True: "throughput_floor", False: "latency_ceiling"}
+
+
+def _performance_gates(mark: pytest.Mark) -> list[PerformanceGate]:
+    higher = mark.name == "throughput_floor"
+    keywords = dict(mark.kwargs)
+    tolerance = keywords.pop("tolerance", None)
+    if tolerance is not None:
+        tolerance = _number(mark, "tolerance", tolerance)
+        if not 0 < tolerance < 1:
+            raise MarkError(f"{mark.name}: tolerance={tolerance!r} must lie between 0 and 1; 0.05 is 5 %.")
+    gates = []
+    for name in mark.args:
+        if not isinstance(name, str):
+            raise MarkError(
+                f"{mark.name}: {name!r} is {_article(type(name).__name__)}; a positional argument names a metric whose "
+                f"limit is in the baseline file. An absolute limit is a keyword: {mark.name}(metric=value)."
+            )
+        gates.append(PerformanceGate(metric=_metric(mark.name, name, higher), tolerance=tolerance))
+    for name, value in keywords.items():
+        limit = _number(mark, name, value)
+        metric = _metric(mark.name, _dotted(name), higher)
+        if limit <= 0:
+            raise MarkError(f"{mark.name}: {name}={value!r} must be above 0: a limit of 0 cannot be judged.")
+        gates.append(PerformanceGate(metric=metric, limit=limit))
+    if not gates:
+        raise MarkError(f"{mark.name}: names no metric. {choices('', _gateable(higher), what=_metrics_with(higher))}")
+    return gates
+
+
+def _dotted(name: str) -> str:
+    """Let a keyword spell `ttft_ms.p99` as `ttft_ms_p99`."""
+    base, _, statistic = name.rpartition("_")
+    return f"{base}.{statistic}" if base in METRICS and statistic in STATISTICS else name
+
+
+def _gateable(higher: bool) -> list[str]:
+    return [
+        f"{row.name}.p99" if row.has_statistics else row.name
+        for row in METRICS.values()
+        if row.higher_is_better is higher
+    ]
+
+
+def _metrics_with(higher: bool) -> str:
+    return "Metrics with a floor" if higher else "Metrics with a ceiling"
+
+
+def _metric(mark: str, name: str, higher: bool) -> MetricRef:
+    if name.partition(".")[0] not in METRICS:
+        raise MarkError(
+            f"{mark}: unknown metric {name!r}.\n{choices(name, _gateable(higher), what=_metrics_with(higher))}"
+        )
+    try:
+        found = parse_metric(name)
+    except MarkError as error:
+        raise MarkError(f"{mark}: {error}") from None
+    if found.metric.higher_is_better is not higher:
+        better = "higher" if found.metric.higher_is_better else "lower"
+        raise MarkError(f"{mark}: {name!r} is better when {better}; use {_DIRECTION[found.metric.higher_is_better]}.")
+    return found
+
+
+def _number(mark: pytest.Mark, name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise MarkError(f"{mark.name}: {name}={value!r} is {_article(type(value).__name__)}; it takes a number.")
+    if not math.isfinite(value):
+        raise MarkError(f"{mark.name}: {name}={value!r} is not a finite number.")
+    return float(value)
+
+
+def _keywords_of(mark: pytest.Mark, valid: Sequence[str]) -> dict[str, Any]:
+    if mark.args:
+        raise MarkError(f"{mark.name}: takes keywords only, not {mark.args[0]!r}. Keywords: {', '.join(valid)}.")
+    for name in mark.kwargs:
+        if name not in valid:
+            raise MarkError(f"{mark.name}: unknown keyword {name!r}.\n{choices(name, valid, what='Keywords')}")
+    return dict(mark.kwargs)
+
+
+def _share(mark: pytest.Mark, values: dict[str, Any], name: str) -> float | None:
+    if values.get(name) is None:
+        return None
+    value = _number(mark, name, values[name])
+    if not 0 < value < 100:
+        raise MarkError(
+            f"{mark.name}: {name}={values[name]!r} must lie between 0 and 100; 1.0 is one percentage point."
+        )
+    return value
+
+
+def _accuracy_loss(mark: pytest.Mark) -> AccuracyLossCeiling:
+    values = _keywords_of(mark, [item.name for item in fields(AccuracyLossCeiling)])
+    reference = values.get("reference")
+    if not isinstance(reference, str) or not reference:
+        raise MarkError(f'{mark.name}: reference={reference!r}; name the stored precision: reference="BF16".')
+    quant, _, kv_cache = reference.partition("+kv_")
+    if wrong := check_quant(quant):
+        raise MarkError(f"{mark.name}: unknown reference {reference!r}.\n{wrong}")
+    if "+" in reference and kv_cache not in KV_CACHE_DTYPES:
+        raise MarkError(
+            f"{mark.name}: unknown reference {reference!r}.\n{choices(kv_cache, KV_CACHE_DTYPES, what='KV cache types')}"
+        )
+    points, percent = _share(mark, values, "points"), _share(mark, values, "percent")
+    if (points is None) == (percent is None):
+        raise MarkError(
+            f"{mark.name}: give points= (percentage points, for scores between 0 and 1) or percent= (of the reference "
+            "score, for perplexities), not both and not neither."
+        )
+    return AccuracyLossCeiling(
+        reference=reference,
+        points=points,
+        percent=percent,
+        unparseable_points=_share(mark, values, "unparseable_points"),
+        metric=_metric_name(mark, values),
+    )
+
+
+def _accuracy_floor(mark: pytest.Mark) -> AccuracyFloor:
+    values = _keywords_of(mark, [item.name for item in fields(AccuracyFloor)])
+    points = _share(mark, values, "points")
+    if points is None:
+        raise MarkError(f"{mark.name}: points is missing; give the smallest score in percentage points: points=61.5.")
+    return AccuracyFloor(points=points, metric=_metric_name(mark, values))
+
+
+def _metric_name(mark: pytest.Mark, values: dict[str, Any]) -> str | None:
+    metric = values.get("metric")
+    if metric is not None and (not isinstance(metric, str) or not metric):
+        raise MarkError(
+            f'{mark.name}: metric={metric!r}; it takes the name of an lm-eval metric: metric="exact_match".'
+        )
+    return metric
+
+
+def parse_requires_gpu(marks: Sequence[pytest.Mark]) -> GpuRequirement | None:
+    """Turn the innermost `requires_gpu` mark into a requirement; None without one. Raises `MarkError`."""
+    if not marks:
+        return None
+    mark = marks[0]
+    values = _keywords_of(mark, [item.name for item in fields(GpuRequirement)])
+    for name, value in values.items():
+        if _number(mark, name, value) < 0:
+            raise MarkError(f"{mark.name}: {name}={value!r} is negative.")
+        if name != "memory_gib" and not isinstance(value, int):
+            raise MarkError(f"{mark.name}: {name}={value!r} is {_article(type(value).__name__)}; it takes an int.")
+    if values.get("count", 1) < 1:
+        raise MarkError(f"{mark.name}: count={values['count']!r} is below its minimum 1.")
+    return GpuRequirement(**values)

@@ -1,0 +1,96 @@
+"""One session: warm-up rounds, then measured rounds, on one loaded engine."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from pytest_inferperf.engines.interface import Engine, Generation, GenerationRequest
+from pytest_inferperf.errors import InvalidRun
+from pytest_inferperf.measure.summary import summarise_round
+from pytest_inferperf.measure.workload import make_requests
+from pytest_inferperf.model.case import Workload
+from pytest_inferperf.model.results import Round, Session
+
+__all__ = ["RoundTimer", "measure_session"]
+
+
+class RoundTimer(Protocol):
+    """Runs a measured round, and may time it for a tool of its own (pytest-benchmark's table)."""
+
+    def __call__(self, target: Callable[[], None]) -> None:
+        """Call `target` exactly once."""
+
+
+def measure_session(
+    engine: Engine,
+    workload: Workload,
+    *,
+    timer: RoundTimer | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Session:
+    """Run the workload's warm-up and measured rounds and return their figures.
+
+    Raises `InvalidRun` when a request does not fit or an output is not exactly `osl` tokens long, and passes the
+    engine's `EngineError` on.
+    """
+    rounds = []
+    for index in range(workload.warmup_rounds + workload.rounds):
+        measured = index >= workload.warmup_rounds
+        if progress is not None:
+            kind = f"round {index - workload.warmup_rounds + 1}/{workload.rounds}" if measured else "warm-up round"
+            progress(f"measure isl {workload.isl} osl {workload.osl} concurrency {workload.concurrency}: {kind}")
+        requests = make_requests(engine, workload, round_index=index)
+        result = _run_round(engine, workload, requests, timer=timer if measured else None)
+        if measured:
+            rounds.append(result)
+    return Session(rounds=tuple(rounds), warmup_rounds=workload.warmup_rounds)
+
+
+def _run_round(
+    engine: Engine, workload: Workload, requests: Sequence[GenerationRequest], *, timer: RoundTimer | None
+) -> Round:
+    generations: list[Generation] = []
+    duration_s = 0.0
+
+    def target() -> None:
+        nonlocal generations, duration_s
+        start = time.perf_counter()
+        generations = engine.generate(requests, concurrency=workload.concurrency)
+        duration_s = time.perf_counter() - start
+
+    if timer is None:
+        target()
+    else:
+        timer(target)
+    _check(generations, requests)
+    devices = engine.info.hardware.count if engine.info.hardware.kind == "gpu" else 1
+    return summarise_round(
+        generations, duration_s=duration_s, devices=devices, peak_memory_bytes=engine.peak_memory_bytes()
+    )
+
+
+def _check(generations: Sequence[Generation], requests: Sequence[GenerationRequest]) -> None:
+    """Refuse a round whose outputs are not what was asked for: its figures would be of another workload."""
+    if len(generations) != len(requests):
+        raise InvalidRun(f"{len(requests)} requests were sent and {len(generations)} answers came back.")
+    for index, (item, request) in enumerate(zip(generations, requests, strict=True)):
+        if item.token_ids and len(item.token_ids) != request.max_tokens:
+            raise InvalidRun(
+                f"request {index} returned {len(item.token_ids)} tokens where the workload asks for exactly "
+                f"{request.max_tokens} (osl)."
+            )
+        if item.prompt_tokens != len(request.prompt):
+            raise InvalidRun(
+                f"request {index} was sent with {len(request.prompt)} tokens and the engine counted "
+                f"{item.prompt_tokens}: the prompt was changed on the way."
+            )
+        if len(item.token_times_s) != len(item.token_ids):
+            raise InvalidRun(
+                f"request {index} has {len(item.token_ids)} tokens and {len(item.token_times_s)} token times."
+            )
+        times = item.token_times_s
+        if any(after < before for before, after in itertools.pairwise(times)) or (times and times[0] <= 0):
+            raise InvalidRun(f"request {index} has token times that run backwards: the clock cannot be trusted.")

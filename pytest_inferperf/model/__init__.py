@@ -1,0 +1,1 @@
+"""Values that travel: quantizations, metrics, cases, gates, results, verdicts. Standard library only."""

@@ -1,0 +1,163 @@
+"""What one test measures: an engine, and a workload or a task. Frozen at collection, never read from marks again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from pytest_inferperf.model.quant import precision_key
+
+__all__ = ["Case", "EngineSpec", "GpuRequirement", "Scalar", "Task", "Workload"]
+
+Scalar = str | int | float | bool | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSpec:
+    """Everything that decides which engine is built. Equal specs share one engine."""
+
+    model: str
+    """A folder in Hugging Face layout (absolute once resolved), or a hub id."""
+
+    served_model_name: str
+    """The name baselines are filed under; by default the last part of `model`, lower case."""
+
+    quant: str = "BF16"
+    """A name of the quantization table, or a ModelOpt configuration name."""
+
+    recipe: str = ""
+    """How the format is reached when not by its default configuration: a ModelOpt configuration name."""
+
+    kv_cache_dtype: str = "auto"
+    tp: int = 1
+    pp: int = 1
+    ep: int = 1
+    backend: str = "auto"
+    calib_dataset: str = ""
+    """A JSONL file with a `text` field per line (absolute once resolved); "" for none."""
+
+    calib_size: int = 128
+    """Number of calibration texts used, from the start of the file."""
+
+    engine_options: tuple[tuple[str, Scalar], ...] = ()
+    """Options passed to the backend by name, sorted. Context, not identity: they are recorded and shown."""
+
+    @property
+    def precision(self) -> str:
+        """Quantization and KV cache type in one word."""
+        return precision_key(self.quant, self.kv_cache_dtype)
+
+    @property
+    def world_size(self) -> int:
+        """Devices the engine spans."""
+        return self.tp * self.pp
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What is sent to the engine, and how often."""
+
+    isl: int
+    """Input sequence length, tokens."""
+
+    osl: int
+    """Output sequence length, tokens; exact (`ignore_eos`)."""
+
+    concurrency: int = 1
+    """Requests in flight."""
+
+    num_requests: int = 0
+    """Requests per round; 0 means one per concurrent slot."""
+
+    rounds: int = 5
+    """Measured passes of the workload inside one session."""
+
+    warmup_rounds: int = 1
+    """Passes before the measured ones; run, counted, not judged."""
+
+    seed: int = 0
+
+    @property
+    def requests_per_round(self) -> int:
+        """The number of requests one round sends."""
+        return self.num_requests or self.concurrency
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """An lm-eval task."""
+
+    name: str
+    """The name lm-eval knows it by."""
+
+    path: str = ""
+    """The task's own YAML file (absolute once resolved); "" for a task lm-eval ships."""
+
+    num_fewshot: int | None = None
+    limit: int | None = None
+    """Only the first `limit` documents; None for all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuRequirement:
+    """The GPUs a test needs; a machine without them skips it with the reason."""
+
+    sm: int = 0
+    """Smallest SM version: 100 is B200, 90 is H100 and H200, 89 is L40S."""
+
+    count: int = 1
+    memory_gib: float = 0.0
+    """Smallest memory of each GPU, GiB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What one test measures. Its identity decides which baseline applies."""
+
+    engine: EngineSpec
+    workload: Workload | None = None
+    task: Task | None = None
+
+    def identity(self) -> dict[str, str | int]:
+        """The keywords that select and identify the case: str and int only, so that `-m` can select by them."""
+        found: dict[str, str | int] = {
+            "model": self.engine.served_model_name,
+            "quant": self.engine.quant,
+            "kv_cache_dtype": self.engine.kv_cache_dtype,
+        }
+        if self.workload is not None:
+            load = self.workload
+            found |= {
+                "tp": self.engine.tp,
+                "pp": self.engine.pp,
+                "ep": self.engine.ep,
+                "isl": load.isl,
+                "osl": load.osl,
+                "concurrency": load.concurrency,
+                "num_requests": load.requests_per_round,
+                "seed": load.seed,
+            }
+        if self.task is not None:
+            found["task"] = self.task.name
+            if self.task.num_fewshot is not None:
+                found["num_fewshot"] = self.task.num_fewshot
+            if self.task.limit is not None:
+                found["limit"] = self.task.limit
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for a result file; `case_from_json` is its inverse."""
+        return {
+            "engine": _plain(self.engine),
+            "workload": _plain(self.workload),
+            "task": _plain(self.task),
+        }
+
+
+def _plain(value: EngineSpec | Workload | Task | None) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    data: dict[str, Any] = {item.name: getattr(value, item.name) for item in fields(value)}
+    if isinstance(value, EngineSpec):
+        data["engine_options"] = dict(value.engine_options)
+    return data

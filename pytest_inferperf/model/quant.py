@@ -1,0 +1,82 @@
+"""Quantization formats and KV cache types: one row each, read everywhere."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from pytest_inferperf.errors import choices
+
+__all__ = ["KV_CACHE_DTYPES", "QUANTIZATIONS", "KvCacheDtype", "Quantization", "check_quant", "precision_key"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """One number format for weights and activations."""
+
+    name: str
+    """What a mark says: `quant="NVFP4"`."""
+
+    modelopt_config: str | None
+    """The ModelOpt configuration (a name in `mtq.config.choices`) that makes it; None for plain weights."""
+
+    quant_algo: str | None
+    """What `hf_quant_config.json` says after export; None for plain weights."""
+
+    min_sm: int
+    """The first GPU generation with hardware for it, as SM version (100 is B200)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KvCacheDtype:
+    """One number format for the KV cache."""
+
+    name: str
+    modelopt_config: str | None
+    kv_cache_quant_algo: str | None
+    min_sm: int
+
+
+QUANTIZATIONS: dict[str, Quantization] = {
+    row.name: row
+    for row in (
+        Quantization(name="BF16", modelopt_config=None, quant_algo=None, min_sm=80),
+        Quantization(name="FP8", modelopt_config="FP8_DEFAULT_CFG", quant_algo="FP8", min_sm=89),
+        Quantization(name="NVFP4", modelopt_config="NVFP4_DEFAULT_CFG", quant_algo="NVFP4", min_sm=100),
+        Quantization(name="W4A16_NVFP4", modelopt_config="W4A16_NVFP4_CFG", quant_algo="W4A16_NVFP4", min_sm=80),
+        Quantization(
+            name="W4A8_NVFP4_FP8", modelopt_config="W4A8_NVFP4_FP8_CFG", quant_algo="W4A8_NVFP4_FP8", min_sm=100
+        ),
+        Quantization(name="INT4_AWQ", modelopt_config="INT4_AWQ_CFG", quant_algo="W4A16_AWQ", min_sm=80),
+    )
+}
+
+KV_CACHE_DTYPES: dict[str, KvCacheDtype] = {
+    row.name: row
+    for row in (
+        KvCacheDtype(name="auto", modelopt_config=None, kv_cache_quant_algo=None, min_sm=0),
+        KvCacheDtype(name="fp8", modelopt_config="FP8_KV_CFG", kv_cache_quant_algo="FP8", min_sm=89),
+        KvCacheDtype(name="nvfp4", modelopt_config="NVFP4_KV_CFG", kv_cache_quant_algo="NVFP4", min_sm=100),
+    )
+}
+
+_CONFIG_NAME = re.compile(r"[A-Z][A-Z0-9_]*_(CFG|CONFIG)")
+
+
+def check_quant(name: str) -> str | None:
+    """Return None if `name` can be a quantization, else the sentence that says what is valid.
+
+    A ModelOpt configuration name (`…_CFG`) is accepted by its form: ModelOpt itself knows the list, and it
+    is asked before anything is built.
+    """
+    if name in QUANTIZATIONS or _CONFIG_NAME.fullmatch(name):
+        return None
+    return (
+        choices(name, QUANTIZATIONS, what="Quantizations")
+        + " Or a ModelOpt configuration name such as NVFP4_AWQ_LITE_CFG."
+    )
+
+
+def precision_key(quant: str, kv_cache_dtype: str) -> str:
+    """Name a precision in a baseline file: `NVFP4`, or `NVFP4+kv_fp8`."""
+    return quant if kv_cache_dtype == "auto" else f"{quant}+kv_{kv_cache_dtype}"

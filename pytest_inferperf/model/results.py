@@ -1,0 +1,170 @@
+"""What was measured, as data: rounds, sessions, per-sample outcomes, and the machine they came from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any, Literal
+
+from pytest_inferperf.model.case import Case
+
+__all__ = [
+    "AccuracyResult",
+    "CaseResult",
+    "EngineInfo",
+    "Hardware",
+    "PerformanceResult",
+    "Round",
+    "Session",
+    "slug",
+]
+
+
+def slug(name: str) -> str:
+    """Turn a name into one path component: lower case letters, digits, `.` and `-`, never starting with a dot."""
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.") or "unnamed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """The devices an engine runs on: the part of a performance baseline's identity that a mark does not say."""
+
+    name: str
+    """Exact product name: `NVIDIA B200`, `AMD EPYC 7763`."""
+
+    count: int
+    """Devices the engine uses: GPUs, or CPU cores."""
+
+    kind: Literal["cpu", "gpu"]
+
+    @property
+    def slug(self) -> str:
+        """The folder its baselines live in: `nvidia-b200-8x`, `amd-epyc-2x`."""
+        return f"{slug(self.name)}-{self.count}x"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineInfo:
+    """What the engine says it really is, read back after loading."""
+
+    backend: str
+    hardware: Hardware
+    quant_algo: str | None
+    """As the loaded checkpoint says; None for plain weights."""
+
+    kv_cache_quant_algo: str | None
+    compute_dtype: str
+    simulated: bool
+    """True where the number format is emulated: accuracy is real, speed is not that of the format's hardware."""
+
+    max_model_len: int
+    checkpoint: str
+    """Folder the weights were read from."""
+
+    checkpoint_hash: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """The resolved backend options."""
+
+    versions: Mapping[str, str] = field(default_factory=dict)
+    load_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """One pass of the workload."""
+
+    duration_s: float
+    num_requests: int
+    num_failed_requests: int
+    input_tokens: int
+    output_tokens: int
+    metrics: Mapping[str, float]
+    """Full metric name (`ttft_ms.p99`) to value. A metric that could not be measured is absent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """One launch of the engine process: the unit of replication."""
+
+    rounds: tuple[Round, ...]
+    warmup_rounds: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerformanceResult:
+    """All sessions measured for one case."""
+
+    sessions: tuple[Session, ...]
+
+    @property
+    def num_failed_requests(self) -> int:
+        """Requests that did not finish, over all rounds."""
+        return sum(item.num_failed_requests for session in self.sessions for item in session.rounds)
+
+    def rounds(self, metric: str) -> list[list[float]]:
+        """Values of one metric: a list per session, a value per round. Empty lists where it was not measured."""
+        return [
+            [item.metrics[metric] for item in session.rounds if metric in item.metrics] for session in self.sessions
+        ]
+
+    def median(self, metric: str) -> float | None:
+        """The median over sessions of the median over rounds; None when the metric was not measured."""
+        sessions = [median(values) for values in self.rounds(metric) if values]
+        return median(sessions) if sessions else None
+
+    def __getitem__(self, metric: str) -> float:
+        """The median of one metric. Raises `KeyError` naming what was measured."""
+        value = self.median(metric)
+        if value is None:
+            known = sorted({name for session in self.sessions for item in session.rounds for name in item.metrics})
+            raise KeyError(f"{metric!r} was not measured; measured: {', '.join(known)}")
+        return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccuracyResult:
+    """The answers to one task: a score, and the outcome of every document."""
+
+    task: str
+    metric: str
+    """The lm-eval metric that `score` and `outcomes` are about."""
+
+    higher_is_better: bool
+    score: float
+    """As lm-eval aggregates it: 0.658 for accuracy, 12.3 for a perplexity."""
+
+    outcomes: tuple[float, ...]
+    """One per document, in document order: 0/1, or the document's own value of the metric."""
+
+    documents_digest: str
+    """SHA-256 over the documents in order (prompt and target): equal digests mean the same questions."""
+
+    unparseable: tuple[bool, ...] | None = None
+    """Per document, whether no answer could be read from the output; None where nothing is parsed."""
+
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """Every metric lm-eval reports for the task."""
+
+    duration_s: float = 0.0
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether every outcome is 0 or 1."""
+        return all(value in (0.0, 1.0) for value in self.outcomes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseResult:
+    """Everything one test measured, before it is judged."""
+
+    case: Case
+    engine: EngineInfo | None = None
+    performance: PerformanceResult | None = None
+    accuracy: AccuracyResult | None = None
+    invalid: str = ""
+    """Why the run cannot be trusted; "" when it can."""
+
+    context: Mapping[str, str] = field(default_factory=dict)
+    """Versions, driver, commit, date: recorded and shown, never part of identity."""

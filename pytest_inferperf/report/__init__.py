@@ -1,0 +1,1 @@
+"""Verdicts in; lines, JUnit properties and summaries out."""

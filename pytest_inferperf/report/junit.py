@@ -1,0 +1,50 @@
+"""Verdicts and provenance as JUnit properties, through `item.user_properties` (which xdist and xunit2 keep)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pytest_inferperf.model.results import CaseResult
+from pytest_inferperf.model.verdicts import GateVerdict, worst
+
+__all__ = ["junit_properties"]
+
+
+def junit_properties(result: CaseResult, verdicts: Sequence[GateVerdict]) -> list[tuple[str, object]]:
+    """Return (name, value) pairs: identity, every metric, every limit and verdict, provenance, context."""
+    found: list[tuple[str, object]] = [
+        (f"inferperf.case.{name}", value) for name, value in result.case.identity().items()
+    ]
+    if result.performance is not None:
+        names = {name for session in result.performance.sessions for item in session.rounds for name in item.metrics}
+        found += [(f"inferperf.metric.{name}", result.performance.median(name)) for name in sorted(names)]
+        found.append(("inferperf.metric.num_failed_requests", result.performance.num_failed_requests))
+        found.append(("inferperf.sessions", len(result.performance.sessions)))
+    if result.accuracy is not None:
+        accuracy = result.accuracy
+        found += [(f"inferperf.metric.{name}", value) for name, value in sorted(accuracy.scores.items())]
+        found.append(("inferperf.questions", len(accuracy.outcomes)))
+        found.append(("inferperf.documents_digest", accuracy.documents_digest))
+        if accuracy.unparseable is not None:
+            found.append(("inferperf.metric.unparseable", sum(accuracy.unparseable)))
+    for item in verdicts:
+        found.append((f"inferperf.verdict.{item.gate}", item.status.value))
+        if item.limit is not None:
+            found.append((f"inferperf.limit.{item.gate}", item.limit))
+        if item.source:
+            found.append((f"inferperf.limit_source.{item.gate}", item.source))
+    if verdicts:
+        found.append(("inferperf.verdict", worst(verdicts).value))
+    if result.engine is not None:
+        engine = result.engine
+        found += [
+            ("inferperf.engine.backend", engine.backend),
+            ("inferperf.engine.hardware", f"{engine.hardware.name} x{engine.hardware.count}"),
+            ("inferperf.engine.checkpoint_hash", engine.checkpoint_hash),
+            ("inferperf.engine.compute_dtype", engine.compute_dtype),
+            ("inferperf.engine.quant_algo", engine.quant_algo or "none"),
+            ("inferperf.engine.kv_cache_quant_algo", engine.kv_cache_quant_algo or "none"),
+            ("inferperf.engine.simulated", engine.simulated),
+        ]
+    found += [(f"inferperf.context.{name}", value) for name, value in sorted(result.context.items())]
+    return found

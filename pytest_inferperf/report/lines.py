@@ -1,0 +1,140 @@
+"""Verdicts as text: the rows of a failure, and the summary at the end of a run."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Sequence
+
+from pytest_inferperf.model.verdicts import GateVerdict, Status, worst
+
+__all__ = ["SIMULATED", "failure_message", "gate_rows", "number", "summary_lines"]
+
+SIMULATED = "simulated quantization: accuracy is real, speed is not that of the format's hardware"
+_LABEL = {Status.PASS: "ok", Status.FAIL: "FAIL", Status.INCONCLUSIVE: "OPEN", Status.INVALID: "INVALID"}
+
+
+def number(value: float | None) -> str:
+    """Show a figure with as many digits as a reader compares: at least 4 significant ones, no exponent."""
+    if value is None:
+        return "-"
+    size = abs(value)
+    if size >= 1000:
+        return f"{value:.1f}"
+    if size >= 10:
+        return f"{value:.2f}"
+    return f"{value:.3f}" if size >= 1 or value == 0 else f"{value:.4f}"
+
+
+def gate_rows(verdicts: Sequence[GateVerdict]) -> list[str]:
+    """Return one aligned line per gate: label, name, measured, relation, limit, unit, baseline, source."""
+    cells = [
+        (
+            _LABEL[item.status],
+            item.gate,
+            number(item.measured),
+            ">=" if item.higher_is_better else "<=",
+            number(item.limit),
+            item.unit,
+            _baseline(item),
+            item.source,
+        )
+        for item in verdicts
+    ]
+    width = [max((len(row[column]) for row in cells), default=0) for column in range(7)]
+    rows = []
+    for verdict, row in zip(verdicts, cells, strict=True):
+        label, name, measured, relation, limit, unit, baseline, source = row
+        rows.append(
+            f"{label:<{width[0]}}  {name:<{width[1]}}  {measured:>{width[2]}} {relation} {limit:>{width[4]}} "
+            f"{unit:<{width[5]}}  {baseline:<{width[6]}}  {source}".rstrip()
+        )
+        if verdict.status is not Status.PASS and verdict.reason and verdict.measured is None:
+            rows.append(f"{'':<{width[0]}}  {verdict.reason}")
+    return rows
+
+
+def _baseline(item: GateVerdict) -> str:
+    if item.baseline is None:
+        return ""
+    if item.tolerance is None:
+        return f"reference {number(item.baseline)}"
+    return f"baseline {number(item.baseline)} {'-' if item.higher_is_better else '+'}{100 * item.tolerance:g} %"
+
+
+def _next_step(verdicts: Iterable[GateVerdict], nodeid: str) -> str:
+    """Choose one command: the first that a gate names, else how to accept what was measured."""
+    found = list(verdicts)
+    for item in found:
+        if item.next_step:
+            return f"Next: {item.next_step.replace('{nodeid}', shlex.quote(nodeid))}"
+    if any(item.status is Status.FAIL and item.source not in ("", "mark") for item in found):
+        return (
+            'To accept: inferperf baseline update RESULTS.json --mode all --reason "…" --accept-regression, then commit. '
+            "RESULTS.json is what --inferperf-json=RESULTS.json writes."
+        )
+    return ""
+
+
+def failure_message(verdicts: Sequence[GateVerdict], nodeid: str, *, simulated: bool = False) -> str:
+    """Say what a test's gates found: the verdict in the first line, then every gate, then one next step."""
+    bad = [item for item in verdicts if item.status is not Status.PASS]
+    status = worst(verdicts)
+    first = next(item for item in bad if item.status is status)
+    count = f"{len(bad)} of {len(verdicts)} gates {'is' if len(bad) == 1 else 'are'} not met"
+    if status is Status.INVALID:
+        head = f"INVALID: {first.reason}; no gate was judged"
+    elif status is Status.INCONCLUSIVE:
+        head = f"INCONCLUSIVE: {first.gate} {first.reason}; {count}"
+    else:
+        head = f"{first.gate} {first.reason}; {count}"
+    lines = [head, *(f"  {row}" for row in gate_rows(verdicts))]
+    lines += [f"  note: {note}" for note in _notes(verdicts)]
+    if simulated:
+        lines.append(f"  note: {SIMULATED}")
+    step = _next_step(bad, nodeid)
+    return "\n".join([*lines, step] if step else lines)
+
+
+def _notes(verdicts: Iterable[GateVerdict]) -> list[str]:
+    return list(dict.fromkeys(note for item in verdicts for note in item.notes))
+
+
+def summary_lines(cases: Sequence[tuple[str, Sequence[GateVerdict], bool]]) -> list[str]:
+    """Summarise a run: a heading per test, a line per gate, the counts, and one next step.
+
+    `cases` holds (nodeid, verdicts, simulated). Returns nothing when no gate was judged.
+    """
+    judged = [(nodeid, verdicts, simulated) for nodeid, verdicts, simulated in cases if verdicts]
+    if not judged:
+        return []
+    every = [item for _, verdicts, _ in judged for item in verdicts]
+    rows = iter(gate_rows(every))
+    lines: list[str] = []
+    for nodeid, verdicts, simulated in judged:
+        lines.append(f"{nodeid}{'  (simulated)' if simulated else ''}")
+        for item in verdicts:
+            lines.append(f"  {next(rows)}")
+            if item.status is not Status.PASS and item.reason and item.measured is None:
+                lines.append(f"  {next(rows)}")
+    counts = {status: sum(item.status is status for item in every) for status in Status}
+    lines.append("")
+    lines.append(
+        f"{len(every)} gates in {len(judged)} tests: "
+        + ", ".join(f"{count} {_WORD[status]}" for status, count in counts.items() if count)
+    )
+    if any(simulated for _, _, simulated in judged):
+        lines.append(SIMULATED)
+    for nodeid, verdicts, _ in judged:
+        step = _next_step([item for item in verdicts if item.status is not Status.PASS], nodeid)
+        if step:
+            lines += ["", step]
+            break
+    return lines
+
+
+_WORD = {
+    Status.PASS: "passed",
+    Status.FAIL: "failed",
+    Status.INCONCLUSIVE: "inconclusive",
+    Status.INVALID: "invalid",
+}

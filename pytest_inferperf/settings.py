@@ -1,0 +1,148 @@
+"""Options, ini values and environment, resolved once into one frozen object."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+from pytest_inferperf.errors import SettingsError
+from pytest_inferperf.model.case import Scalar
+
+if TYPE_CHECKING:
+    import pytest
+
+__all__ = ["ON_INCONCLUSIVE", "UPDATE_MODES", "Settings", "read_settings"]
+
+UPDATE_MODES = ("new", "tighten", "all")
+ON_INCONCLUSIVE = ("fail", "warn")
+_TRUE = ("1", "true", "yes", "on")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the command line, the ini file and the environment say. Command line beats ini."""
+
+    root: Path
+    """pytest's rootdir."""
+
+    baselines: Path
+    """Folder of the baseline files."""
+
+    cache_dir: Path | None
+    """Folder of built checkpoints; None for the user's cache folder."""
+
+    backend: str
+    update: Literal["new", "tighten", "all"] | None
+    reason: str
+    accept_regression: bool
+    json_path: Path | None
+    require_gpu: bool
+    overrides: tuple[tuple[str, Scalar], ...]
+    task_paths: tuple[Path, ...]
+    """Folders with task YAML files that names may refer to."""
+
+    tolerance: float
+    """Default relative performance tolerance."""
+
+    on_inconclusive: Literal["fail", "warn"]
+    load_timeout_s: float
+    """Longest time an engine may take to load (checkpoint builds included)."""
+
+    call_timeout_s: float
+    """Longest time one call of an engine may take."""
+
+    is_worker: bool
+    """Whether this is an xdist worker."""
+
+
+def read_settings(config: pytest.Config) -> Settings:
+    """Read and check every setting. Raises `SettingsError` for a wrong value or combination."""
+    option = config.getoption
+
+    def path(value: str) -> Path:
+        return Path(os.path.abspath(config.invocation_params.dir / Path(value).expanduser()))
+
+    def ini_path(name: str) -> Path:
+        return Path(os.path.abspath(config.rootpath / Path(str(config.getini(name))).expanduser()))
+
+    baselines = option("inferperf_baselines")
+    cache_dir = option("inferperf_cache_dir")
+    json_path = option("inferperf_json")
+    settings = Settings(
+        root=config.rootpath,
+        baselines=path(baselines) if baselines else ini_path("inferperf_baselines"),
+        cache_dir=path(cache_dir)
+        if cache_dir
+        else (ini_path("inferperf_cache_dir") if config.getini("inferperf_cache_dir") else None),
+        backend=str(option("inferperf_backend") or config.getini("inferperf_backend")),
+        update=option("inferperf_update"),
+        reason=(option("inferperf_reason") or "").strip(),
+        accept_regression=bool(option("inferperf_accept_regression")),
+        json_path=path(json_path) if json_path else None,
+        require_gpu=bool(option("inferperf_require_gpu") or config.getini("inferperf_require_gpu")),
+        overrides=tuple(_override(item) for item in option("inferperf_set") or ()),
+        task_paths=tuple(Path(item) for item in config.getini("inferperf_task_paths")),
+        tolerance=_between(config, "inferperf_tolerance", 0, 1),
+        on_inconclusive=_on_inconclusive(config),
+        load_timeout_s=_between(config, "inferperf_load_timeout", 0, None),
+        call_timeout_s=_between(config, "inferperf_call_timeout", 0, None),
+        is_worker=hasattr(config, "workerinput"),
+    )
+    _check_update(settings, config)
+    return settings
+
+
+def _override(text: str) -> tuple[str, Scalar]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise SettingsError(f"--inferperf-set {text!r}: write KEYWORD=VALUE, such as rounds=3 or quant=FP8.")
+    try:
+        parsed = json.loads(value)
+    except ValueError:
+        return name, value
+    if isinstance(parsed, list | dict):
+        raise SettingsError(f"--inferperf-set {text!r}: takes one value, not a list or an object.")
+    return name, cast("Scalar", parsed)
+
+
+def _between(config: pytest.Config, name: str, low: float, high: float | None) -> float:
+    value = float(config.getini(name))
+    if not (low < value and (high is None or value < high)):
+        span = f"above {low}" if high is None else f"between {low} and {high}"
+        raise SettingsError(f"{name} = {value:g} in the ini file must be {span}.")
+    return value
+
+
+def _on_inconclusive(config: pytest.Config) -> Literal["fail", "warn"]:
+    value = str(config.getini("inferperf_on_inconclusive"))
+    if value not in ON_INCONCLUSIVE:
+        raise SettingsError(
+            f"inferperf_on_inconclusive = {value} in the ini file is not one of: {', '.join(ON_INCONCLUSIVE)}."
+        )
+    return cast("Literal['fail', 'warn']", value)
+
+
+def _check_update(settings: Settings, config: pytest.Config) -> None:
+    """Refuse an update that nobody asked for in so many words."""
+    if settings.update is None:
+        if settings.accept_regression or settings.reason:
+            given = "--inferperf-accept-regression" if settings.accept_regression else "--inferperf-reason"
+            raise SettingsError(f"{given} goes with --inferperf-update; without it nothing is recorded.")
+        return
+    if settings.is_worker:
+        return
+    if config.getoption("numprocesses", None) or config.getoption("dist", "no") != "no":
+        raise SettingsError(
+            "--inferperf-update does not go with xdist: one serial process records baselines. Run without -n, or "
+            "write --inferperf-json=RESULTS.json and then: inferperf baseline update RESULTS.json"
+        )
+    if os.environ.get("CI", "").lower() in _TRUE and not config.getoption("inferperf_update_in_ci"):
+        raise SettingsError(
+            "--inferperf-update in CI records what CI measured, unreviewed (CI is set). Update from an artifact "
+            "instead (inferperf baseline update RESULTS.json), or say so: --inferperf-update-in-ci"
+        )
+    if settings.update == "all" and not settings.reason:
+        raise SettingsError('--inferperf-update=all may loosen a baseline: say why with --inferperf-reason="…"')

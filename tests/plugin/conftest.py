@@ -1,0 +1,87 @@
+"""Fixtures of the plugin tests: a project with a scripted engine, run by pytester."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# pytester takes modules that a run imported out of sys.modules again; a second import would make second classes.
+for _name in (
+    "baselines.result_file",
+    "baselines.store",
+    "baselines.update",
+    "engines.hardware",
+    "engines.interface",
+    "evaluate.run",
+    "fixture",
+    "judging",
+    "markers",
+    "measure.environment",
+    "measure.session",
+    "measure.validity",
+    "report.junit",
+    "report.lines",
+    "report.progress",
+    "settings",
+):
+    importlib.import_module(f"pytest_inferperf.{_name}")
+# C extensions refuse to be loaded twice.
+for _name in ("numpy", "jsonschema"):
+    importlib.import_module(_name)
+
+PROJECT = Path(__file__).parent / "project"
+
+
+class Project:
+    """A user's project in pytester's folder."""
+
+    def __init__(self, pytester: pytest.Pytester) -> None:
+        self.pytester = pytester
+        self.path = pytester.path
+        pytester.makeconftest((PROJECT / "conftest.py").read_text())
+        pytester.makeini("[pytest]\naddopts = --strict-markers --strict-config -p no:cacheprovider\n")
+        model = self.path / "tiny-llama"
+        model.mkdir()
+        (model / "config.json").write_text("{}")
+
+    def engine(self, **script: Any) -> None:
+        """Script the engine and its answers; see `project/conftest.py` for the keys."""
+        (self.path / "engine.json").write_text(json.dumps(script))
+
+    def test(
+        self, *marks: str, body: str = "inferperf.measure()", fixture: str = "inferperf", name: str = "test_it"
+    ) -> None:
+        """Write a test module with one test."""
+        decorators = "\n".join(f"@pytest.mark.{mark}" for mark in marks)
+        self.pytester.makepyfile(
+            **{f"{name}_module": f"import pytest\n\n{decorators}\ndef {name}({fixture}):\n    {body}\n"}
+        )
+        source = self.path / f"{name}_module.py"
+        source.rename(self.path / f"{name}.py")
+
+    def run(self, *arguments: str) -> pytest.RunResult:
+        """Run pytest in this process."""
+        return self.pytester.runpytest_inprocess("-p", "no:xdist", *arguments)
+
+    def engines(self) -> list[str]:
+        """Return what happened to engines: `build NVFP4`, `close NVFP4`."""
+        log = self.path / "engines.log"
+        return log.read_text().splitlines() if log.exists() else []
+
+
+PERFORMANCE = 'inferperf(model="tiny-llama", quant="NVFP4", isl=16, osl=8, concurrency=2, rounds=3)'
+"""A performance case of the scripted engine."""
+
+TASK = 'inferperf(model="tiny-llama", quant="NVFP4", task="gsm8k")'
+"""An accuracy case of the scripted engine."""
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A fresh project, outside CI."""
+    monkeypatch.delenv("CI", raising=False)
+    return Project(pytester)

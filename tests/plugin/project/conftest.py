@@ -1,0 +1,186 @@
+"""A user's project for the plugin tests: a scripted engine and scripted answers instead of a model.
+
+`engine.json` in the project scripts both; what is not in it has the defaults below. Every build and close is logged in
+`engines.log`, so that a test can count them.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_inferperf.engines.interface import (
+    Engine,
+    Generation,
+    GenerationRequest,
+    LogLikelihood,
+    LogLikelihoodRequest,
+    TokenChunk,
+)
+from pytest_inferperf.errors import EngineError
+from pytest_inferperf.evaluate import run as evaluate_run
+from pytest_inferperf.model.case import EngineSpec, Task
+from pytest_inferperf.model.quant import KV_CACHE_DTYPES, QUANTIZATIONS
+from pytest_inferperf.model.results import AccuracyResult, EngineInfo, Hardware
+
+DEFAULTS: dict[str, Any] = {
+    "round_s": 0.0,
+    "ttft_ms": 100.0,
+    "tpot_ms": 10.0,
+    "failed": 0,
+    "short_by": 0,
+    "quant_algo": "as asked",
+    "build_error": "",
+    "generate_error": "",
+    "hardware": "Test CPU",
+    "right": {"BF16": 900},
+    "unparseable": {"BF16": 0},
+    "questions": 1000,
+    "digest": "d1",
+    "perplexity": False,
+}
+
+
+def script(root: Path) -> dict[str, Any]:
+    """Read the project's script."""
+    path = root / "engine.json"
+    return DEFAULTS | (json.loads(path.read_text()) if path.exists() else {})
+
+
+class ScriptedEngine(Engine):
+    """Answers as the script says."""
+
+    def __init__(self, spec: EngineSpec, root: Path) -> None:
+        self.spec = spec
+        self.root = root
+        self.script = script(root)
+        quant = QUANTIZATIONS.get(spec.quant)
+        algo = quant.quant_algo if quant is not None else spec.quant
+        self.info = EngineInfo(
+            backend="scripted",
+            hardware=Hardware(name=self.script["hardware"], count=2, kind="cpu"),
+            quant_algo=algo if self.script["quant_algo"] == "as asked" else self.script["quant_algo"],
+            kv_cache_quant_algo=KV_CACHE_DTYPES[spec.kv_cache_dtype].kv_cache_quant_algo,
+            compute_dtype="float32",
+            simulated=algo is not None,
+            max_model_len=4096,
+            checkpoint=spec.model,
+            checkpoint_hash="c0ffee",
+        )
+        self.log("build")
+
+    def log(self, event: str) -> None:
+        with (self.root / "engines.log").open("a") as stream:
+            stream.write(f"{event} {self.spec.precision}\n")
+
+    def encode(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[tuple[int, ...]]:
+        return [tuple(text.encode()) for text in texts]
+
+    def decode(self, sequences: Sequence[Sequence[int]], *, skip_special_tokens: bool = True) -> list[str]:
+        return [bytes(sequence).decode() for sequence in sequences]
+
+    @property
+    def prefix_token_id(self) -> int:
+        return 1
+
+    @property
+    def eos_token_id(self) -> int:
+        return 2
+
+    @property
+    def vocab_size(self) -> int:
+        return 128
+
+    @property
+    def special_token_ids(self) -> frozenset[int]:
+        return frozenset({1, 2})
+
+    def generate(self, requests: Sequence[GenerationRequest], *, concurrency: int) -> list[Generation]:
+        if self.script["generate_error"]:
+            raise EngineError(self.script["generate_error"])
+        time.sleep(self.script["round_s"])
+        answers = []
+        for index, request in enumerate(requests):
+            tokens = 0 if index < self.script["failed"] else request.max_tokens - self.script["short_by"]
+            first, step = self.script["ttft_ms"] / 1000, self.script["tpot_ms"] / 1000
+            answers.append(
+                Generation(
+                    token_ids=(65,) * tokens,
+                    text="A" * tokens,
+                    finish_reason="length",
+                    prompt_tokens=len(request.prompt),
+                    token_times_s=tuple(first + step * position for position in range(tokens)),
+                )
+            )
+        return answers
+
+    def stream(self, request: GenerationRequest) -> Iterator[TokenChunk]:
+        for position in range(request.max_tokens):
+            yield TokenChunk(token_ids=(65,), text="A", time_s=0.1 * (position + 1))
+
+    def loglikelihood(self, requests: Sequence[LogLikelihoodRequest], *, concurrency: int) -> list[LogLikelihood]:
+        return [LogLikelihood(logprob=-1.0, is_greedy=False) for _ in requests]
+
+    def peak_memory_bytes(self) -> int:
+        return 2**30
+
+    def close(self) -> None:
+        self.log("close")
+
+
+def scripted_evaluate(engine: Engine, task: Task, **_: object) -> AccuracyResult:
+    """Answer `right[precision]` of the questions, the first ones."""
+    assert isinstance(engine, ScriptedEngine)
+    said = script(engine.root)
+    count = said["questions"]
+    precision = engine.spec.precision
+    right = said["right"].get(precision, said["right"]["BF16"])
+    unparseable = said["unparseable"].get(precision, 0)
+    if said["perplexity"]:
+        outcomes = tuple(right / 1000 for _ in range(count))
+        return AccuracyResult(
+            task=task.name,
+            metric="bits_per_byte",
+            higher_is_better=False,
+            score=right / 1000,
+            outcomes=outcomes,
+            documents_digest=said["digest"],
+            scores={"bits_per_byte": right / 1000},
+        )
+    return AccuracyResult(
+        task=task.name,
+        metric="exact_match",
+        higher_is_better=True,
+        score=right / count,
+        outcomes=tuple(float(index < right) for index in range(count)),
+        documents_digest=said["digest"],
+        unparseable=tuple(index >= count - unparseable for index in range(count)),
+        scores={"exact_match": right / count},
+    )
+
+
+_real_evaluate = evaluate_run.evaluate
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    evaluate_run.evaluate = scripted_evaluate  # type: ignore[assignment]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    evaluate_run.evaluate = _real_evaluate
+
+
+def pytest_inferperf_make_engine(config: pytest.Config, spec: EngineSpec) -> Engine:
+    build_error = script(config.rootpath)["build_error"]
+    if build_error:
+        raise EngineError(build_error)
+    return ScriptedEngine(spec, config.rootpath)
+
+
+def pytest_inferperf_environment(config: pytest.Config) -> dict[str, str]:
+    return {"driver": "570.1"}

@@ -1,0 +1,96 @@
+"""`--inferperf-set`, `--inferperf-backend`, `--inferperf-baselines` and the ini settings."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.plugin.conftest import PERFORMANCE, TASK, Project
+
+SHOW = (
+    "case = inferperf.case; "
+    "print('SEEN', case.engine.quant, case.engine.backend, dict(case.engine.engine_options), case.workload)"
+)
+
+
+def test_overrides_every_mark(project: Project) -> None:
+    project.test(PERFORMANCE, body=SHOW)
+    result = project.run(
+        "-s", "--inferperf-set=quant=FP8", "--inferperf-set=rounds=7", "--inferperf-set=engine_options.use_cache=false"
+    )
+    result.stdout.fnmatch_lines(["*SEEN FP8 auto {'use_cache': False} Workload(*rounds=7,*"])
+    result.stdout.fnmatch_lines(["*test_it*"])
+
+
+def test_workload_keyword_leaves_tasks_alone(project: Project) -> None:
+    project.test(TASK, "accuracy_floor(points=1)", body="inferperf.evaluate()")
+    project.run("--inferperf-set=rounds=7").assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("rounds", "ERROR: --inferperf-set 'rounds': write KEYWORD=VALUE, such as rounds=3 or quant=FP8."),
+        ("rounds=[1]", "ERROR: --inferperf-set 'rounds=[[]1[]]': takes one value, not a list or an object."),
+    ],
+)
+def test_wrong_form(project: Project, option: str, expected: str) -> None:
+    project.test(PERFORMANCE)
+    result = project.run(f"--inferperf-set={option}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([expected])
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("round=3", "*--inferperf-set: unknown keyword 'round'."),
+        ("rounds=many", "*--inferperf-set: rounds='many' is a str; rounds takes an int, or a list of them."),
+        ("quant=fp8", "*--inferperf-set: unknown quant 'fp8'."),
+    ],
+)
+def test_wrong_value(project: Project, option: str, expected: str) -> None:
+    project.test(PERFORMANCE)
+    result = project.run(f"--inferperf-set={option}")
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.fnmatch_lines([expected])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mark", "backend"),
+    [
+        ((), "", "auto"),
+        (("-o", "inferperf_backend=ini"), "", "ini"),
+        (("-o", "inferperf_backend=ini", "--inferperf-backend=option"), "", "option"),
+        (("--inferperf-backend=option",), ', backend="mark"', "mark"),
+    ],
+)
+def test_backend_precedence(project: Project, arguments: tuple[str, ...], mark: str, backend: str) -> None:
+    project.test(PERFORMANCE.replace(")", f"{mark})"), body=SHOW)
+    project.run("-s", *arguments).stdout.fnmatch_lines([f"*SEEN NVFP4 {backend} *"])
+
+
+def test_baselines_folder(project: Project) -> None:
+    project.test(PERFORMANCE, 'throughput_floor("output_throughput_per_user")')
+    project.run("--inferperf-update=new", "--inferperf-baselines=elsewhere")
+    assert (project.path / "elsewhere/performance/test-cpu-2x/tiny-llama.json").exists()
+    project.run("-o", "inferperf_baselines=elsewhere").assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize(
+    ("ini", "expected"),
+    [
+        (
+            "inferperf_on_inconclusive=ignore",
+            "ERROR: inferperf_on_inconclusive = ignore in the ini file is not one of: *",
+        ),
+        ("inferperf_tolerance=5", "ERROR: inferperf_tolerance = 5 in the ini file must be between 0 and 1."),
+        ("inferperf_call_timeout=0", "ERROR: inferperf_call_timeout = 0 in the ini file must be above 0."),
+    ],
+)
+def test_wrong_ini(project: Project, ini: str, expected: str) -> None:
+    project.test(PERFORMANCE)
+    result = project.run("-o", ini)
+    assert result.ret != 0
+    text = "\n".join([*result.outlines, *result.errlines])
+    assert expected.rstrip("*").removeprefix("ERROR: ") in text
+    assert "Traceback" not in text
