@@ -192,9 +192,9 @@ def _backends(config: pytest.Config) -> tuple[str, ...]:
     """Return the valid backend names; nothing where a third party may bring any."""
     if config.hook.pytest_inferperf_make_engine.get_hookimpls():
         return ()
-    from pytest_inferperf.engines.backends import backend_names
+    from pytest_inferperf.engines.backends import BACKENDS
 
-    return backend_names()
+    return ("auto", *BACKENDS)
 
 
 @pytest.hookimpl(tryfirst=True, specname="pytest_collection_modifyitems")
@@ -561,9 +561,9 @@ class _Recorder:
             return
         from datetime import datetime, timezone
 
-        from pytest_inferperf.baselines.update import apply_update, plan_update
+        from pytest_inferperf.baselines.update import update
 
-        plan = plan_update(
+        plan, written = update(
             settings.baselines,
             state.records,
             mode=settings.update,
@@ -571,9 +571,11 @@ class _Recorder:
             accept_regression=settings.accept_regression,
             now=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
-        written = apply_update(plan)
-        state.lines += [f"{len(plan.changes)} values recorded in {_shown(path, self._config)}" for path in written]
+        if plan.changes:
+            files = ", ".join(_shown(path, self._config) for path in written)
+            state.lines.append(f"{len(plan.changes)} values recorded in {files}; review with git diff, then commit")
         state.lines += [f"not recorded: {refusal}" for refusal in plan.refusals]
+        state.lines += [f"not recorded: {skipped}" for skipped in plan.skipped]
         if not plan.changes and not plan.refusals:
             state.lines.append(f"--inferperf-update={settings.update}: nothing to record")
         if plan.refusals:

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 
 from pytest_inferperf.baselines.entries import AccuracyEntry, Missing, ScoreEntry
+from pytest_inferperf.baselines.outcomes import as_stored
+from pytest_inferperf.errors import BaselineError
 from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling
 from pytest_inferperf.model.results import AccuracyResult
 from pytest_inferperf.model.verdicts import GateVerdict, Status
@@ -73,6 +75,17 @@ def judge_loss(
     gate: AccuracyLossCeiling, result: AccuracyResult, entry: AccuracyEntry | Missing | None
 ) -> list[GateVerdict]:
     """Judge the paired loss, and for generated answers the rise of the unparseable share as a row of its own."""
+    if not all(map(math.isfinite, (result.score, *result.outcomes))):
+        reason = f"the run is invalid: {result.metric} is not finite on at least one document"
+        return [
+            GateVerdict(
+                gate=_name(gate, result),
+                status=Status.INVALID,
+                unit=_unit(gate),
+                higher_is_better=False,
+                reason=reason,
+            )
+        ]
     found = _reference(gate, result, entry)
     if isinstance(found, GateVerdict):
         return [found]
@@ -157,7 +170,7 @@ def _not_points(result: AccuracyResult) -> str:
 
 
 def _judge_paired(gate: AccuracyLossCeiling, result: AccuracyResult, reference: ScoreEntry, path: str) -> GateVerdict:
-    paired = pair(reference.outcomes, result.outcomes, higher_is_better=result.higher_is_better)
+    paired = pair(reference.outcomes, _rounded(result.outcomes), higher_is_better=result.higher_is_better)
     details: dict[str, float | int | str] = {
         "reference": gate.reference,
         "questions": paired.count,
@@ -191,6 +204,15 @@ def _judge_paired(gate: AccuracyLossCeiling, result: AccuracyResult, reference: 
         notes=(f"{paired.lost} lost, {paired.gained} gained of {paired.count}",),
         details=details,
     )
+
+
+def _rounded(outcomes: tuple[float, ...]) -> tuple[float, ...]:
+    """Round like stored outcomes are, or every document of an unchanged perplexity would count as a flip."""
+    try:
+        return as_stored(outcomes)
+    except BaselineError:
+        # Too large to store: worse than any reference by more than rounding.
+        return outcomes
 
 
 def _judge_unparseable(

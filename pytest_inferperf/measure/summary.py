@@ -29,9 +29,7 @@ def summarise_round(
         "ttft_ms": [1000 * item.token_times_s[0] for item in finished],
         "tpot_ms": tpot_ms,
         "itl_ms": [
-            1000 * (after - before)
-            for item in multi
-            for before, after in itertools.pairwise(item.token_times_s)
+            1000 * (after - before) for item in multi for before, after in itertools.pairwise(item.token_times_s)
         ],
         "e2e_latency_ms": [1000 * item.token_times_s[-1] for item in finished],
     }

@@ -23,7 +23,7 @@ def recorded(project: Project) -> Project:
 def test_new_records_once_and_says_where(project: Project) -> None:
     project.test(PERFORMANCE, FLOOR)
     result = project.run("--inferperf-update=new")
-    result.stdout.fnmatch_lines([f"* values recorded in {FILE}"])
+    result.stdout.fnmatch_lines([f"* values recorded in {FILE}; review with git diff, then commit"])
     before = (project.path / FILE).read_text()
     project.engine(tpot_ms=5)
     again = project.run("--inferperf-update=new")

@@ -1,0 +1,60 @@
+# Two commands do all set-up on a fresh machine: `make demo` runs the main job, `make test` runs the tests.
+PYTHON ?= python3
+VENV ?= .venv
+# Installed first: a range would pull the newest build with CUDA where a CPU build is at hand.
+TORCH ?= torch==2.13.0
+LOWEST_PYTEST ?= pytest==8.4.0
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+SOURCES := pyproject.toml README.md LICENSE $(shell find pytest_inferperf -name '*.py' -o -name '*.json' -o -name py.typed)
+# Tests run with the plugins of the project alone: what else is installed must not matter.
+TESTS := $(BIN)/pytest tests
+
+.PHONY: demo test check unit unit-lowest unit-serial install clean
+
+demo: install
+	$(BIN)/python suites/embedded/demo.py
+
+test: check unit unit-serial unit-lowest
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+# The newest pytest, two workers.
+unit: install
+	$(TESTS) -n 2
+
+# The newest pytest, without xdist.
+unit-serial: install
+	$(TESTS) -p no:xdist
+
+# The lowest pytest that is supported, in a folder before the environment's own.
+unit-lowest: install $(VENV)/lowest
+	PYTHONPATH=$(VENV)/lowest $(TESTS) -n 2
+
+install: $(VENV)/.wheel
+
+$(VENV)/.packages: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --upgrade pip
+	$(PIP) install '$(TORCH)'
+	$(PIP) install '.[embedded,dev]'
+	touch $@
+
+# The wheel, not the working tree: what is tested is what is shipped.
+$(VENV)/.wheel: $(VENV)/.packages $(SOURCES)
+	rm -rf $(VENV)/wheel
+	$(PIP) wheel --no-deps --wheel-dir $(VENV)/wheel .
+	$(PIP) install --no-deps --force-reinstall $(VENV)/wheel/*.whl
+	touch $@
+
+$(VENV)/lowest: $(VENV)/.packages
+	rm -rf $@
+	$(PIP) install --no-deps --target $@ '$(LOWEST_PYTEST)'
+
+clean:
+	rm -rf $(VENV) .demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .benchmarks

@@ -1,0 +1,1 @@
+"""Baseline and result files: schema, load, look up, plan an update, write."""

@@ -1,0 +1,164 @@
+"""One difference between a baseline and a measured value, and what it means."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pytest_inferperf.baselines.entries import Missing, accuracy_key, performance_key
+from pytest_inferperf.baselines.result_file import ResultRecord
+from pytest_inferperf.baselines.store import (
+    accuracy_path,
+    lookup_accuracy,
+    lookup_performance,
+    performance_path,
+    shown_path,
+)
+from pytest_inferperf.model.metrics import parse_metric
+from pytest_inferperf.model.results import PerformanceResult
+from pytest_inferperf.model.verdicts import Status
+
+__all__ = ["Change", "change", "compare", "measured_metrics", "relative_loss", "why_unusable"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One value of a baseline file and the value that replaces, or would replace, it."""
+
+    path: str
+    """The baseline file, relative to the root's parent."""
+
+    key: str
+    what: str
+    """A metric (`ttft_ms.p99`), or for accuracy a precision (`NVFP4+kv_fp8`)."""
+
+    old: float | None
+    """None where there is no baseline yet."""
+
+    new: float
+    unit: str
+    """The metric's unit, or for accuracy the lm-eval metric of the score."""
+
+    percent: float | None
+    """The change in percent of the old value; None without an old value, or where it is 0."""
+
+    better: bool | None
+    """None without an old value, or where nothing moved."""
+
+    kind: Literal["performance", "accuracy"]
+
+
+def change(
+    *,
+    path: str,
+    key: str,
+    what: str,
+    old: float | None,
+    new: float,
+    unit: str,
+    higher_is_better: bool,
+    kind: Literal["performance", "accuracy"],
+) -> Change:
+    """Make a `Change`, with its percentage and direction worked out."""
+    percent = None if not old else 100 * (new - old) / abs(old)
+    better = None if old is None or new == old else (new > old) == higher_is_better
+    return Change(path=path, key=key, what=what, old=old, new=new, unit=unit, percent=percent, better=better, kind=kind)
+
+
+def relative_loss(old: float, new: float, *, higher_is_better: bool) -> float:
+    """Return by which share of the old value the new one is worse; negative where it is better."""
+    worse = old - new if higher_is_better else new - old
+    if old == 0:
+        return math.copysign(math.inf, worse) if worse else 0.0
+    return worse / abs(old)
+
+
+def measured_metrics(performance: PerformanceResult) -> list[str]:
+    """Return the names of all metrics that at least one round measured, sorted."""
+    return sorted({name for session in performance.sessions for item in session.rounds for name in item.metrics})
+
+
+def why_unusable(record: ResultRecord) -> str:
+    """Say why a record must not become a baseline; "" when it may."""
+    result = record.result
+    if result.invalid:
+        return f"the run is invalid: {result.invalid}"
+    for verdict in record.verdicts:
+        if verdict.status is Status.INVALID:
+            return f"the run is invalid: {verdict.reason or verdict.gate}"
+    if record.status is Status.INVALID:
+        return "the run is invalid"
+    failed = result.performance.num_failed_requests if result.performance is not None else 0
+    if failed:
+        return f"{failed} {'request' if failed == 1 else 'requests'} failed"
+    if result.performance is not None and result.engine is None:
+        return "the result does not say which hardware it ran on"
+    return ""
+
+
+def compare(root: Path, records: Sequence[ResultRecord]) -> tuple[tuple[Change, ...], tuple[str, ...]]:
+    """Compare every measured value with its baseline.
+
+    Returns one `Change` per value, moved or not, and a sentence for every record that cannot be compared.
+    """
+    changes: dict[tuple[str, str, str], Change] = {}
+    notes = []
+    for record in records:
+        problem = why_unusable(record)
+        if problem:
+            notes.append(f"{record.nodeid}: not compared: {problem}")
+            continue
+        found, note = _compare_record(root, record)
+        for item in found:
+            changes.setdefault((item.path, item.key, item.what), item)
+        if note:
+            notes.append(f"{record.nodeid}: not compared: {note}")
+    return tuple(changes.values()), tuple(notes)
+
+
+def _compare_record(root: Path, record: ResultRecord) -> tuple[list[Change], str]:
+    found: list[Change] = []
+    result, case = record.result, record.result.case
+    if result.performance is not None and result.engine is not None and case.workload is not None:
+        hardware = result.engine.hardware
+        entry = lookup_performance(root, hardware, case)
+        for name in measured_metrics(result.performance):
+            row = parse_metric(name).metric
+            stored = None if isinstance(entry, Missing) else entry.metrics.get(name)
+            found.append(
+                change(
+                    path=shown_path(root, performance_path(root, hardware, case)),
+                    key=performance_key(case),
+                    what=name,
+                    old=None if stored is None else stored.level,
+                    new=result.performance[name],
+                    unit=row.unit,
+                    higher_is_better=row.higher_is_better,
+                    kind="performance",
+                )
+            )
+    if result.accuracy is not None and case.task is not None:
+        answers = result.accuracy
+        task = lookup_accuracy(root, case)
+        if not isinstance(task, Missing):
+            if task.metric != answers.metric:
+                return found, f"the baseline is about {task.metric!r}, the result about {answers.metric!r}"
+            if task.documents_digest not in ("", answers.documents_digest):
+                return found, f"{task.path}: {task.key} was answered on other documents"
+        score = None if isinstance(task, Missing) else task.scores.get(case.engine.precision)
+        found.append(
+            change(
+                path=shown_path(root, accuracy_path(root, case)),
+                key=accuracy_key(case),
+                what=case.engine.precision,
+                old=None if score is None else score.score,
+                new=answers.score,
+                unit=answers.metric,
+                higher_is_better=answers.higher_is_better,
+                kind="accuracy",
+            )
+        )
+    return found, "" if found else "nothing was measured"

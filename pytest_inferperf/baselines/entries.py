@@ -1,0 +1,155 @@
+"""Baseline entries as values, and the keys they are filed under."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Literal
+
+from pytest_inferperf.model.case import Case
+
+__all__ = [
+    "AccuracyEntry",
+    "MetricBaseline",
+    "Missing",
+    "PerformanceEntry",
+    "Provenance",
+    "ScoreEntry",
+    "accuracy_key",
+    "performance_key",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where a value comes from."""
+
+    kind: Literal["measured", "published"]
+    source: str = ""
+    """The publication of a published value; "" for a measured one."""
+
+    reason: str = ""
+    """Why the value was last changed, in the words of who changed it."""
+
+    recorded: str = ""
+    """Date and time of the last change, ISO 8601, UTC."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricBaseline:
+    """The stored values of one metric."""
+
+    sessions: tuple[tuple[float, ...], ...] = ()
+    """A tuple per session, a value per measured round. Empty for a published value."""
+
+    value: float | None = None
+    """The published value, an absolute limit; None for a measured metric."""
+
+    tolerance: float | None = None
+    """Relative loss that must be caught; None leaves it to the mark or the ini."""
+
+    @property
+    def level(self) -> float:
+        """The published value, or the median over sessions of the median over rounds."""
+        if self.value is not None:
+            return self.value
+        return median(median(rounds) for rounds in self.sessions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerformanceEntry:
+    """What one case measured on one kind of hardware."""
+
+    path: str
+    """The baseline file, relative to the root folder where it can be."""
+
+    key: str
+    metrics: Mapping[str, MetricBaseline]
+    """By full metric name: `ttft_ms.p99`."""
+
+    warmup_rounds: int
+    provenance: Provenance
+    context: Mapping[str, str] = field(default_factory=dict)
+    identity: Mapping[str, str | int] = field(default_factory=dict)
+    """What the key is computed from: `Case.identity()` without the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreEntry:
+    """The answers of one precision to one task."""
+
+    score: float
+    outcomes: tuple[float, ...]
+    """Per document; empty for a published score."""
+
+    unparseable: tuple[bool, ...] | None
+    provenance: Provenance
+    context: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccuracyEntry:
+    """The answers of every recorded precision to one task."""
+
+    path: str
+    key: str
+    metric: str
+    higher_is_better: bool
+    documents_digest: str
+    """"" for an entry that holds published scores only."""
+
+    num_documents: int
+    scores: Mapping[str, ScoreEntry]
+    """By precision: `BF16`, `NVFP4+kv_fp8`."""
+
+    identity: Mapping[str, str | int] = field(default_factory=dict)
+    """What the key is computed from: `task`, and `num_fewshot` and `limit` where they are set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Missing:
+    """There is no baseline: absence with its address, never a pass."""
+
+    path: str
+    """The file that should hold it, relative to the root folder where it can be."""
+
+    key: str
+    reason: str
+    """`no such file`, `no such entry`, …"""
+
+
+def performance_key(case: Case) -> str:
+    """Return the key of a performance entry: `NVFP4+kv_fp8-tp8-isl1024-osl1024-c64`.
+
+    What stands at its default (tp 1, one request per slot, seed 0) is left out.
+    Raises `ValueError` for a case without a workload.
+    """
+    if case.workload is None:
+        raise ValueError("a case without a workload has no performance baseline")
+    engine, load = case.engine, case.workload
+    parts = [engine.precision]
+    sizes = (("tp", engine.tp), ("pp", engine.pp), ("ep", engine.ep))
+    parts += [f"{name}{value}" for name, value in sizes if value != 1]
+    parts += [f"isl{load.isl}", f"osl{load.osl}", f"c{load.concurrency}"]
+    if load.requests_per_round != load.concurrency:
+        parts.append(f"n{load.requests_per_round}")
+    if load.seed:
+        parts.append(f"seed{load.seed}")
+    return "-".join(parts)
+
+
+def accuracy_key(case: Case) -> str:
+    """Return the key of an accuracy entry: `gsm8k`, `gsm8k-fewshot5-limit250`. The precision is a level below it.
+
+    Raises `ValueError` for a case without a task.
+    """
+    if case.task is None:
+        raise ValueError("a case without a task has no accuracy baseline")
+    task = case.task
+    parts = [task.name]
+    if task.num_fewshot is not None:
+        parts.append(f"fewshot{task.num_fewshot}")
+    if task.limit is not None:
+        parts.append(f"limit{task.limit}")
+    return "-".join(parts)

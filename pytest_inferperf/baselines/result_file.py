@@ -1,0 +1,284 @@
+"""The file one run writes: what was measured, which gates were asked, and how they were judged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from pytest_inferperf.baselines.documents import SCHEMA_VERSION, check_schema, dump_json, parse_json
+from pytest_inferperf.baselines.outcomes import decode, decode_bits, encode, encode_bits
+from pytest_inferperf.baselines.write import write_atomic
+from pytest_inferperf.errors import MarkError, ResultFileError
+from pytest_inferperf.model.case import Case, EngineSpec, Task, Workload
+from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, Gate, PerformanceGate
+from pytest_inferperf.model.metrics import parse_metric
+from pytest_inferperf.model.results import (
+    AccuracyResult,
+    CaseResult,
+    EngineInfo,
+    Hardware,
+    PerformanceResult,
+    Round,
+    Session,
+)
+from pytest_inferperf.model.verdicts import GateVerdict, Status
+
+__all__ = [
+    "ResultFile",
+    "ResultRecord",
+    "case_from_json",
+    "gate_from_json",
+    "gate_to_json",
+    "read_result_file",
+    "record_from_json",
+    "record_to_json",
+    "write_result_file",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultRecord:
+    """One test: what it measured, its gates, and their verdicts."""
+
+    nodeid: str
+    result: CaseResult
+    gates: tuple[Gate, ...] = ()
+    verdicts: tuple[GateVerdict, ...] = ()
+    status: Status | None = None
+    """The verdict of the case; None for one that was not judged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultFile:
+    """Everything one run measured."""
+
+    created: str
+    """Date and time, ISO 8601, UTC."""
+
+    environment: Mapping[str, str]
+    records: tuple[ResultRecord, ...]
+
+
+def write_result_file(path: Path, file: ResultFile) -> None:
+    """Write the file whole or not at all. Raises `ResultFileError` for a full disk or a figure that is not finite."""
+    data = {
+        "schema_version": SCHEMA_VERSION,
+        "created": file.created,
+        "environment": dict(file.environment),
+        "records": [record_to_json(record) for record in file.records],
+    }
+    _check_finite(data, str(path), "$")
+    write_atomic(path, dump_json(data), shown=str(path), error=ResultFileError)
+
+
+def read_result_file(path: Path) -> ResultFile:
+    """Read a result file. Raises `ResultFileError` for whatever is wrong with it."""
+    shown = str(path)
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        message = f"{shown}: no such file. A run writes one with --inferperf-json=FILE."
+    except OSError as problem:
+        message = f"{shown}: cannot be read: {problem.strerror or problem}."
+    else:
+        return _parse(raw, shown)
+    raise ResultFileError(message)
+
+
+def record_to_json(record: ResultRecord) -> dict[str, Any]:
+    """Turn a record into dicts, lists, strings, numbers, booleans and None."""
+    return {
+        "nodeid": record.nodeid,
+        "status": None if record.status is None else record.status.value,
+        "result": _result_to_json(record.result),
+        "gates": [gate_to_json(gate) for gate in record.gates],
+        "verdicts": [_verdict_to_json(verdict) for verdict in record.verdicts],
+    }
+
+
+def record_from_json(data: Mapping[str, Any], *, where: str = "record") -> ResultRecord:
+    """Turn plain data back into a record; the schema is not checked here.
+
+    Raises `ResultFileError`, which starts with `where`, for outcomes or metrics that make no sense.
+    """
+    status = data["status"]
+    return ResultRecord(
+        nodeid=data["nodeid"],
+        result=_result_from_json(data["result"], f"{where}.result"),
+        gates=tuple(gate_from_json(item, where=f"{where}.gates[{n}]") for n, item in enumerate(data["gates"])),
+        verdicts=tuple(_verdict_from_json(item) for item in data["verdicts"]),
+        status=None if status is None else Status(status),
+    )
+
+
+def gate_to_json(gate: Gate) -> dict[str, Any]:
+    """Turn a gate into plain data."""
+    if isinstance(gate, PerformanceGate):
+        return {"type": "performance", "metric": gate.name, "limit": gate.limit, "tolerance": gate.tolerance}
+    kind = "accuracy_floor" if isinstance(gate, AccuracyFloor) else "accuracy_loss_ceiling"
+    return {"type": kind} | {item.name: getattr(gate, item.name) for item in fields(gate)}
+
+
+def gate_from_json(data: Mapping[str, Any], *, where: str = "gate") -> Gate:
+    """Turn plain data back into a gate. Raises `ResultFileError` for a metric that does not exist."""
+    values = {name: value for name, value in data.items() if name != "type"}
+    if data["type"] == "accuracy_floor":
+        return AccuracyFloor(**values)
+    if data["type"] == "accuracy_loss_ceiling":
+        return AccuracyLossCeiling(**values)
+    try:
+        values["metric"] = parse_metric(values["metric"])
+    except MarkError as problem:
+        message = f"{where}: {problem}"
+    else:
+        return PerformanceGate(**values)
+    raise ResultFileError(message)
+
+
+def case_from_json(data: Mapping[str, Any]) -> Case:
+    """Turn the data of `Case.to_json` back into a case."""
+    options = tuple(sorted(data["engine"]["engine_options"].items()))
+    return Case(
+        engine=EngineSpec(**{**data["engine"], "engine_options": options}),
+        workload=None if data["workload"] is None else Workload(**data["workload"]),
+        task=None if data["task"] is None else Task(**data["task"]),
+    )
+
+
+def _parse(raw: bytes, shown: str) -> ResultFile:
+    data = parse_json(
+        raw,
+        shown,
+        error=ResultFileError,
+        cut_short="The run was interrupted or the copy is incomplete: copy the file again, or repeat the run.",
+        hint="A result file is what --inferperf-json writes.",
+    )
+    check_schema(data, "result", shown, error=ResultFileError)
+    return ResultFile(
+        created=data["created"],
+        environment=data["environment"],
+        records=tuple(
+            record_from_json(item, where=f"{shown}: $.records[{number}]") for number, item in enumerate(data["records"])
+        ),
+    )
+
+
+def _result_to_json(result: CaseResult) -> dict[str, Any]:
+    return {
+        "case": result.case.to_json(),
+        "engine": None if result.engine is None else _engine_to_json(result.engine),
+        "performance": None if result.performance is None else _performance_to_json(result.performance),
+        "accuracy": None if result.accuracy is None else _accuracy_to_json(result.accuracy),
+        "invalid": result.invalid,
+        "context": dict(result.context),
+    }
+
+
+def _result_from_json(data: Mapping[str, Any], where: str) -> CaseResult:
+    engine, performance, accuracy = data["engine"], data["performance"], data["accuracy"]
+    return CaseResult(
+        case=case_from_json(data["case"]),
+        engine=None if engine is None else EngineInfo(**{**engine, "hardware": Hardware(**engine["hardware"])}),
+        performance=None if performance is None else _performance_from_json(performance),
+        accuracy=None if accuracy is None else _accuracy_from_json(accuracy, f"{where}.accuracy"),
+        invalid=data["invalid"],
+        context=data["context"],
+    )
+
+
+def _engine_to_json(engine: EngineInfo) -> dict[str, Any]:
+    data = _as_dict(engine)
+    return data | {
+        "hardware": _as_dict(engine.hardware),
+        "options": _plain(engine.options),
+        "versions": dict(engine.versions),
+    }
+
+
+def _performance_to_json(performance: PerformanceResult) -> dict[str, Any]:
+    return {
+        "sessions": [
+            {
+                "warmup_rounds": session.warmup_rounds,
+                "rounds": [_as_dict(item) | {"metrics": dict(item.metrics)} for item in session.rounds],
+            }
+            for session in performance.sessions
+        ]
+    }
+
+
+def _performance_from_json(data: Mapping[str, Any]) -> PerformanceResult:
+    return PerformanceResult(
+        sessions=tuple(
+            Session(rounds=tuple(Round(**item) for item in session["rounds"]), warmup_rounds=session["warmup_rounds"])
+            for session in data["sessions"]
+        )
+    )
+
+
+def _accuracy_to_json(accuracy: AccuracyResult) -> dict[str, Any]:
+    flags = accuracy.unparseable
+    return _as_dict(accuracy) | {
+        "outcomes": encode(accuracy.outcomes, floats="float64"),
+        "unparseable": None if flags is None else encode_bits(flags),
+        "scores": dict(accuracy.scores),
+    }
+
+
+def _accuracy_from_json(data: Mapping[str, Any], where: str) -> AccuracyResult:
+    outcomes = decode(data["outcomes"], where=f"{where}.outcomes", error=ResultFileError)
+    flags = data["unparseable"]
+    unparseable = None
+    if flags is not None:
+        unparseable = decode_bits(flags, where=f"{where}.unparseable", error=ResultFileError)
+        if len(unparseable) != len(outcomes):
+            raise ResultFileError(
+                f"{where}.unparseable: {len(unparseable)} for {len(outcomes)} documents. Every document has one."
+            )
+    return AccuracyResult(**{**data, "outcomes": outcomes, "unparseable": unparseable})
+
+
+def _verdict_to_json(verdict: GateVerdict) -> dict[str, Any]:
+    return _as_dict(verdict) | {
+        "status": verdict.status.value,
+        "notes": list(verdict.notes),
+        "details": dict(verdict.details),
+    }
+
+
+def _verdict_from_json(data: Mapping[str, Any]) -> GateVerdict:
+    return GateVerdict(**{**data, "status": Status(data["status"]), "notes": tuple(data["notes"])})
+
+
+def _as_dict(value: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass, one level deep."""
+    return {item.name: getattr(value, item.name) for item in fields(value)}
+
+
+def _plain(value: Any) -> Any:
+    """Turn a backend's option into JSON; what JSON lacks (a path, an enum) becomes its text."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return [_plain(item) for item in value]
+    return str(value)
+
+
+def _check_finite(value: Any, shown: str, where: str) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ResultFileError(
+            f"{shown}: cannot be written: {where} is {value}. Whatever could not be measured is left out, not NaN."
+        )
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_finite(item, shown, f"{where}.{key}")
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            _check_finite(item, shown, f"{where}[{number}]")

@@ -1,0 +1,69 @@
+"""The table of backends: what each needs, and where its class is. Asking costs no import."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_inferperf.errors import EngineError, MissingExtra, choices
+
+__all__ = ["BACKENDS", "Backend", "resolve_backend"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """One way to run a checkpoint."""
+
+    name: str
+    class_path: str
+    """`module:Class`, imported only in the engine's own process."""
+
+    requires: tuple[str, ...]
+    """Importable modules it needs."""
+
+    extra: str
+    """The extra of this package that installs them."""
+
+    needs_gpu: bool = False
+
+    def missing(self) -> str | None:
+        """Name the first module that is not installed; None when all are there."""
+        return next((name for name in self.requires if importlib.util.find_spec(name) is None), None)
+
+
+BACKENDS: dict[str, Backend] = {
+    row.name: row
+    for row in (
+        Backend(
+            name="transformers",
+            class_path="pytest_inferperf.engines.transformers_engine:TransformersEngine",
+            requires=("torch", "transformers", "safetensors", "modelopt"),
+            extra="embedded",
+        ),
+    )
+}
+
+
+def resolve_backend(name: str) -> Backend:
+    """Find a backend by name; `auto` takes TensorRT-LLM where it and its GPU are present, else transformers.
+
+    Raises `EngineError` for an unknown name and `MissingExtra` for a backend whose packages are not installed.
+    """
+    if name == "auto":
+        preferred = BACKENDS.get("tensorrt_llm")
+        usable = preferred is not None and preferred.missing() is None and has_nvidia_gpu()
+        name = "tensorrt_llm" if usable else "transformers"
+    backend = BACKENDS.get(name)
+    if backend is None:
+        raise EngineError(f"unknown backend {name!r}.\n{choices(name, ['auto', *BACKENDS], what='Backends')}")
+    missing = backend.missing()
+    if missing is not None:
+        raise MissingExtra(f"the {backend.name} backend", backend.extra, missing)
+    return backend
+
+
+def has_nvidia_gpu() -> bool:
+    """Whether an NVIDIA driver shows a device; asks neither torch nor the driver."""
+    return Path("/dev/nvidia0").exists() or (Path("/dev/dxg").exists() and shutil.which("nvidia-smi") is not None)

@@ -1,0 +1,1 @@
+"""Checkpoints: build them with ModelOpt, keep them in a cache, and check that they are what they claim."""

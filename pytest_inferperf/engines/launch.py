@@ -1,0 +1,53 @@
+"""The one call that turns a spec into a running engine: backend, checkpoint, conformance, process."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from pytest_inferperf.engines.backends import resolve_backend
+from pytest_inferperf.engines.checkpoint.cache import ensure_checkpoint
+from pytest_inferperf.engines.interface import Engine, Progress
+from pytest_inferperf.engines.process import EngineProcess, build_in_process
+from pytest_inferperf.model.case import EngineSpec
+
+__all__ = ["open_engine"]
+
+
+def open_engine(
+    spec: EngineSpec,
+    *,
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
+    load_timeout_s: float = 600.0,
+    call_timeout_s: float = 600.0,
+    build_timeout_s: float = 6 * 3600.0,
+    log_dir: Path | None = None,
+) -> Engine:
+    """Build what `spec` needs, check it, and start the engine in a process of its own.
+
+    Args:
+        spec: The engine to run.
+        cache_dir: Where built checkpoints live; None takes INFERPERF_CACHE_DIR, else the user's cache folder.
+        progress: Receives lines about builds and loads.
+        load_timeout_s: Time the engine has to load.
+        call_timeout_s: Time it has for any one call, and for each token of a stream.
+        build_timeout_s: Time a checkpoint build has.
+        log_dir: Where logs of engine processes are kept; None keeps only those of engines that failed.
+
+    Raises `EngineError`, `CheckpointError` or `MissingExtra`.
+
+    """
+    report = progress or (lambda _line: None)
+    backend = resolve_backend(spec.backend)
+    build = partial(build_in_process, timeout_s=build_timeout_s, log_dir=log_dir)
+    checkpoint = ensure_checkpoint(spec, cache_dir=cache_dir, build=build, progress=report)
+    return EngineProcess(
+        spec,
+        class_path=backend.class_path,
+        checkpoint=checkpoint,
+        load_timeout_s=load_timeout_s,
+        call_timeout_s=call_timeout_s,
+        log_dir=log_dir,
+        progress=report,
+    )

@@ -1,0 +1,189 @@
+"""The process an engine lives in: `python -m pytest_inferperf.engines.worker`, started by `engines.process`.
+
+Reads framed JSON from its standard input and answers on what was its standard output; everything that libraries print
+goes to the log instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import faulthandler
+import importlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pytest_inferperf.engines import wire
+from pytest_inferperf.engines.interface import Engine
+from pytest_inferperf.errors import InferperfError
+
+__all__ = ["main"]
+
+_PR_SET_PDEATHSIG = 1
+
+
+class Worker:
+    """Answers calls, one at a time."""
+
+    def __init__(self, source: BinaryIO, sink: BinaryIO) -> None:
+        self._source = source
+        self._sink = sink
+        self._engine: Engine | None = None
+        self._id = 0
+
+    def serve(self) -> None:
+        """Answer until the other side closes the pipe or asks to stop."""
+        while True:
+            header = self._source.read(wire.HEADER.size)
+            if len(header) < wire.HEADER.size:
+                return
+            _, length = wire.HEADER.unpack(header)
+            found = wire.decode_frame(header + self._source.read(length))
+            if found is None:
+                return
+            message, _ = found
+            self._id = message["id"]
+            if message["call"] == "close":
+                if self._engine is not None:
+                    self._engine.close()
+                self._send({"result": None})
+                return
+            self._answer(message)
+
+    def _answer(self, message: dict[str, Any]) -> None:
+        try:
+            calls: dict[str, Callable[[dict[str, Any]], Any]] = {
+                "build": self._build,
+                "load": self._load,
+                "encode": self._encode,
+                "decode": self._decode,
+                "generate": self._generate,
+                "stream": self._stream,
+                "loglikelihood": self._loglikelihood,
+                "peak_memory_bytes": lambda _args: self._loaded.peak_memory_bytes(),
+            }
+            self._send({"result": calls[message["call"]](message["args"])})
+        except InferperfError as error:
+            self._send({"error": {"type": type(error).__name__, "message": str(error)}})
+        except BaseException as error:
+            traceback.print_exc()
+            self._send({"error": _describe(error)})
+            if not isinstance(error, Exception):
+                raise
+
+    def _send(self, message: dict[str, Any]) -> None:
+        self._sink.write(wire.encode_frame({"id": self._id, **message}))
+        self._sink.flush()
+
+    def _progress(self, line: str) -> None:
+        self._send({"progress": line})
+
+    @property
+    def _loaded(self) -> Engine:
+        if self._engine is None:
+            raise InferperfError("no engine was loaded")
+        return self._engine
+
+    def _build(self, args: dict[str, Any]) -> None:
+        from pytest_inferperf.engines.checkpoint.build import build_checkpoint
+
+        build_checkpoint(
+            wire.load_spec(args["spec"]),
+            source=Path(args["source"]),
+            destination=Path(args["destination"]),
+            progress=self._progress,
+        )
+
+    def _load(self, args: dict[str, Any]) -> dict[str, Any]:
+        module, _, name = args["class_path"].partition(":")
+        sys.path[:] = args["sys_path"]
+        backend = getattr(importlib.import_module(module), name)
+        engine: Engine = backend(wire.load_spec(args["spec"]), checkpoint=args["checkpoint"], progress=self._progress)
+        self._engine = engine
+        return {
+            "info": wire.dump(engine.info),
+            "prefix_token_id": engine.prefix_token_id,
+            "eos_token_id": engine.eos_token_id,
+            "vocab_size": engine.vocab_size,
+            "special_token_ids": sorted(engine.special_token_ids),
+        }
+
+    def _encode(self, args: dict[str, Any]) -> Any:
+        return self._loaded.encode(args["texts"], add_special_tokens=args["add_special_tokens"])
+
+    def _decode(self, args: dict[str, Any]) -> Any:
+        return self._loaded.decode(args["sequences"], skip_special_tokens=args["skip_special_tokens"])
+
+    def _generate(self, args: dict[str, Any]) -> Any:
+        requests = [wire.load_generation_request(item) for item in args["requests"]]
+        return [wire.dump(item) for item in self._loaded.generate(requests, concurrency=args["concurrency"])]
+
+    def _stream(self, args: dict[str, Any]) -> None:
+        for chunk in self._loaded.stream(wire.load_generation_request(args["request"])):
+            self._send({"chunk": wire.dump(chunk)})
+
+    def _loglikelihood(self, args: dict[str, Any]) -> Any:
+        requests = [wire.load_loglikelihood_request(item) for item in args["requests"]]
+        found = self._loaded.loglikelihood(requests, concurrency=args["concurrency"])
+        return [(item.logprob, item.is_greedy) for item in found]
+
+
+def _describe(error: BaseException) -> dict[str, Any]:
+    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "can't allocate memory" in str(error):
+        return {"type": "EngineError", "message": f"out of memory: {error}".rstrip(": "), "log": True}
+    if "No space left" in str(error):
+        # safetensors reports a full disk in words of its own.
+        return {"type": "EngineError", "message": str(error), "log": True, "errno": errno.ENOSPC}
+    return {"type": "EngineError", "message": f"{type(error).__name__}: {error}", "log": True}
+
+
+def _watch(lifeline: int) -> None:
+    """Leave a small process behind that kills the whole group once pytest is gone, even by kill -9.
+
+    A thread could not do it: native code may hold the interpreter. A death signal alone would reach only this process
+    and leave its children behind, holding a GPU.
+    """
+    pid = os.fork()
+    if pid:
+        os.close(lifeline)
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    os.close(0)
+    os.close(1)
+    while os.read(lifeline, 1):
+        pass
+    os.killpg(0, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _pipes() -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """Take the protocol off the standard streams, so that nothing a library prints can reach it."""
+    source, sink = os.dup(0), os.dup(1)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(2, 1)
+    os.close(null)
+    with os.fdopen(source, "rb") as reader, os.fdopen(sink, "wb") as writer:
+        yield reader, writer
+
+
+def main() -> None:
+    """Serve until told to stop."""
+    faulthandler.enable()
+    _watch(int(sys.argv[1]))
+    with _pipes() as (source, sink), contextlib.suppress(BrokenPipeError):
+        Worker(source, sink).serve()
+    # Threads of native libraries may refuse to end; nothing is left to be saved.
+    sys.stderr.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""Checkpoints are built once, whole or not at all, and damage is noticed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pytest_inferperf.engines.checkpoint.cache import (
+    MANIFEST,
+    checkpoint_hash,
+    default_cache_dir,
+    ensure_checkpoint,
+)
+from pytest_inferperf.engines.interface import Progress
+from pytest_inferperf.errors import CheckpointError
+from pytest_inferperf.model.case import EngineSpec
+
+Build = Callable[..., tuple[EngineSpec, Path]]
+
+
+class Copier:
+    """A build that copies a finished checkpoint, and counts."""
+
+    def __init__(self, finished: Path) -> None:
+        self.finished = finished
+        self.count = 0
+
+    def __call__(self, spec: EngineSpec, source: Path, destination: Path, progress: Progress) -> None:
+        self.count += 1
+        shutil.copytree(self.finished, destination, dirs_exist_ok=True)
+
+
+@pytest.fixture
+def lines() -> list[str]:
+    return []
+
+
+def test_second_request_is_served_from_the_cache(built: Build, tmp_path: Path, lines: list[str]) -> None:
+    spec, finished = built("NVFP4")
+    build = Copier(finished)
+    first = ensure_checkpoint(spec, cache_dir=tmp_path, build=build, progress=lines.append)
+    second = ensure_checkpoint(spec, cache_dir=tmp_path, build=build, progress=lines.append)
+    assert first == second
+    assert build.count == 1
+    assert first.name.startswith("tiny-NVFP4-")
+    assert (first / MANIFEST).is_file()
+    assert len(checkpoint_hash(first)) == 64
+
+
+def test_another_calibration_size_is_another_entry(built: Build, tmp_path: Path, lines: list[str]) -> None:
+    from dataclasses import replace
+
+    spec, finished = built("NVFP4")
+    build = Copier(finished)
+    first = ensure_checkpoint(spec, cache_dir=tmp_path, build=build, progress=lines.append)
+    second = ensure_checkpoint(replace(spec, calib_size=3), cache_dir=tmp_path, build=build, progress=lines.append)
+    assert first != second
+    assert build.count == 2
+
+
+def test_corrupted_entry_is_built_again(built: Build, tmp_path: Path, lines: list[str]) -> None:
+    spec, finished = built("NVFP4")
+    build = Copier(finished)
+    entry = ensure_checkpoint(spec, cache_dir=tmp_path, build=build, progress=lines.append)
+    weights = entry / "model.safetensors"
+    good = weights.read_bytes()
+    weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    assert ensure_checkpoint(spec, cache_dir=tmp_path, build=build, progress=lines.append) == entry
+    assert build.count == 2
+    assert weights.read_bytes() == good
+    assert any("the hash of model.safetensors differs); building it again" in line for line in lines)
+
+
+def test_plain_and_quantized_sources_are_used_in_place(built: Build, tmp_path: Path, lines: list[str]) -> None:
+    _, finished = built("NVFP4")
+    plain, source = built("BF16")
+    build = Copier(finished)
+    assert ensure_checkpoint(plain, cache_dir=tmp_path, build=build, progress=lines.append) == source.resolve()
+    ready = EngineSpec(model=str(finished), served_model_name="ready", quant="NVFP4")
+    assert ensure_checkpoint(ready, cache_dir=tmp_path, build=build, progress=lines.append) == finished.resolve()
+    assert build.count == 0
+    wrong = EngineSpec(model=str(finished), served_model_name="ready", quant="BF16")
+    with pytest.raises(CheckpointError, match="but quant='BF16' means None"):
+        ensure_checkpoint(wrong, cache_dir=tmp_path, build=build, progress=lines.append)
+
+
+def test_full_disk_names_the_folder_and_the_variable(built: Build, tmp_path: Path) -> None:
+    spec, _ = built("NVFP4")
+
+    def build(spec: EngineSpec, source: Path, destination: Path, progress: Progress) -> None:
+        (destination / "half").write_bytes(b"x")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(CheckpointError, match=rf"the disk is full: .* in {tmp_path}\. .*INFERPERF_CACHE_DIR"):
+        ensure_checkpoint(spec, cache_dir=tmp_path, build=build, progress=lambda _line: None)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+def test_wrong_export_never_enters_the_cache(built: Build, tmp_path: Path) -> None:
+    spec, _ = built("NVFP4")
+    _, other = built("FP8", "fp8")
+    with pytest.raises(CheckpointError, match="quant_algo is 'FP8', but quant='NVFP4'"):
+        ensure_checkpoint(spec, cache_dir=tmp_path, build=Copier(other), progress=lambda _line: None)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+SCRIPT = """
+import sys, time, shutil
+sys.path[:0] = [{root!r}]
+from pathlib import Path
+from pytest_inferperf.engines.checkpoint.cache import ensure_checkpoint
+from pytest_inferperf.model.case import EngineSpec
+
+def build(spec, source, destination, progress):
+    with open({log!r}, "a") as log:
+        log.write("built\\n")
+    shutil.copytree({finished!r}, destination, dirs_exist_ok=True)
+    print("building", flush=True)
+    time.sleep({pause})
+
+spec = EngineSpec(model={model!r}, served_model_name="tiny", quant="NVFP4", calib_dataset={calib!r})
+print(ensure_checkpoint(spec, cache_dir=Path({cache!r}), build=build, progress=lambda line: None))
+"""
+
+
+def script(spec: EngineSpec, finished: Path, folder: Path, *, pause: float) -> list[str]:
+    code = SCRIPT.format(
+        root=str(Path(__file__).parents[3]),
+        log=str(folder / "builds"),
+        finished=str(finished),
+        pause=pause,
+        model=spec.model,
+        calib=spec.calib_dataset,
+        cache=str(folder / "cache"),
+    )
+    return [sys.executable, "-c", code]
+
+
+def test_two_processes_build_once(built: Build, tmp_path: Path) -> None:
+    spec, finished = built("NVFP4")
+    command = script(spec, finished, tmp_path, pause=0.7)
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [process.communicate(timeout=60)[0].split()[-1] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert outputs[0] == outputs[1]
+    assert (tmp_path / "builds").read_text() == "built\n"
+
+
+def test_killed_build_leaves_nothing_that_looks_finished(built: Build, tmp_path: Path, lines: list[str]) -> None:
+    spec, finished = built("NVFP4")
+    with subprocess.Popen(script(spec, finished, tmp_path, pause=60), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "building\n"
+        os.kill(process.pid, signal.SIGKILL)
+    cache = tmp_path / "cache"
+    left = [path.name for path in cache.iterdir() if path.is_dir()]
+    assert len(left) == 1
+    assert left[0].startswith(".building-")
+    build = Copier(finished)
+    began = time.monotonic()
+    entry = ensure_checkpoint(spec, cache_dir=cache, build=build, progress=lines.append)
+    assert time.monotonic() - began < 20
+    assert build.count == 1
+    assert [path for path in cache.iterdir() if path.is_dir()] == [entry]
+
+
+def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("INFERPERF_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_cache_dir() == tmp_path / "inferperf"
+    monkeypatch.setenv("INFERPERF_CACHE_DIR", str(tmp_path / "mine"))
+    assert default_cache_dir() == tmp_path / "mine"
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [("/no/such/folder", "no such folder"), ("somebody/some-model", r"could not be downloaded|not installed")],
+)
+def test_missing_model_is_a_clear_error(
+    model: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    spec = EngineSpec(model=model, served_model_name="x")
+    with pytest.raises(CheckpointError, match=message):
+        ensure_checkpoint(spec, cache_dir=tmp_path, build=Copier(tmp_path), progress=lambda _line: None)

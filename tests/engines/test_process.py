@@ -1,0 +1,174 @@
+"""An engine process that crashes, hangs or babbles is an `EngineError`, and leaves nothing running."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pytest_inferperf.engines.interface import GenerationRequest, LogLikelihoodRequest
+from pytest_inferperf.engines.process import EngineProcess
+from pytest_inferperf.errors import EngineError
+from pytest_inferperf.model.case import EngineSpec
+
+REQUEST = GenerationRequest(prompt=(5, 6, 7), max_tokens=3)
+Start = Callable[..., EngineProcess]
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    engines: list[EngineProcess] = []
+
+    def start(behaviour: str, *, call_timeout_s: float = 30.0) -> EngineProcess:
+        engine = EngineProcess(
+            EngineSpec(model="m", served_model_name=behaviour),
+            class_path="fake_backend:FakeEngine",
+            checkpoint=tmp_path,
+            load_timeout_s=30,
+            call_timeout_s=call_timeout_s,
+            log_dir=tmp_path / "logs",
+        )
+        engines.append(engine)
+        return engine
+
+    yield start
+    for engine in engines:
+        engine.close()
+
+
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+def wait_gone(pid: int, *, within_s: float = 10.0) -> bool:
+    deadline = time.monotonic() + within_s
+    while is_running(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not is_running(pid)
+
+
+def test_answers_travel_whole(start: Start) -> None:
+    engine = start("good")
+    assert engine.encode(["ab"]) == [(97, 98)]
+    assert engine.decode([[97, 98]]) == ["ab"]
+    (answer,) = engine.generate([REQUEST], concurrency=1)
+    assert (answer.token_ids, answer.token_times_s) == ((5, 6, 7), (0.5, 0.5, 0.5))
+    found = engine.loglikelihood([LogLikelihoodRequest(context=(1,), continuation=(2, 3))], concurrency=1)
+    assert (found[0].logprob, found[0].is_greedy) == (-2.0, True)
+    assert engine.peak_memory_bytes() == 12345
+    assert (engine.vocab_size, engine.special_token_ids) == (100, frozenset({1, 2}))
+    assert engine.info.hardware.name == "CPU"
+
+
+def test_stream_can_be_left_early(start: Start) -> None:
+    engine = start("good")
+    stream = engine.stream(REQUEST)
+    assert next(stream).token_ids == (0,)
+    del stream
+    assert [chunk.text for chunk in engine.stream(REQUEST)] == ["0", "1", "2"]
+
+
+def test_close_is_idempotent_and_leaves_no_process(start: Start, tmp_path: Path) -> None:
+    engine = start("good")
+    engine.close()
+    engine.close()
+    assert wait_gone(engine.pid)
+    assert (tmp_path / "closed").exists()
+    with pytest.raises(EngineError, match="is closed"):
+        engine.generate([REQUEST], concurrency=1)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "message"),
+    [
+        (
+            "crash",
+            r"engine crash BF16 was killed by signal 11 \(SIGSEGV\)\.\nLast lines of .*\.log:\n(.*\n)*.*Segmentation",
+        ),
+        ("killed", r"engine killed BF16 was killed by signal 9 \(SIGKILL\): out of memory\?\."),
+        ("oom", r"engine oom BF16 failed: out of memory\nLast lines of (.*\n)*.*MemoryError"),
+        ("bug", r"engine bug BF16 failed: ZeroDivisionError: a bug\nLast lines of (.*\n)*.*fake_backend\.py"),
+        ("noise", r"engine noise BF16 the engine wrote something that is not a message: b'Loading weights: 100%"),
+    ],
+)
+def test_failure_says_what_happened(start: Start, behaviour: str, message: str) -> None:
+    engine = start(behaviour)
+    began = time.monotonic()
+    with pytest.raises(EngineError, match=message):
+        engine.generate([REQUEST], concurrency=1)
+    assert time.monotonic() - began < 10
+    if behaviour not in ("oom", "bug"):
+        assert wait_gone(engine.pid)
+
+
+def test_death_while_loading_quotes_the_log(start: Start) -> None:
+    with pytest.raises(EngineError, match=r"ended with exit status 3\.\nLast lines of (.*\n)*  last words"):
+        start("dies-loading")
+
+
+def test_missing_class_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="No module named 'no_such_backend'"):
+        EngineProcess(
+            EngineSpec(model="m", served_model_name="x"), class_path="no_such_backend:Engine", checkpoint=tmp_path
+        )
+
+
+def test_prints_do_not_reach_the_protocol(start: Start) -> None:
+    engine = start("chatty")
+    assert engine.generate([REQUEST], concurrency=1)[0].text == "ok"
+
+
+def test_hang_is_killed_with_its_children(start: Start, tmp_path: Path) -> None:
+    engine = start("hang", call_timeout_s=1.5)
+    with pytest.raises(EngineError, match=r"gave no answer to 'generate' within 1\.5 s and was killed"):
+        engine.generate([REQUEST], concurrency=1)
+    assert wait_gone(engine.pid)
+    assert wait_gone(int((tmp_path / "grandchild").read_text()))
+
+
+def test_engine_dies_with_a_killed_parent(tmp_path: Path) -> None:
+    script = f"""
+import sys
+sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[2])!r}]
+from pathlib import Path
+from pytest_inferperf.engines.interface import GenerationRequest
+from pytest_inferperf.engines.process import EngineProcess
+from pytest_inferperf.model.case import EngineSpec
+engine = EngineProcess(
+    EngineSpec(model="m", served_model_name="hang"), class_path="fake_backend:FakeEngine", checkpoint=Path({str(tmp_path)!r})
+)
+print(engine.pid, flush=True)
+engine.generate([GenerationRequest(prompt=(1,), max_tokens=1)], concurrency=1)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        deadline = time.monotonic() + 20
+        while not (tmp_path / "grandchild").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.2)
+        os.kill(parent.pid, signal.SIGKILL)
+    assert wait_gone(pid)
+    assert wait_gone(int((tmp_path / "grandchild").read_text()))
+
+
+def test_parent_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, pytest_inferperf.engines.launch, pytest_inferperf.engines.process, "
+        "pytest_inferperf.engines.checkpoint.cache; "
+        "print(sorted({'torch', 'numpy', 'transformers', 'modelopt', 'safetensors'} & set(sys.modules)))"
+    )
+    root = Path(__file__).parents[2]
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    assert found.stdout.strip() == "[]"
