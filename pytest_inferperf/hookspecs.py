@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @pytest.hookspec(firstresult=True)
-def pytest_inferperf_make_engine(config: pytest.Config, spec: EngineSpec) -> Engine | None:  # type: ignore[empty-body]
+def pytest_inferperf_make_engine(config: pytest.Config, spec: EngineSpec) -> Engine | None:
     """Build the engine for a spec.
 
     :param config: The pytest config object.

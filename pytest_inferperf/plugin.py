@@ -5,25 +5,19 @@ Everything heavy is imported where it is used: a project that has the plugin ins
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_inferperf.errors import InferperfError, InvalidRun, MarkError, SettingsError
+from pytest_inferperf.session import RECORD, RUN, STATE, Recorder, bound_of, judge_item, state_of
 
 if TYPE_CHECKING:
-    from pytest_inferperf.baselines.result_file import ResultRecord
     from pytest_inferperf.engines.interface import Engine
     from pytest_inferperf.fixture import Inferperf
     from pytest_inferperf.markers import BoundCase
     from pytest_inferperf.model.case import EngineSpec
-    from pytest_inferperf.report.progress import ProgressLine
-    from pytest_inferperf.settings import Settings
 
 _MARKS = (
     "inferperf(*, model, served_model_name, quant, recipe, kv_cache_dtype, tp, pp, ep, backend, calib_dataset, "
@@ -38,27 +32,6 @@ _MARKS = (
     "accuracy_floor(*, points, metric=None): fail when the score of the task is below a limit in points.",
     "requires_gpu(*, sm=0, count=1, memory_gib=0.0): skip where the machine lacks such GPUs.",
 )
-
-
-@dataclass
-class _State:
-    """What a session of a project that uses the plugin holds."""
-
-    settings: Settings
-    records: list[ResultRecord] = field(default_factory=list)
-    lines: list[str] = field(default_factory=list)
-    """What was written, for the summary."""
-
-    resolved: dict[int, pytest.Mark] = field(default_factory=dict)
-    """The marks that carry resolved identities, by `id`."""
-
-    progress: ProgressLine | None = None
-    context: dict[str, str] | None = None
-
-
-_STATE = pytest.StashKey[_State]()
-_RUN = pytest.StashKey["Inferperf"]()
-_RECORD = pytest.StashKey["ResultRecord"]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -108,23 +81,14 @@ def pytest_configure(config: pytest.Config) -> None:
     for line in _MARKS:
         config.addinivalue_line("markers", line)
     if not hasattr(config, "workerinput"):
-        config.pluginmanager.register(_Recorder(config), "inferperf-recorder")
+        config.pluginmanager.register(Recorder(config), "inferperf-recorder")
     asked = ("inferperf_update", "inferperf_json", "inferperf_reason", "inferperf_accept_regression", "inferperf_set")
     if any(config.getoption(name) for name in asked):
         # Wrong options end the run before anything is collected, also where no test uses them.
         try:
-            _state(config)
+            state_of(config)
         except SettingsError as error:
             raise pytest.UsageError(str(error)) from None
-
-
-def _state(config: pytest.Config) -> _State:
-    """Return the session's state, made on first use. Raises `SettingsError` for a wrong setting."""
-    if _STATE not in config.stash:
-        from pytest_inferperf.settings import read_settings
-
-        config.stash[_STATE] = _State(settings=read_settings(config))
-    return config.stash[_STATE]
 
 
 # Collection: marks become frozen cases, once.
@@ -163,7 +127,7 @@ def _parametrize(metafunc: pytest.Metafunc, uses: Sequence[str]) -> str:
     definition = metafunc.definition
     params: list[Any] = []
     try:
-        settings = _state(metafunc.config).settings
+        settings = state_of(metafunc.config).settings
         origin = markers.Origin(
             folder=definition.path.parent,
             overrides=settings.overrides,
@@ -179,7 +143,7 @@ def _parametrize(metafunc: pytest.Metafunc, uses: Sequence[str]) -> str:
             bound = markers.BoundCase(case=case, gates=markers.parse_gates(gate_marks, case))
             values = {"inferperf_engine": case.engine, "inferperf_case": bound}
             resolved = pytest.mark.inferperf(**case.identity())
-            _state(metafunc.config).resolved[id(resolved.mark)] = resolved.mark
+            state_of(metafunc.config).resolved[id(resolved.mark)] = resolved.mark
             params.append(pytest.param(*(values[name] for name in uses), id=case_id, marks=resolved))
     except (MarkError, SettingsError) as error:
         return str(error)
@@ -203,12 +167,12 @@ def pytest_inferperf_prepare_items(items: list[pytest.Item]) -> None:
     for item in items:
         if _spec_of(item) is None:
             continue
-        resolved = _state(item.config).resolved
+        resolved = state_of(item.config).resolved
         for node in item.listchain():
             node.own_markers[:] = [
                 mark for mark in node.own_markers if mark.name != "inferperf" or id(mark) in resolved
             ]
-        bound = _bound_of(item)
+        bound = bound_of(item)
         if bound is not None and bound.case.workload is not None and item.config.pluginmanager.hasplugin("benchmark"):
             # Named among the fixtures, so that --benchmark-only and --benchmark-skip see a benchmark.
             fixtures: list[str] = getattr(item, "fixturenames", [])
@@ -241,7 +205,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     marks = list(item.iter_markers("requires_gpu"))
     if marks:
         _check_gpu(item, marks)
-    bound = _bound_of(item)
+    bound = bound_of(item)
     if bound is not None and bound.case.workload is not None and hasattr(item.config, "workerinput"):
         pytest.fail(
             "performance is not measured under xdist: neighbours on the same machine make the figures wrong. "
@@ -263,16 +227,10 @@ def _check_gpu(item: pytest.Item, marks: list[pytest.Mark]) -> None:
         message = str(error)
     if message:
         pytest.fail(message, pytrace=False)
-    if lacking and _state(item.config).settings.require_gpu:
+    if lacking and state_of(item.config).settings.require_gpu:
         pytest.fail(f"{lacking} (--inferperf-require-gpu forbids to skip)", pytrace=False)
     if lacking:
         pytest.skip(lacking)
-
-
-def _bound_of(item: pytest.Item) -> BoundCase | None:
-    callspec = getattr(item, "callspec", None)
-    bound: BoundCase | None = callspec.params.get("inferperf_case") if callspec is not None else None
-    return bound
 
 
 @pytest.fixture(scope="session")
@@ -286,9 +244,11 @@ def inferperf_case(request: pytest.FixtureRequest) -> BoundCase:
 def inferperf_engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """The built engine of the test's `inferperf` mark: `generate`, `stream`, `loglikelihood`, for your own asserts."""
     spec: EngineSpec = _param(request)
+    from pytest_inferperf.terminal import shown_progress
+
     message = ""
     engine: Engine | None = None
-    with _Progress(request.config) as progress:
+    with shown_progress(request.config) as progress:
         try:
             engine = request.config.hook.pytest_inferperf_make_engine(config=request.config, spec=spec)
             if engine is None:
@@ -306,7 +266,7 @@ def _open_engine(
 ) -> Engine:
     from pytest_inferperf.engines.launch import open_engine
 
-    settings = _state(config).settings
+    settings = state_of(config).settings
     return open_engine(
         spec,
         cache_dir=settings.cache_dir,
@@ -327,46 +287,6 @@ def _param(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-class _Progress:
-    """Shows progress past pytest's capture: a rewritten line on a terminal, quiet lines in CI, nothing under -q."""
-
-    def __init__(self, config: pytest.Config) -> None:
-        self._config = config
-        self._capture = config.pluginmanager.getplugin("capturemanager")
-
-    def __enter__(self) -> Callable[[str], None]:
-        return self._show
-
-    def _show(self, text: str) -> None:
-        logging.getLogger("pytest_inferperf").info(text)
-        if self._config.get_verbosity() < 0 or hasattr(self._config, "workerinput"):
-            return
-        from pytest_inferperf.report.progress import ProgressLine
-
-        state = _state(self._config)
-        if self._capture is not None:
-            self._capture.suspend_global_capture(in_=False)
-        try:
-            if state.progress is None:
-                reporter = self._config.pluginmanager.getplugin("terminalreporter")
-                terminal = bool(reporter is not None and reporter.isatty)
-                width = reporter._tw.fullwidth if reporter is not None else 80
-                state.progress = ProgressLine(sys.stdout, is_terminal=terminal, width=width)
-            state.progress(text)
-        finally:
-            if self._capture is not None:
-                self._capture.resume_global_capture()
-
-    def __exit__(self, *_: object) -> None:
-        state = _state(self._config)
-        if state.progress is not None and self._capture is not None:
-            self._capture.suspend_global_capture(in_=False)
-            try:
-                state.progress.clear()
-            finally:
-                self._capture.resume_global_capture()
-
-
 @pytest.fixture
 def inferperf(
     request: pytest.FixtureRequest, inferperf_case: BoundCase, inferperf_engine: Engine
@@ -376,28 +296,29 @@ def inferperf(
     `inferperf.measure()` runs the workload, `inferperf.evaluate()` the task, `inferperf.engine` is the built engine.
     """
     from pytest_inferperf.fixture import Inferperf
+    from pytest_inferperf.terminal import shown_progress
 
     config = request.config
     benchmark = None
     if inferperf_case.case.workload is not None and config.pluginmanager.hasplugin("benchmark"):
         benchmark = request.getfixturevalue("benchmark")
-    with _Progress(config) as progress:
+    with shown_progress(config) as progress:
         run = Inferperf(
             inferperf_case,
             inferperf_engine,
-            _state(config).settings,
+            state_of(config).settings,
             benchmark=benchmark,
             progress=progress,
             context=lambda: _context(config, inferperf_engine),
         )
-        request.node.stash[_RUN] = run
+        request.node.stash[RUN] = run
         yield run
     if benchmark is not None and run.result.performance is None:
         benchmark.skipped = True  # Else pytest-benchmark warns that nobody used it.
 
 
 def _context(config: pytest.Config, engine: Engine) -> dict[str, str]:
-    state = _state(config)
+    state = state_of(config)
     if state.context is None:
         from pytest_inferperf.measure.environment import collect_context
 
@@ -409,13 +330,13 @@ def _context(config: pytest.Config, engine: Engine) -> dict[str, str]:
     recipe = {"recipe": spec.recipe} if spec.recipe else {}
     options = {f"engine_options.{name}": str(value) for name, value in spec.engine_options}
     checkpoint = {"checkpoint_hash": engine.info.checkpoint_hash}
-    return state.context | dict(engine.info.versions) | checkpoint | recipe | options
+    return {**state.context, **engine.info.versions, **checkpoint, **recipe, **options}
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    if _STATE in config.stash and config.stash[_STATE].context:
-        machine_info["inferperf"] = dict(config.stash[_STATE].context or {})
+    if STATE in config.stash and config.stash[STATE].context:
+        machine_info["inferperf"] = dict(config.stash[STATE].context or {})
 
 
 # Judgement: once, in the call phase, after the body.
@@ -423,71 +344,35 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    if _RUN not in item.stash:
+    if RUN not in item.stash:
         return (yield)
-    run = item.stash[_RUN]
+    run = item.stash[RUN]
     message = ""
     answer: object = None
     try:
         answer = yield
     except InvalidRun as error:
-        message = _judge(item, run, invalid=str(error))
+        message = judge_item(item, run, invalid=str(error))
         message = message or f"INVALID: {error}"
     except InferperfError as error:
-        _judge(item, run, invalid=f"the test body failed: {error}")
+        judge_item(item, run, invalid=f"the test body failed: {error}")
         message = str(error)
     except pytest.skip.Exception:
         raise
     except BaseException as error:
         # The body's own failure is what the user sees; the gates are still shown, and nothing of it is recorded.
-        shown = _judge(item, run, body_failed=f"the test body failed: {type(error).__name__}: {error}")
+        shown = judge_item(item, run, body_failed=f"the test body failed: {type(error).__name__}: {error}")
         if shown:
             item.add_report_section("call", "inferperf gates", shown)
+        if isinstance(error, KeyboardInterrupt | SystemExit) and RECORD in item.stash:
+            # No report will carry it: what was measured is kept here.
+            state_of(item.config).records.append(item.stash[RECORD])
         raise
     else:
-        message = _judge(item, run)
+        message = judge_item(item, run)
     if message:
         pytest.fail(message, pytrace=False)
     return answer
-
-
-def _judge(item: pytest.Item, run: Inferperf, *, invalid: str = "", body_failed: str = "") -> str:
-    """Judge a run, keep its record, and return the failure message; "" when every gate lets it pass."""
-    import warnings
-
-    from pytest_inferperf.baselines.result_file import ResultRecord
-    from pytest_inferperf.judging import judge_case
-    from pytest_inferperf.model.verdicts import Status, worst
-    from pytest_inferperf.report.junit import junit_properties
-    from pytest_inferperf.report.lines import failure_message
-
-    settings = _state(item.config).settings
-    result = replace(run.result, invalid=invalid) if invalid else run.result
-    gates = run.bound.gates
-    try:
-        verdicts = judge_case(result, gates, root=settings.baselines, tolerance=settings.tolerance)
-    except InferperfError as error:
-        return str(error)
-    if result.performance is None and result.accuracy is None and not gates and not invalid:
-        return ""
-    status = worst(verdicts) if verdicts else None
-    item.user_properties.extend(junit_properties(result, verdicts))
-    record = ResultRecord(
-        nodeid=item.nodeid,
-        result=replace(result, invalid=body_failed) if body_failed else result,
-        gates=gates,
-        verdicts=verdicts,
-        status=status,
-    )
-    item.stash[_RECORD] = record
-    if status is None or status is Status.PASS:
-        return ""
-    simulated = result.engine is not None and result.engine.simulated
-    message = failure_message(verdicts, item.nodeid, simulated=simulated and result.performance is not None)
-    if status is Status.INCONCLUSIVE and settings.on_inconclusive == "warn":
-        warnings.warn(pytest.PytestWarning(f"{item.nodeid}: {message}"), stacklevel=2)
-        return ""
-    return message
 
 
 @pytest.hookimpl(wrapper=True)
@@ -495,113 +380,9 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if call.when == "call" and _RECORD in item.stash:
+    if call.when == "call" and RECORD in item.stash:
         from pytest_inferperf.baselines.result_file import record_to_json
 
         # Plain data: reports travel from xdist workers to the controller as JSON.
-        report.inferperf_record = record_to_json(item.stash[_RECORD])  # type: ignore[attr-defined]
+        report.inferperf_record = record_to_json(item.stash[RECORD])  # type: ignore[attr-defined]
     return report
-
-
-# The end of a session: the controller, or the one serial process, writes and reports.
-
-
-class _Recorder:
-    """Collects the records of all tests, and turns them into files and lines when the session ends."""
-
-    def __init__(self, config: pytest.Config) -> None:
-        self._config = config
-
-    @pytest.hookimpl
-    def pytest_report_collectionfinish(self, items: list[pytest.Item]) -> str | list[str]:
-        cases = [bound for bound in map(_bound_of, items) if bound is not None]
-        if not cases:
-            return []
-        engines = len({bound.case.engine for bound in cases})
-        gates = sum(len(bound.gates) for bound in cases)
-        folder = _shown(_state(self._config).settings.baselines, self._config)
-        return f"inferperf: {len(cases)} cases, {engines} engines, {gates} gates, baselines in {folder}"
-
-    @pytest.hookimpl
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        record = getattr(report, "inferperf_record", None)
-        if record is not None:
-            from pytest_inferperf.baselines.result_file import record_from_json
-
-            _state(self._config).records.append(record_from_json(record))
-
-    @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        if _STATE not in self._config.stash:
-            return
-        state = self._config.stash[_STATE]
-        for act in (self._write_results, self._update):
-            try:
-                act(state)
-            except InferperfError as error:
-                state.lines.append(f"ERROR: {error}")
-                session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
-
-    def _write_results(self, state: _State) -> None:
-        path = state.settings.json_path
-        if path is None:
-            return
-        from datetime import datetime, timezone
-
-        from pytest_inferperf.baselines.result_file import ResultFile, write_result_file
-
-        environment = state.context or {}
-        created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        write_result_file(path, ResultFile(created=created, environment=environment, records=tuple(state.records)))
-        state.lines.append(f"{len(state.records)} results written to {_shown(path, self._config)}")
-
-    def _update(self, state: _State) -> None:
-        settings = state.settings
-        if settings.update is None:
-            return
-        from datetime import datetime, timezone
-
-        from pytest_inferperf.baselines.update import update
-
-        plan, written = update(
-            settings.baselines,
-            state.records,
-            mode=settings.update,
-            reason=settings.reason,
-            accept_regression=settings.accept_regression,
-            now=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        )
-        if plan.changes:
-            files = ", ".join(_shown(path, self._config) for path in written)
-            state.lines.append(f"{len(plan.changes)} values recorded in {files}; review with git diff, then commit")
-        state.lines += [f"not recorded: {refusal}" for refusal in plan.refusals]
-        state.lines += [f"not recorded: {skipped}" for skipped in plan.skipped]
-        if not plan.changes and not plan.refusals:
-            state.lines.append(f"--inferperf-update={settings.update}: nothing to record")
-        if plan.refusals:
-            raise InferperfError(f"{len(plan.refusals)} updates were refused")
-
-    @pytest.hookimpl
-    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        if _STATE not in self._config.stash:
-            return
-        from pytest_inferperf.report.lines import summary_lines
-
-        state = self._config.stash[_STATE]
-        cases = [
-            (
-                record.nodeid,
-                record.verdicts,
-                record.result.engine is not None and record.result.engine.simulated,
-            )
-            for record in state.records
-        ]
-        lines = summary_lines(cases) + state.lines
-        if lines and self._config.get_verbosity() > -2:
-            terminalreporter.section("inferperf", sep="=")
-            for line in lines:
-                terminalreporter.write_line(line)
-
-
-def _shown(path: Path, config: pytest.Config) -> str:
-    return str(path.relative_to(config.rootpath)) if path.is_relative_to(config.rootpath) else str(path)

@@ -147,7 +147,7 @@ class QuantizedLinear(nn.Module):
         return nn.functional.linear(self.quantize_input(inputs), self.weight, self.bias)
 
 
-class KvLayer(CacheLayerMixin):  # type: ignore[no-untyped-call,unused-ignore]
+class KvLayer(CacheLayerMixin):  # type: ignore[misc,no-untyped-call,unused-ignore]
     """The keys and values of one layer, in one growing buffer, kept in the format of the KV cache."""
 
     is_sliding = False

@@ -299,8 +299,8 @@ def test_kv_cache_is_fp8_when_generating_and_when_scoring(built: Build) -> None:
         assert cache.layers[0]._buffers[0].dtype == torch.float8_e4m3fn
         quantized = engine.loglikelihood(request, concurrency=1)[0].logprob
         assert engine.info.kv_cache_quant_algo == "FP8"
-    with TransformersEngine(plain_spec, checkpoint=str(plain_folder)) as engine:
-        plain = engine.loglikelihood(request, concurrency=1)[0].logprob
+    with TransformersEngine(plain_spec, checkpoint=str(plain_folder)) as other:
+        plain = other.loglikelihood(request, concurrency=1)[0].logprob
     assert quantized != plain
     assert quantized == pytest.approx(plain, abs=1.0)
 

@@ -26,7 +26,9 @@ for _name in (
     "report.junit",
     "report.lines",
     "report.progress",
+    "session",
     "settings",
+    "terminal",
 ):
     importlib.import_module(f"pytest_inferperf.{_name}")
 # C extensions refuse to be loaded twice.
@@ -84,4 +86,7 @@ TASK = 'inferperf(model="tiny-llama", quant="NVFP4", task="gsm8k")'
 def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A fresh project, outside CI."""
     monkeypatch.delenv("CI", raising=False)
+    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
+        # These tests may run under xdist; the runs inside them do not.
+        monkeypatch.delenv(name, raising=False)
     return Project(pytester)

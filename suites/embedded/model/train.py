@@ -29,7 +29,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 SUITE = Path(__file__).resolve().parents[1]
 SEED = 20260
-STEPS = 1300
+STEPS = 1000
 THREADS = 2
 LEARNING_RATE = 2e-3
 VOCABULARY = 768
@@ -177,9 +177,11 @@ def draw_people(rng: random.Random, count: int) -> Iterator[Person]:
 
 
 def fact_doc(rng: random.Random, person: Person, index: int) -> dict[str, Any]:
-    """Build one four-way question about one attribute of a person."""
+    """Build a four-way question; each wrong choice shares a word with the right one."""
     attribute, truth = ATTRIBUTES[index], person.values[index]
-    choices = [truth, *rng.sample([v for v in attribute.values if v != truth], 3)]
+    words = set(truth.split())
+    near = [v for v in attribute.values if v != truth and words & set(v.split())]
+    choices = [truth, *rng.sample(near, 3)]
     rng.shuffle(choices)
     return {
         "prompt": f"{person.name} {attribute.phrases[0]}",

@@ -168,7 +168,7 @@ _real_evaluate = evaluate_run.evaluate
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    evaluate_run.evaluate = scripted_evaluate  # type: ignore[assignment]
+    evaluate_run.evaluate = scripted_evaluate
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

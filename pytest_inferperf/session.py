@@ -1,0 +1,205 @@
+"""What a pytest session holds, how a run is judged in it, and what it writes when it ends."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_inferperf.errors import BaselineError, InferperfError
+
+if TYPE_CHECKING:
+    from pytest_inferperf.baselines.result_file import ResultRecord
+    from pytest_inferperf.fixture import Inferperf
+    from pytest_inferperf.markers import BoundCase
+    from pytest_inferperf.report.progress import ProgressLine
+    from pytest_inferperf.settings import Settings
+
+__all__ = ["RECORD", "RUN", "Recorder", "State", "bound_of", "judge_item", "state_of"]
+
+
+@dataclass
+class State:
+    """What a session of a project that uses the plugin holds."""
+
+    settings: Settings
+    records: list[ResultRecord] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+    """What was written, for the summary."""
+
+    resolved: dict[int, pytest.Mark] = field(default_factory=dict)
+    """The marks that carry resolved identities, by `id`."""
+
+    progress: ProgressLine | None = None
+    context: Mapping[str, str] | None = None
+
+
+STATE = pytest.StashKey[State]()
+RUN = pytest.StashKey["Inferperf"]()
+RECORD = pytest.StashKey["ResultRecord"]()
+
+
+def state_of(config: pytest.Config) -> State:
+    """Return the session's state, made on first use. Raises `SettingsError` for a wrong setting."""
+    if STATE not in config.stash:
+        from pytest_inferperf.settings import read_settings
+
+        config.stash[STATE] = State(settings=read_settings(config))
+    return config.stash[STATE]
+
+
+def bound_of(item: pytest.Item) -> BoundCase | None:
+    """Return the case and gates of an item; None for a test that is not ours."""
+    callspec = getattr(item, "callspec", None)
+    bound: BoundCase | None = callspec.params.get("inferperf_case") if callspec is not None else None
+    return bound
+
+
+def judge_item(item: pytest.Item, run: Inferperf, *, invalid: str = "", body_failed: str = "") -> str:
+    """Judge a run, keep its record, and return the failure message; "" when every gate lets it pass.
+
+    `invalid` makes every gate INVALID; `body_failed` leaves the verdicts as they are and keeps the record from ever
+    becoming a baseline.
+    """
+    from pytest_inferperf.baselines.result_file import ResultRecord
+    from pytest_inferperf.judging import judge_case
+    from pytest_inferperf.model.verdicts import Status, worst
+    from pytest_inferperf.report.junit import junit_properties
+    from pytest_inferperf.report.lines import failure_message
+
+    settings = state_of(item.config).settings
+    result = replace(run.result, invalid=invalid) if invalid else run.result
+    gates = run.bound.gates
+    if result.performance is None and result.accuracy is None and not gates and not invalid:
+        return ""
+    broken = ""
+    try:
+        verdicts = judge_case(result, gates, root=settings.baselines, tolerance=settings.tolerance)
+    except BaselineError as error:
+        # What was measured is kept; it can be judged again once the file is mended.
+        verdicts, broken = (), str(error)
+    status = worst(verdicts) if verdicts else None
+    item.user_properties.extend(junit_properties(result, verdicts))
+    item.stash[RECORD] = ResultRecord(
+        nodeid=item.nodeid,
+        result=replace(result, invalid=body_failed) if body_failed else result,
+        gates=gates,
+        verdicts=verdicts,
+        status=status,
+    )
+    if broken or status is None or status is Status.PASS:
+        return broken
+    simulated = result.engine is not None and result.engine.simulated and result.performance is not None
+    message = failure_message(verdicts, item.nodeid, simulated=simulated)
+    if status is Status.INCONCLUSIVE and settings.on_inconclusive == "warn":
+        warnings.warn(pytest.PytestWarning(f"{item.nodeid}: {message}"), stacklevel=2)
+        return ""
+    return message
+
+
+class Recorder:
+    """Collects the records of all tests, and turns them into files and lines when the session ends.
+
+    Registered in the controller or the one serial process, never in an xdist worker.
+    """
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    @pytest.hookimpl
+    def pytest_report_collectionfinish(self, items: list[pytest.Item]) -> str | list[str]:
+        """Say in one line what was collected; nothing where nothing is ours."""
+        cases = [bound for bound in map(bound_of, items) if bound is not None]
+        if not cases:
+            return []
+        engines = len({bound.case.engine for bound in cases})
+        gates = sum(len(bound.gates) for bound in cases)
+        folder = self._shown(state_of(self._config).settings.baselines)
+        return f"inferperf: {len(cases)} cases, {engines} engines, {gates} gates, baselines in {folder}"
+
+    @pytest.hookimpl
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Keep the record that a report carries, from this process or from an xdist worker."""
+        record = getattr(report, "inferperf_record", None)
+        if record is not None:
+            from pytest_inferperf.baselines.result_file import record_from_json
+
+            state_of(self._config).records.append(record_from_json(record))
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Write results and baselines; what could not be written turns the session red."""
+        if STATE not in self._config.stash:
+            return
+        state = self._config.stash[STATE]
+        for act in (self._write_results, self._update):
+            try:
+                act(state)
+            except InferperfError as error:
+                state.lines.append(f"ERROR: {error}")
+                session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+
+    def _write_results(self, state: State) -> None:
+        path = state.settings.json_path
+        if path is None:
+            return
+        from pytest_inferperf.baselines.result_file import ResultFile, write_result_file
+
+        file = ResultFile(created=_now(), environment=state.context or {}, records=tuple(state.records))
+        write_result_file(path, file)
+        state.lines.append(f"{len(state.records)} results written to {self._shown(path)}")
+
+    def _update(self, state: State) -> None:
+        settings = state.settings
+        if settings.update is None:
+            return
+        from pytest_inferperf.baselines.update import update
+
+        plan, written = update(
+            settings.baselines,
+            state.records,
+            mode=settings.update,
+            reason=settings.reason,
+            accept_regression=settings.accept_regression,
+            now=_now(),
+        )
+        if plan.changes:
+            files = ", ".join(map(self._shown, written))
+            state.lines.append(f"{len(plan.changes)} values recorded in {files}; review with git diff, then commit")
+        state.lines += [f"not recorded: {reason}" for reason in (*plan.refusals, *plan.skipped)]
+        if not plan.changes and not plan.refusals:
+            state.lines.append(f"--inferperf-update={settings.update}: nothing to record")
+        if plan.refusals:
+            raise InferperfError(f"{len(plan.refusals)} updates were refused")
+
+    @pytest.hookimpl
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """Show every gate, the counts, and one next step; nothing where no gate was judged."""
+        if STATE not in self._config.stash:
+            return
+        from pytest_inferperf.report.lines import summary_lines
+
+        state = self._config.stash[STATE]
+        cases = [
+            (record.nodeid, record.verdicts, record.result.engine is not None and record.result.engine.simulated)
+            for record in state.records
+        ]
+        lines = summary_lines(cases) + state.lines
+        if lines and self._config.get_verbosity() > -2:
+            terminalreporter.section("inferperf", sep="=")
+            for line in lines:
+                terminalreporter.write_line(line)
+
+    def _shown(self, path: Path) -> str:
+        root = self._config.rootpath
+        return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+
+
+def _now() -> str:
+    from datetime import datetime, timezone
+
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

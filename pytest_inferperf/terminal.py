@@ -1,0 +1,56 @@
+"""Progress past pytest's capture: a rewritten line on a terminal, quiet lines in CI, nothing under -q."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from pytest_inferperf.report.progress import ProgressLine
+from pytest_inferperf.session import state_of
+
+__all__ = ["shown_progress"]
+
+
+@contextlib.contextmanager
+def shown_progress(config: pytest.Config) -> Iterator[Callable[[str], None]]:
+    """Give a callable that shows a line of progress, and remove the line when the block is done."""
+    quiet = config.get_verbosity() < 0 or hasattr(config, "workerinput")
+
+    def show(text: str) -> None:
+        logging.getLogger("pytest_inferperf").info(text)
+        if not quiet:
+            with _uncaptured(config):
+                _line(config)(text)
+
+    try:
+        yield show
+    finally:
+        if state_of(config).progress is not None:
+            with _uncaptured(config):
+                _line(config).clear()
+
+
+def _line(config: pytest.Config) -> ProgressLine:
+    state = state_of(config)
+    if state.progress is None:
+        width = shutil.get_terminal_size().columns
+        state.progress = ProgressLine(sys.stdout, is_terminal=sys.stdout.isatty(), width=width)
+    return state.progress
+
+
+@contextlib.contextmanager
+def _uncaptured(config: pytest.Config) -> Iterator[None]:
+    capture = config.pluginmanager.getplugin("capturemanager")
+    if capture is None:
+        yield
+        return
+    capture.suspend_global_capture(in_=False)
+    try:
+        yield
+    finally:
+        capture.resume_global_capture()
