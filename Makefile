@@ -34,7 +34,7 @@ unit-serial: install
 
 # The lowest pytest that is supported, in a folder before the environment's own.
 unit-lowest: install $(VENV)/lowest
-	PYTHONPATH=$(VENV)/lowest $(TESTS) -n 2
+	PYTHONPATH=$(VENV)/lowest $(VENV)/lowest/bin/pytest tests -n 2
 
 install: $(VENV)/.wheel
 
