@@ -13,7 +13,7 @@ from pytest_inferperf.errors import MarkError, choices
 from pytest_inferperf.model.case import Case, EngineSpec, GpuRequirement, Scalar, Task, Workload
 from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, Gate, PerformanceGate
 from pytest_inferperf.model.metrics import METRICS, STATISTICS, MetricRef, parse_metric
-from pytest_inferperf.model.quant import KV_CACHE_DTYPES, check_quant
+from pytest_inferperf.model.quant import KV_CACHE_DTYPES, QUANTIZATIONS, check_quant
 
 if TYPE_CHECKING:
     import pytest
@@ -239,11 +239,33 @@ def _engine(values: dict[str, Any], origin: Origin) -> EngineSpec:
         raise MarkError(
             f"inferperf: unknown backend {backend!r}.\n{choices(backend, origin.backends, what='Backends')}"
         )
+    _check_precision(values, folder, origin)
     values["model"] = str(folder) if folder is not None else model
     # A hub id's last part, or the folder's name: what the model is called, not where it lies.
     values.setdefault("served_model_name", (folder.name if folder else model.rsplit("/", 1)[-1]).lower())
     values["engine_options"] = tuple(sorted(values.get("engine_options", {}).items()))
     return EngineSpec(**values)
+
+
+def _check_precision(values: Mapping[str, Any], folder: Path | None, origin: Origin) -> None:
+    """Refuse what the shipped backends could only refuse after a build has begun."""
+    quant, recipe = values.get("quant", "BF16"), values.get("recipe", "")
+    kv_cache = values.get("kv_cache_dtype", "auto")
+    if quant == "BF16" and (recipe or kv_cache != "auto"):
+        given = f"recipe={recipe!r}" if recipe else f"kv_cache_dtype={kv_cache!r}"
+        raise MarkError(f'inferperf: {given} needs a quantized checkpoint, and quant is BF16. Name one: quant="FP8".')
+    if not origin.backends:
+        return
+    row = QUANTIZATIONS.get(quant)
+    built_here = folder is not None and not (folder / "hf_quant_config.json").is_file()
+    if row is not None and row.needs_calibration and built_here and not values.get("calib_dataset"):
+        raise MarkError(
+            f"inferperf: quant={quant!r} is calibrated. Give texts like those the model will see: "
+            'calib_dataset="texts.jsonl", a "text" field per line.'
+        )
+    split = [f"{name}={values[name]}" for name in ("tp", "pp", "ep") if values.get(name, 1) != 1]
+    if split and values["backend"] == "transformers":
+        raise MarkError(f"inferperf: {', '.join(split)}: the transformers backend runs on one device.")
 
 
 def _existing(name: str, folder: Path) -> Path | None:
@@ -298,7 +320,7 @@ def _check_distinct(cases: Iterable[tuple[str, Case]]) -> None:
 
 
 def parse_gates(marks: Sequence[pytest.Mark], case: Case) -> tuple[Gate, ...]:
-    """Turn gate marks, innermost first, into gates. The innermost mark wins where two name the same gate.
+    """Turn gate marks, outermost first, into gates. The innermost mark wins where two name the same gate.
 
     Raises `MarkError` for anything wrong in a mark, and for a gate that the case cannot feed.
     """
@@ -317,7 +339,7 @@ def parse_gates(marks: Sequence[pytest.Mark], case: Case) -> tuple[Gate, ...]:
             parsed = (_accuracy_loss(mark) if mark.name == "accuracy_loss_ceiling" else _accuracy_floor(mark),)
         for gate in parsed:
             absolute = isinstance(gate, PerformanceGate) and gate.limit is not None
-            gates.setdefault((type(gate), gate.name, absolute), gate)
+            gates[type(gate), gate.name, absolute] = gate
     metrics = {gate.metric for gate in gates.values() if not isinstance(gate, PerformanceGate)}
     if len(metrics) > 1:
         named = ", ".join(sorted(str(item) for item in metrics))
@@ -346,7 +368,7 @@ def _performance_gates(mark: pytest.Mark) -> list[PerformanceGate]:
         gates.append(PerformanceGate(metric=_metric(mark.name, name, higher), tolerance=tolerance))
     for name, value in keywords.items():
         limit = _number(mark, name, value)
-        metric = _metric(mark.name, _dotted(name), higher)
+        metric = _metric(mark.name, _dotted(name), higher, keywords=("tolerance",))
         if limit <= 0:
             raise MarkError(f"{mark.name}: {name}={value!r} must be above 0: a limit of 0 cannot be judged.")
         gates.append(PerformanceGate(metric=metric, limit=limit))
@@ -373,11 +395,11 @@ def _metrics_with(higher: bool) -> str:
     return "Metrics with a floor" if higher else "Metrics with a ceiling"
 
 
-def _metric(mark: str, name: str, higher: bool) -> MetricRef:
+def _metric(mark: str, name: str, higher: bool, keywords: Sequence[str] = ()) -> MetricRef:
     if name.partition(".")[0] not in METRICS:
-        raise MarkError(
-            f"{mark}: unknown metric {name!r}.\n{choices(name, _gateable(higher), what=_metrics_with(higher))}"
-        )
+        kind = "metric or keyword" if keywords else "metric"
+        valid = [*_gateable(higher), *keywords]
+        raise MarkError(f"{mark}: unknown {kind} {name!r}.\n{choices(name, valid, what=_metrics_with(higher))}")
     try:
         found = parse_metric(name)
     except MarkError as error:

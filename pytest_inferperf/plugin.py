@@ -136,7 +136,7 @@ def _parametrize(metafunc: pytest.Metafunc, uses: Sequence[str]) -> str:
         )
         cases = markers.parse_cases(list(definition.iter_markers("inferperf"))[::-1], origin)
         markers.parse_requires_gpu(list(definition.iter_markers("requires_gpu")))
-        gate_marks = [mark for mark in definition.iter_markers() if mark.name in _GATES]
+        gate_marks = [mark for mark in definition.iter_markers() if mark.name in _GATES][::-1]
         if gate_marks and "inferperf_case" not in uses:
             return f"{gate_marks[0].name}: the test must request the inferperf fixture and call it."
         for case_id, case in cases:

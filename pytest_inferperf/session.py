@@ -82,6 +82,9 @@ def judge_item(item: pytest.Item, run: Inferperf, *, invalid: str = "", body_fai
     except BaselineError as error:
         # What was measured is kept; it can be judged again once the file is mended.
         verdicts, broken = (), str(error)
+    if settings.update is not None:
+        # The command that a missing baseline asks for is the one that is running.
+        verdicts = tuple(replace(verdict, next_step="") for verdict in verdicts)
     status = worst(verdicts) if verdicts else None
     item.user_properties.extend(junit_properties(result, verdicts))
     item.stash[RECORD] = ResultRecord(
@@ -116,10 +119,13 @@ class Recorder:
         cases = [bound for bound in map(bound_of, items) if bound is not None]
         if not cases:
             return []
+        from pytest_inferperf.report.lines import plural
+
         engines = len({bound.case.engine for bound in cases})
         gates = sum(len(bound.gates) for bound in cases)
         folder = self._shown(state_of(self._config).settings.baselines)
-        return f"inferperf: {len(cases)} cases, {engines} engines, {gates} gates, baselines in {folder}"
+        counts = ((len(cases), "case"), (engines, "engine"), (gates, "gate"))
+        return f"inferperf: {', '.join(plural(*item) for item in counts)}, baselines in {folder}"
 
     @pytest.hookimpl
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -148,16 +154,18 @@ class Recorder:
         if path is None:
             return
         from pytest_inferperf.baselines.result_file import ResultFile, write_result_file
+        from pytest_inferperf.report.lines import plural
 
         file = ResultFile(created=_now(), environment=state.context or {}, records=tuple(state.records))
         write_result_file(path, file)
-        state.lines.append(f"{len(state.records)} results written to {self._shown(path)}")
+        state.lines.append(f"{plural(len(state.records), 'result')} written to {self._shown(path)}")
 
     def _update(self, state: State) -> None:
         settings = state.settings
-        if settings.update is None:
+        if settings.update is None or self._config.getoption("collectonly"):
             return
         from pytest_inferperf.baselines.update import update
+        from pytest_inferperf.report.lines import plural
 
         plan, written = update(
             settings.baselines,
@@ -169,12 +177,13 @@ class Recorder:
         )
         if plan.changes:
             files = ", ".join(map(self._shown, written))
-            state.lines.append(f"{len(plan.changes)} values recorded in {files}; review with git diff, then commit")
+            values = plural(len(plan.changes), "value")
+            state.lines.append(f"{values} recorded in {files}; review with git diff, then commit")
         state.lines += [f"not recorded: {reason}" for reason in (*plan.refusals, *plan.skipped)]
         if not plan.changes and not plan.refusals:
             state.lines.append(f"--inferperf-update={settings.update}: nothing to record")
         if plan.refusals:
-            raise InferperfError(f"{len(plan.refusals)} updates were refused")
+            raise InferperfError(f"{plural(len(plan.refusals), 'update')} refused")
 
     @pytest.hookimpl
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:

@@ -170,6 +170,15 @@ def test_how_examples_are_compared(expected: list[str], shown: str, same: bool) 
     assert (difference(expected, shown) == "") is same
 
 
+def test_the_demo_is_the_one_that_the_tutorial_describes() -> None:
+    demo, tutorial = (ROOT / "suites/embedded/demo.py").read_text(), (DOCS / "tutorial.md").read_text()
+    (recipe,) = re.findall(r'^WORSE_RECIPE = "(\w+)"$', demo, re.M)
+    regressions = [item.replace("{WORSE_RECIPE}", recipe) for item in re.findall(r'"(--inferperf-set=[^"]+)"', demo)]
+    assert regressions
+    for option in regressions:
+        assert option in tutorial
+
+
 # Files.
 
 

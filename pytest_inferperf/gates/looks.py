@@ -14,6 +14,7 @@ import enum
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 __all__ = [
     "ALPHA",
@@ -22,6 +23,7 @@ __all__ = [
     "SESSIONS",
     "Decision",
     "LookSchedule",
+    "Unresolvable",
     "check_margins",
     "decide",
     "nominal_levels",
@@ -63,7 +65,7 @@ class LookSchedule:
     alpha: float = ALPHA
 
     def __post_init__(self) -> None:
-        if not self.looks or self.looks[0] < 1 or any(b <= a for a, b in zip(self.looks, self.looks[1:], strict=False)):
+        if not self.looks or self.looks[0] < 1 or any(b <= a for a, b in pairwise(self.looks)):
             raise ValueError(f"looks have to be positive and to grow: {self.looks}")
         if len(self.levels) != len(self.looks):
             raise ValueError(f"{len(self.looks)} looks have {len(self.levels)} levels")
@@ -104,6 +106,18 @@ QUESTIONS = LookSchedule(
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Unresolvable:
+    """The tolerance is 0, or smaller than the data can ever resolve: an error of the gate, not a pass or a regression."""
+
+    tolerance: float
+    smallest: float
+    """Smallest tolerance that can be resolved; infinite where nothing is known about the spread."""
+
+    reason: str
+    """The whole message: what was asked, and what is possible."""
+
+
 def single_look(unit: str, count: int, *, alpha: float = ALPHA) -> LookSchedule:
     """Return the plan of one look with the whole alpha: for a number that was fixed before measuring."""
     _check_alpha(alpha)
@@ -133,7 +147,7 @@ def nominal_levels(fractions: tuple[float, ...], alpha: float = ALPHA) -> tuple[
     _check_alpha(alpha)
     if not fractions or fractions[0] <= 0 or fractions[-1] > 1 + 1e-12:
         raise ValueError(f"fractions have to be above 0 and at most 1: {fractions}")
-    if any(b <= a for a, b in zip(fractions, fractions[1:], strict=False)):
+    if any(b <= a for a, b in pairwise(fractions)):
         raise ValueError(f"fractions have to grow: {fractions}")
 
     unit_nodes, unit_weights = np.polynomial.legendre.leggauss(96)

@@ -25,7 +25,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
-from pytest_inferperf.gates.looks import ALPHA, QUESTIONS, Decision, LookSchedule, check_margins, decide
+from pytest_inferperf.gates.looks import (
+    ALPHA,
+    QUESTIONS,
+    Decision,
+    LookSchedule,
+    Unresolvable,
+    check_margins,
+    decide,
+)
 from pytest_inferperf.gates.power import (
     detectable_loss,
     questions_to_decide,
@@ -44,7 +52,6 @@ __all__ = [
     "FREE_ZONE_SHARE",
     "Method",
     "PairedVerdict",
-    "UnresolvableLoss",
     "exact_bounds",
     "judge_paired",
     "look_sizes",
@@ -63,9 +70,9 @@ FEW_FLIPS = 25
 SUBSETS = 4096
 """Random subsets behind a sign-flip bound: the level of a bound at .0121 is then right within .0017 (one sd)."""
 
-UNITS = 1024
-"""More documents than this are joined at random into this many units before signs are flipped: t with 1,023 degrees of
-freedom differs from t with 14,041 by .1 %, and the sample stays small."""
+UNITS = 256
+"""More units than this are joined at random into this many before signs are flipped. The bound is then that of t with 255
+degrees of freedom, .6 % wider than the normal's, and the sample stays small."""
 
 Method = Literal["score", "exact", "sign-flip"]
 
@@ -115,15 +122,6 @@ class PairedVerdict:
     """Further questions after which it can no longer be undecided; 0 once decided, None when unknown."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class UnresolvableLoss:
-    """The tolerance is 0, or smaller than so many questions could ever resolve: an error of the gate."""
-
-    tolerance: float
-    smallest: float
-    reason: str
-
-
 def question_order(count: int, *, seed: int, groups: Sequence[int | str] | None = None) -> tuple[int, ...]:
     """Return the order to ask `count` documents in: a permutation that depends on the arguments alone.
 
@@ -166,7 +164,7 @@ def judge_paired(
     alpha: float = ALPHA,
     looks: LookSchedule = QUESTIONS,
     seed: int = 0,
-) -> PairedVerdict | UnresolvableLoss:
+) -> PairedVerdict | Unresolvable:
     """Judge the answers so far against the stored reference, both in the order of asking (`question_order`).
 
     `reference` holds every planned question; `candidate` the first ones, or all. `groups` names each planned question's
@@ -174,7 +172,7 @@ def judge_paired(
     The looks are walked in order and the first decision stands, however many answers follow. Where all answers were
     there before anyone looked, `single_look("percent of the questions", 100)` uses them all at the whole alpha.
 
-    Returns `UnresolvableLoss` for a tolerance of 0 or below, or one that so many 0/1 questions cannot resolve even
+    Returns `Unresolvable` for a tolerance of 0 or below, or one that so many 0/1 questions cannot resolve even
     without a single flip. Raises `ValueError` for no questions, more answers than questions, a group list of another
     length, values that are not finite, margins out of order, or a 0/1 reference that is wrong on every question.
     """
@@ -330,11 +328,12 @@ def sign_flip_bounds(sums: Outcomes, sizes: Outcomes, level: float, *, seed: int
         raise ValueError(f"{len(totals)} sums have {len(counts)} sizes")
     if len(totals) <= 12:
         subsets = np.arange(1, 2 ** len(totals))
-        member = ((subsets[:, None] >> np.arange(len(totals))[None, :]) & 1).astype(np.float64)
-        both = member @ np.stack([totals, counts], axis=1)
+        member = ((subsets[:, None] >> np.arange(len(totals))[None, :]) & 1).astype(np.float32)
     else:
-        both = _random_subsets(len(totals), seed) @ np.stack([totals, counts], axis=1).astype(np.float32)
-    means = np.sort(both[:, 0].astype(np.float64) / both[:, 1])
+        member = _random_subsets(len(totals), seed)
+    # einsum, not @: a threaded BLAS on a busy machine takes longer than the sums themselves.
+    taken, size = (np.einsum("ij,j->i", member, column.astype(np.float32)) for column in (totals, counts))
+    means = np.sort(taken.astype(np.float64) / size)
     # The sorted means cut the line into len + 1 intervals, each as likely to hold the true value.
     outside = math.floor(level * (len(means) + 1) + 1e-9)
     if outside < 1:
@@ -366,35 +365,46 @@ def _bounds(
         if lost + gained < FEW_FLIPS:
             return "exact", exact_bounds(lost, gained, count, level)
         return "score", score_bounds(lost, gained, count, level)
-    sums, sizes = _units(x, codes, seed)
+    sums, sizes = _units(x, codes)
     # Rescaled, because the subset sums are in single precision.
     scale = float(np.abs(sums).max()) or 1.0
-    lower, upper = (bound * scale for bound in sign_flip_bounds(sums / scale, sizes, level, seed=seed))
-    if lost + gained < FEW_FLIPS:
-        # Few differences are no symmetric sample; their number alone is as uncertain as that of flips. Where none is
-        # seen, one is taken to be worth a whole answer of a 0/1 score, and nothing for a score on another scale.
-        size = float(np.abs(x).sum()) / (lost + gained) if lost + gained else float(binary)
-        few = exact_bounds(lost, gained, count, level)
-        lower, upper = min(lower, size * few[0]), max(upper, size * few[1])
+    joined = _joined(sums / scale, sizes, seed)
+    lower, upper = (bound * scale for bound in sign_flip_bounds(*joined, level, seed=seed))
+    worse, better = int(np.count_nonzero(sums > 0)), int(np.count_nonzero(sums < 0))
+    if worse + better < FEW_FLIPS:
+        # So few differences are no symmetric sample, and their number is as uncertain as that of flips: the bound is at
+        # least that of the same number of flips, each worth the mean difference. Where none is seen, one is taken to be
+        # worth a whole unit of a 0/1 score, and nothing of a score on another scale.
+        worth = float(np.abs(sums).sum()) / (worse + better) if worse + better else binary * count / len(sums)
+        few = exact_bounds(worse, better, len(sums), level)
+        share = worth * len(sums) / count
+        lower, upper = min(lower, share * few[0]), max(upper, share * few[1])
     return "sign-flip", (lower, upper)
 
 
-def _units(
-    x: NDArray[np.float64], codes: NDArray[np.int64] | None, seed: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Sum what is flipped together: groups, else documents; many of either are joined at random into 1,024."""
+def _units(x: NDArray[np.float64], codes: NDArray[np.int64] | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return sum and size of every independent unit: a group, else a document."""
     import numpy as np
 
-    sums, sizes = x, np.ones(len(x))
-    if codes is not None:
-        sizes = np.bincount(codes).astype(np.float64)
-        sums = np.bincount(codes, weights=x)[sizes > 0]
-        sizes = sizes[sizes > 0]
-    if len(sums) > UNITS:
-        ranks = np.argsort(np.random.Generator(np.random.PCG64(seed)).random(len(sums)), kind="stable")
-        joined = ranks % UNITS
-        sums, sizes = np.bincount(joined, weights=sums), np.bincount(joined, weights=sizes)
-    return sums, sizes
+    if codes is None:
+        return x, np.ones(len(x))
+    sizes = np.bincount(codes).astype(np.float64)
+    asked = sizes > 0
+    return np.bincount(codes, weights=x)[asked].astype(np.float64), sizes[asked]
+
+
+def _joined(
+    sums: NDArray[np.float64], sizes: NDArray[np.float64], seed: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Join many units at random into `UNITS`."""
+    import numpy as np
+
+    if len(sums) <= UNITS:
+        return sums, sizes
+    ranks = np.argsort(np.random.Generator(np.random.PCG64(seed)).random(len(sums)), kind="stable")
+    number = ranks % UNITS
+    joined = (np.bincount(number, weights=column).astype(np.float64) for column in (sums, sizes))
+    return next(joined), next(joined)
 
 
 def _spread(x: NDArray[np.float64], codes: NDArray[np.int64] | None) -> float:
@@ -428,15 +438,17 @@ def _codes(groups: Sequence[int | str]) -> NDArray[np.int64]:
 
 def _unresolvable(
     tolerance: float, old: NDArray[np.float64], new: NDArray[np.float64], level: float, *, binary: bool
-) -> UnresolvableLoss:
+) -> Unresolvable:
     import numpy as np
 
     planned, answered = len(old), len(new)
     spread = float(np.square(old[:answered] - new).mean()) if answered and tolerance <= 0 else 0.0
-    smallest = smallest_tolerance_of_questions(planned, spread=spread, level=level) if binary or spread else math.nan
-    possible = f": the smallest is {math.ceil(1e5 * smallest) / 1e3:g} points" if binary else ""
-    return UnresolvableLoss(
+    known = binary or spread > 0
+    smallest = smallest_tolerance_of_questions(planned, spread=spread, level=level) if known else math.inf
+    # Rounded up, so that the tolerance named here is accepted.
+    possible = f": the smallest is {math.ceil(1e5 * smallest) / 1e5:g}" if known else ""
+    return Unresolvable(
         tolerance=tolerance,
         smallest=smallest,
-        reason=f"a tolerance of {100 * tolerance:g} points cannot be resolved by {planned} questions{possible}",
+        reason=f"a tolerance of {tolerance:g} cannot be resolved by {planned} questions{possible} (0.01 is one point)",
     )

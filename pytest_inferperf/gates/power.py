@@ -133,7 +133,9 @@ def detectable_loss(questions: int, *, spread: float, power: float = 0.8, alpha:
     return loss
 
 
-def smallest_tolerance_of_questions(questions: int, *, spread: float = 0.0, level: float = QUESTIONS.levels[-1]) -> float:
+def smallest_tolerance_of_questions(
+    questions: int, *, spread: float = 0.0, level: float = QUESTIONS.levels[-1]
+) -> float:
     """Smallest tolerance that so many questions can resolve, as a share.
 
     z sqrt(d / N), the half width of the bound at no loss; but never below 1 - level^(1/N), the exact bound when no
@@ -227,16 +229,18 @@ def sessions_for_power(
 ) -> int | None:
     """Candidate sessions with which one look finds a true relative `loss` with that power; None where none do."""
     return _least(
-        lambda n1: session_power(
-            sd=sd,
-            baseline_sessions=baseline_sessions,
-            candidate_sessions=n1,
-            loss=loss,
-            free_zone=free_zone,
-            level=level,
-            higher_is_better=higher_is_better,
-        )
-        >= power,
+        lambda n1: (
+            session_power(
+                sd=sd,
+                baseline_sessions=baseline_sessions,
+                candidate_sessions=n1,
+                loss=loss,
+                free_zone=free_zone,
+                level=level,
+                higher_is_better=higher_is_better,
+            )
+            >= power
+        ),
         max(1, 3 - baseline_sessions),
     )
 

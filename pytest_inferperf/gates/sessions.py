@@ -19,7 +19,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from pytest_inferperf.gates.looks import ALPHA, BLOCKS, SESSIONS, Decision, LookSchedule, check_margins, decide
+from pytest_inferperf.gates.looks import (
+    ALPHA,
+    BLOCKS,
+    SESSIONS,
+    Decision,
+    LookSchedule,
+    Unresolvable,
+    check_margins,
+    decide,
+)
 from pytest_inferperf.gates.power import (
     blocks_to_decide,
     log_margin,
@@ -35,7 +44,6 @@ __all__ = [
     "RESOLUTION",
     "Block",
     "SessionsVerdict",
-    "Unresolvable",
     "judge_blocks",
     "judge_sessions",
 ]
@@ -99,18 +107,6 @@ class SessionsVerdict:
     """True where fewer than 5 stored sessions left only the plain tolerance."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Unresolvable:
-    """The tolerance is 0, or smaller than the noise allows: an error of the gate, neither a pass nor a regression."""
-
-    tolerance: float
-    smallest: float
-    """Smallest tolerance that can be resolved; infinite where one session says nothing about the spread."""
-
-    reason: str
-    """The whole message: what was asked, and what is possible."""
-
-
 def judge_sessions(
     baseline: Sequence[Sequence[float]],
     candidate: Sequence[Sequence[float]],
@@ -167,9 +163,7 @@ def judge_sessions(
     total = None
     if status is Decision.OPEN:
         total = sessions_to_decide(sd=sd, baseline_sessions=n0, gap=high - low, level=schedule.levels[-1])
-    return _verdict(
-        status, used, level, difference, width, sd, smallest, total, len(after), schedule, higher_is_better
-    )
+    return _verdict(status, used, level, difference, width, sd, smallest, total, len(after), schedule, higher_is_better)
 
 
 def judge_blocks(

@@ -23,6 +23,9 @@ class Quantization:
     quant_algo: str | None
     """What `hf_quant_config.json` says after export; None for plain weights."""
 
+    needs_calibration: bool
+    """Whether its configuration measures activations on calibration texts."""
+
     min_sm: int
     """The first GPU generation with hardware for it, as SM version (100 is B200)."""
 
@@ -40,14 +43,30 @@ class KvCacheDtype:
 QUANTIZATIONS: dict[str, Quantization] = {
     row.name: row
     for row in (
-        Quantization(name="BF16", modelopt_config=None, quant_algo=None, min_sm=80),
-        Quantization(name="FP8", modelopt_config="FP8_DEFAULT_CFG", quant_algo="FP8", min_sm=89),
-        Quantization(name="NVFP4", modelopt_config="NVFP4_DEFAULT_CFG", quant_algo="NVFP4", min_sm=100),
-        Quantization(name="W4A16_NVFP4", modelopt_config="W4A16_NVFP4_CFG", quant_algo="W4A16_NVFP4", min_sm=80),
+        Quantization(name="BF16", modelopt_config=None, quant_algo=None, needs_calibration=False, min_sm=80),
         Quantization(
-            name="W4A8_NVFP4_FP8", modelopt_config="W4A8_NVFP4_FP8_CFG", quant_algo="W4A8_NVFP4_FP8", min_sm=100
+            name="FP8", modelopt_config="FP8_DEFAULT_CFG", quant_algo="FP8", needs_calibration=True, min_sm=89
         ),
-        Quantization(name="INT4_AWQ", modelopt_config="INT4_AWQ_CFG", quant_algo="W4A16_AWQ", min_sm=80),
+        Quantization(
+            name="NVFP4", modelopt_config="NVFP4_DEFAULT_CFG", quant_algo="NVFP4", needs_calibration=True, min_sm=100
+        ),
+        Quantization(
+            name="W4A16_NVFP4",
+            modelopt_config="W4A16_NVFP4_CFG",
+            quant_algo="W4A16_NVFP4",
+            needs_calibration=False,
+            min_sm=80,
+        ),
+        Quantization(
+            name="W4A8_NVFP4_FP8",
+            modelopt_config="W4A8_NVFP4_FP8_CFG",
+            quant_algo="W4A8_NVFP4_FP8",
+            needs_calibration=True,
+            min_sm=100,
+        ),
+        Quantization(
+            name="INT4_AWQ", modelopt_config="INT4_AWQ_CFG", quant_algo="W4A16_AWQ", needs_calibration=True, min_sm=80
+        ),
     )
 }
 

@@ -27,12 +27,16 @@ def junit_properties(result: CaseResult, verdicts: Sequence[GateVerdict]) -> lis
         found.append(("inferperf.documents_digest", accuracy.documents_digest))
         if accuracy.unparseable is not None:
             found.append(("inferperf.metric.unparseable", sum(accuracy.unparseable)))
+    names: set[str] = set()
     for item in verdicts:
-        found.append((f"inferperf.verdict.{item.gate}", item.status.value))
+        # A metric may have a limit from the baseline and an absolute one.
+        name = f"{item.gate}.{item.source or 'other'}" if item.gate in names else item.gate
+        names.add(item.gate)
+        found.append((f"inferperf.verdict.{name}", item.status.value))
         if item.limit is not None:
-            found.append((f"inferperf.limit.{item.gate}", item.limit))
+            found.append((f"inferperf.limit.{name}", item.limit))
         if item.source:
-            found.append((f"inferperf.limit_source.{item.gate}", item.source))
+            found.append((f"inferperf.limit_source.{name}", item.source))
     if verdicts:
         found.append(("inferperf.verdict", worst(verdicts).value))
     if result.engine is not None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from pytest_inferperf.model.verdicts import GateVerdict, Status, worst
 
-__all__ = ["SIMULATED", "failure_message", "gate_rows", "number", "summary_lines"]
+__all__ = ["SIMULATED", "failure_message", "gate_rows", "number", "plural", "summary_lines"]
 
 SIMULATED = "simulated quantization: accuracy is real, speed is not that of the format's hardware"
 _LABEL = {Status.PASS: "ok", Status.FAIL: "FAIL", Status.INCONCLUSIVE: "OPEN", Status.INVALID: "INVALID"}
@@ -23,6 +23,11 @@ def number(value: float | None) -> str:
     if size >= 10:
         return f"{value:.2f}"
     return f"{value:.3f}" if size >= 1 or value == 0 else f"{value:.4f}"
+
+
+def plural(count: int, noun: str) -> str:
+    """Count things: `1 gate`, `2 gates`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def gate_rows(verdicts: Sequence[GateVerdict]) -> list[str]:
@@ -80,7 +85,8 @@ def failure_message(verdicts: Sequence[GateVerdict], nodeid: str, *, simulated: 
     bad = [item for item in verdicts if item.status is not Status.PASS]
     status = worst(verdicts)
     first = next(item for item in bad if item.status is status)
-    count = f"{len(bad)} of {len(verdicts)} gates {'is' if len(bad) == 1 else 'are'} not met"
+    outcome = "failed" if all(item.status is Status.FAIL for item in bad) else "did not pass"
+    count = f"{len(bad)} of {plural(len(verdicts), 'gate')} {outcome}"
     if status is Status.INVALID:
         head = f"INVALID: {first.reason}; no gate was judged"
     elif status is Status.INCONCLUSIVE:
@@ -119,7 +125,7 @@ def summary_lines(cases: Sequence[tuple[str, Sequence[GateVerdict], bool]]) -> l
     counts = {status: sum(item.status is status for item in every) for status in Status}
     lines.append("")
     lines.append(
-        f"{len(every)} gates in {len(judged)} tests: "
+        f"{plural(len(every), 'gate')} in {plural(len(judged), 'test')}: "
         + ", ".join(f"{count} {_WORD[status]}" for status, count in counts.items() if count)
     )
     if any(simulated for _, _, simulated in judged):

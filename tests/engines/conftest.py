@@ -7,7 +7,7 @@ import json
 import random
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,17 @@ from pytest_inferperf.model.case import EngineSpec
 
 # Without the extra, the tests of process and protocol still run.
 if any(importlib.util.find_spec(name) is None for name in ("torch", "transformers", "modelopt")):
-    collect_ignore_glob = ["checkpoint/*", "test_transformers_engine.py", "test_launch.py"]
+    collect_ignore_glob = [
+        "checkpoint/*",
+        "test_decoding.py",
+        "test_launch.py",
+        "test_packed.py",
+        "test_scoring.py",
+        "test_transformers_engine.py",
+    ]
 
 Build = Callable[..., tuple[EngineSpec, Path]]
+Greedy = Callable[[tuple[int, ...], int], list[int]]
 
 
 def write_model(folder: Path) -> None:
@@ -115,3 +123,41 @@ def copied(built: Build, tmp_path: Path) -> Build:
         return spec, target
 
     return copy
+
+
+@pytest.fixture(scope="session")
+def engine(source: Path) -> Iterator[Any]:
+    from pytest_inferperf.engines.transformers_engine import TransformersEngine
+
+    with TransformersEngine(EngineSpec(model=str(source), served_model_name="tiny"), checkpoint=str(source)) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def reference(source: Path) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).train(False)
+
+
+@pytest.fixture(scope="session")
+def greedy(reference: Any) -> Greedy:
+    """What transformers itself generates."""
+    import torch
+
+    def generate(prompt: tuple[int, ...], count: int) -> list[int]:
+        with torch.inference_mode():
+            found = reference.generate(
+                torch.tensor([prompt]),
+                attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+                max_new_tokens=count,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=258,
+            )
+        return [int(token) for token in found[0, len(prompt) :]]
+
+    return generate

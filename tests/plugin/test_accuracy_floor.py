@@ -20,7 +20,7 @@ def test_message(project: Project) -> None:
     result = project.run()
     result.stdout.fnmatch_lines(
         [
-            "exact_match 80.00 points is below its floor 85.00; 1 of 1 gates is not met",
+            "exact_match 80.00 points is below its floor 85.00; 1 of 1 gate failed",
             "  FAIL  exact_match  80.00 >= 85.00 points  *mark",
         ]
     )

@@ -27,7 +27,7 @@ def test_no_loss_passes(recorded: Project) -> None:
             "test_it.py::test_it[[]NVFP4-gsm8k[]]*",
             "  ok  exact_match loss vs BF16  0.000 <= 1.000 points  reference *  baselines/accuracy/tiny-llama.json",
             "  ok  unparseable rise vs BF16  0.000 <= 1.000 points  *",
-            "2 gates in 1 tests: 2 passed",
+            "2 gates in 1 test: 2 passed",
         ]
     )
 
@@ -45,7 +45,7 @@ def test_regression_message(recorded: Project) -> None:
     result.stdout.fnmatch_lines(
         [
             "exact_match loss vs BF16 3.00 points is above its ceiling 1.00 (30 lost, 0 gained of 1000; score 0.9000 -> "
-            "0.8700); 1 of 2 gates is not met",
+            "0.8700); 1 of 2 gates failed",
         ]
     )
 
@@ -68,7 +68,7 @@ def test_missing_reference_file(project: Project) -> None:
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
         [
-            "exact_match loss vs BF16 has no baseline (baselines/accuracy/tiny-llama.json: *; key gsm8k); 1 of 1 gates *",
+            "exact_match loss vs BF16 has no baseline (baselines/accuracy/tiny-llama.json: *; key gsm8k); 1 of 1 gate *",
             "Next: evaluate the same task with quant='BF16' and --inferperf-update=new",
         ]
     )
@@ -93,7 +93,7 @@ def test_evaluation_that_never_ran_fails(recorded: Project) -> None:
     recorded.test(TASK, CEILING, body="pass")
     result = recorded.run()
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["accuracy loss vs BF16 was not measured; 1 of 1 gates is not met"])
+    result.stdout.fnmatch_lines(["accuracy loss vs BF16 was not measured; 1 of 1 gate failed"])
 
 
 @pytest.mark.parametrize(("score", "outcome"), [(909, "passed"), (920, "failed"), (800, "passed")])

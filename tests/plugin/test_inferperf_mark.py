@@ -131,6 +131,14 @@ WRONG = {
             "*inferperf: model='./absent': no such folder, relative to *. Give a folder in Hugging Face layout, or a hub *"
         ],
     ),
+    "recipe without quant": (
+        'inferperf(model="tiny-llama", recipe="FP8_DEFAULT_CFG", isl=1, osl=1)',
+        ["*inferperf: recipe='FP8_DEFAULT_CFG' needs a quantized checkpoint, and quant is BF16. Name one: *"],
+    ),
+    "kv without quant": (
+        'inferperf(model="tiny-llama", kv_cache_dtype="fp8", isl=1, osl=1)',
+        ["*inferperf: kv_cache_dtype='fp8' needs a quantized checkpoint, and quant is BF16. Name one: *"],
+    ),
     "osl missing": (
         'inferperf(model="tiny-llama", isl=1)',
         ["*inferperf: osl is missing; a workload needs isl= and osl=, in tokens."],
@@ -189,20 +197,29 @@ def test_collection_error_survives_every_way_to_run(project: Project, run: str) 
     )
 
 
-def test_unknown_backend_without_third_parties(pytester: pytest.Pytester) -> None:
+@pytest.mark.parametrize(
+    ("keywords", "expected"),
+    [
+        ('backend="tensorrt"', ["*inferperf: unknown backend 'tensorrt'.", "*Backends: auto, *transformers*"]),
+        ('quant="NVFP4"', ["*inferperf: quant='NVFP4' is calibrated. Give texts like those the model will see: *"]),
+        ('backend="transformers", tp=2', ["*inferperf: tp=2: the transformers backend runs on one device."]),
+    ],
+)
+def test_what_only_the_shipped_backends_know(pytester: pytest.Pytester, keywords: str, expected: list[str]) -> None:
     (pytester.path / "tiny-llama").mkdir()
     (pytester.path / "tiny-llama" / "config.json").write_text("{}")
     pytester.makepyfile(
-        """
+        f"""
         import pytest
 
-        @pytest.mark.inferperf(model="tiny-llama", backend="tensorrt", isl=1, osl=1)
+        @pytest.mark.inferperf(model="tiny-llama", isl=1, osl=1, {keywords})
         def test_it(inferperf):
             inferperf.measure()
         """
     )
     result = pytester.runpytest_inprocess("-p", "no:xdist")
-    result.stdout.fnmatch_lines(["*inferperf: unknown backend 'tensorrt'.", "*Backends: auto, *transformers*"])
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.fnmatch_lines(expected)
 
 
 def test_fixture_without_mark(project: Project) -> None:

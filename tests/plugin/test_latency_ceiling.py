@@ -42,7 +42,7 @@ def test_row_says_ceiling(recorded: Project) -> None:
     result = recorded.run()
     result.stdout.fnmatch_lines(
         [
-            "ttft_ms.p99 120 ms is above its ceiling 110 (+20.0 % vs baseline 100); 2 of 4 gates are not met",
+            "ttft_ms.p99 120 ms is above its ceiling 110 (+20.0 % vs baseline 100); 2 of 4 gates failed",
             "  FAIL  ttft_ms.p99         120.00 <= 110.00 ms  baseline 100.00 +10 %  baselines/performance/*",
         ]
     )

@@ -89,7 +89,7 @@ def test_performance_is_not_measured_under_xdist(project: Project) -> None:
 def test_json_holds_results_and_verdicts(project: Project) -> None:
     project.test(PERFORMANCE, FLOOR)
     result = project.run("--inferperf-json=out/results.json")
-    result.stdout.fnmatch_lines(["1 results written to out/results.json"])
+    result.stdout.fnmatch_lines(["1 result written to out/results.json"])
     data = json.loads((project.path / "out/results.json").read_text())
     (record,) = data["records"]
     assert record["nodeid"] == "test_it.py::test_it[NVFP4-isl16-osl8-c2]"
@@ -150,7 +150,7 @@ def test_summary_of_several_tests(project: Project) -> None:
     result = project.run()
     result.stdout.fnmatch_lines(
         [
-            "inferperf: 2 cases, 1 engines, 2 gates, baselines in baselines",
+            "inferperf: 2 cases, 1 engine, 2 gates, baselines in baselines",
             "*= inferperf =*",
             "test_accuracy.py::test_accuracy[[]NVFP4-gsm8k[]]  (simulated)",
             "  FAIL  exact_match                  90.00 >= 95.00 points *mark",

@@ -25,7 +25,7 @@ def test_missing_baseline_fails_and_says_what_to_type(project: Project) -> None:
     result.stdout.fnmatch_lines(
         [
             "output_throughput_per_user has no baseline (baselines/performance/test-cpu-2x/tiny-llama.json: *; "
-            "key NVFP4-isl16-osl8-c2); 1 of 1 gates is not met",
+            "key NVFP4-isl16-osl8-c2); 1 of 1 gate failed",
             "  FAIL  output_throughput_per_user  100.00 >= - tok/s/user  *",
             "Next: pytest 'test_it.py::test_it[[]NVFP4-isl16-osl8-c2[]]' --inferperf-update=new",
         ]
@@ -45,7 +45,7 @@ def test_unchanged_passes(recorded: Project) -> None:
         [
             "  ok  output_throughput_per_user  100.00 >= 95.00 tok/s/user  baseline 100.00 -5 %  "
             "baselines/performance/test-cpu-2x/tiny-llama.json",
-            "1 gates in 1 tests: 1 passed",
+            "1 gate in 1 test: 1 passed",
         ]
     )
 
@@ -57,7 +57,7 @@ def test_regression_fails(recorded: Project) -> None:
     result.stdout.fnmatch_lines(
         [
             "output_throughput_per_user 90.9091 tok/s/user is below its floor 95 (-9.1 % vs baseline 100); "
-            "1 of 1 gates is not met",
+            "1 of 1 gate failed",
             "  FAIL  output_throughput_per_user  90.91 >= 95.00 tok/s/user  baseline 100.00 -5 %  baselines/*",
             'To accept: inferperf baseline update RESULTS.json --mode all --reason "…" --accept-regression, then commit. *',
         ]
@@ -107,7 +107,7 @@ def test_every_gate_is_shown_not_only_the_first_failure(project: Project) -> Non
     result = project.run()
     result.assert_outcomes(failed=1)
     text = "\n".join(result.outlines)
-    assert "2 of 3 gates are not met" in text
+    assert "2 of 3 gates failed" in text
     for row in ("FAIL  output_throughput_per_user", "FAIL  ttft_ms.p99", "ok    tpot_ms.p50"):
         assert row in text
 
@@ -118,7 +118,7 @@ def test_gate_without_its_measurement_fails(project: Project) -> None:
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
         [
-            "output_throughput was not measured; 1 of 1 gates is not met",
+            "output_throughput was not measured; 1 of 1 gate failed",
             "Next: call inferperf.measure() in the test body",
         ]
     )
@@ -206,6 +206,14 @@ WRONG = {
         "throughput_floor(output_throughput=0)",
         ["*throughput_floor: output_throughput=0 must be above 0: a limit of 0 cannot be judged."],
     ),
+    "tolerance of nothing": (
+        "throughput_floor(output_throughput=1, tolerance=0.1)",
+        ["*throughput_floor: tolerance=0.1 widens a baseline, and absolute limits have none. Name a metric whose *"],
+    ),
+    "misspelt keyword": (
+        'throughput_floor("output_throughput", tolerence=0.1)',
+        ["*throughput_floor: unknown metric or keyword 'tolerence'.", "Did you mean 'tolerance'? *"],
+    ),
     "tolerance": (
         'throughput_floor("output_throughput", tolerance=5)',
         ["*throughput_floor: tolerance=5.0 must lie between 0 and 1; 0.05 is 5 %."],
@@ -221,6 +229,27 @@ def test_wrong_mark(project: Project, name: str) -> None:
     assert result.ret == pytest.ExitCode.INTERRUPTED
     result.stdout.fnmatch_lines(expected)
     assert project.engines() == []
+
+
+def test_baseline_and_absolute_limit_on_one_metric(recorded: Project) -> None:
+    """Both are judged, and JUnit keeps both."""
+    recorded.test(PERFORMANCE, FLOOR, "throughput_floor(output_throughput_per_user=200)")
+    result = recorded.run("--junitxml=junit.xml")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*; 1 of 2 gates failed", "  ok    *>=  95.00 *", "  FAIL  *>= 200.00 *mark"])
+    text = (recorded.path / "junit.xml").read_text()
+    assert 'name="inferperf.verdict.output_throughput_per_user" value="PASS"' in text
+    assert 'name="inferperf.verdict.output_throughput_per_user.mark" value="FAIL"' in text
+
+
+def test_innermost_mark_wins_for_the_same_gate(recorded: Project) -> None:
+    recorded.engine(tpot_ms=11)
+    tight = 'throughput_floor("output_throughput_per_user", tolerance=0.01)'
+    wide = 'throughput_floor("output_throughput_per_user", tolerance=0.5)'
+    recorded.test(PERFORMANCE, tight, wide)
+    recorded.run().assert_outcomes(passed=1)
+    recorded.test(PERFORMANCE, wide, tight)
+    recorded.run().assert_outcomes(failed=1)
 
 
 def test_floor_on_a_task(project: Project) -> None:

@@ -37,7 +37,7 @@ INVALID = GateVerdict(gate="ttft_ms.p99", status=Status.INVALID, reason="the run
 def test_failure_in_full() -> None:
     assert failure_message([FAILED, PASSED], "test_x.py::test_y[a b]").splitlines() == [
         "output_throughput_per_gpu 18422.5 tok/s/GPU is below its floor 19000 (-7.9 % vs baseline 20000); "
-        "1 of 2 gates is not met",
+        "1 of 2 gates failed",
         f"  FAIL  output_throughput_per_gpu  18422.5 >= 19000.0 tok/s/GPU  baseline 20000.0 -5 %  {FILE}",
         f"  ok    ttft_ms.p99                 171.00 <=  198.00 ms         baseline 180.00 +10 %  {FILE}",
         'To accept: inferperf baseline update RESULTS.json --mode all --reason "…" --accept-regression, then commit. '
@@ -47,7 +47,7 @@ def test_failure_in_full() -> None:
 
 def test_inconclusive_and_invalid_lead_the_first_line() -> None:
     first = failure_message([OPEN, PASSED], "n").splitlines()[0]
-    assert first == "INCONCLUSIVE: exact_match loss vs BF16 needs 400 more questions; 1 of 2 gates is not met"
+    assert first == "INCONCLUSIVE: exact_match loss vs BF16 needs 400 more questions; 1 of 2 gates did not pass"
     first = failure_message([FAILED, INVALID], "n").splitlines()[0]
     assert first == "INVALID: the run is invalid: the GPU was throttled; no gate was judged"
 

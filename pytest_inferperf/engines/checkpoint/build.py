@@ -174,8 +174,8 @@ def _load(source: Path) -> tuple[Any, Any, torch.dtype]:
                 device_map="cuda" if cuda else None,
             )
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"cannot load {source}: {error}") from error
+    except Exception as error:  # transformers, safetensors and tokenizers each raise their own
+        raise CheckpointError(f"cannot load {source}: {type(error).__name__}: {error}") from error
     model.train(False)
     if not cuda:
         torch.set_num_threads(threads_for(sum(item.numel() for item in model.parameters())))

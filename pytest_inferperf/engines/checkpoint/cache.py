@@ -9,13 +9,13 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from pytest_inferperf.engines.checkpoint.conformance import check_checkpoint
-from pytest_inferperf.engines.checkpoint.sources import is_quantized, read_json, resolve_source
+from pytest_inferperf.engines.checkpoint.sources import is_quantized, read_headers, read_json, resolve_source
 from pytest_inferperf.engines.interface import Progress
 from pytest_inferperf.errors import CheckpointError
 from pytest_inferperf.model.case import EngineSpec
@@ -27,6 +27,10 @@ MANIFEST = "inferperf.json"
 """Written last: a folder without it was never finished."""
 
 MANIFEST_VERSION = 1
+
+BUILDER_VERSION = 1
+"""Raised whenever the modules beside this one change what a build yields, so that older entries are not taken for it."""
+
 _MEMO = "hashes.json"
 _BUILDING = ".building-"
 _MODEL_SUFFIXES = (".safetensors", ".json", ".model", ".jinja", ".txt")
@@ -58,6 +62,7 @@ def ensure_checkpoint(spec: EngineSpec, *, cache_dir: Path | None = None, build:
     if spec.quant == "BF16":
         asked = f"recipe={spec.recipe!r}" if spec.recipe else f"kv_cache_dtype={spec.kv_cache_dtype!r}"
         raise CheckpointError(f"quant='BF16' with {asked}: plain weights are used as they are; name a quantization")
+    read_headers(source)
     root = (cache_dir or default_cache_dir()).expanduser().absolute()
     with _disk_errors(root):
         root.mkdir(parents=True, exist_ok=True)
@@ -95,7 +100,7 @@ def key_inputs(spec: EngineSpec, source: Path, root: Path) -> dict[str, Any]:
         "recipe": spec.recipe,
         "kv_cache_dtype": spec.kv_cache_dtype,
         "calibration": calibration,
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": {"builder": BUILDER_VERSION, **{name: _version(name) for name in _PACKAGES}},
     }
 
 
@@ -163,11 +168,13 @@ class _Memo:
             return
         known = {name: value for name, value in self._known.items() if Path(name).exists()}
         temporary = self._path.with_name(f".{_MEMO}-{uuid.uuid4().hex}")
-        try:
-            temporary.write_text(json.dumps(known), encoding="utf-8")
-            temporary.replace(self._path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        # The cache may be read-only, filled by somebody else.
+        with suppress(OSError):
+            try:
+                temporary.write_text(json.dumps(known), encoding="utf-8")
+                temporary.replace(self._path)
+            finally:
+                temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -194,14 +201,17 @@ def _sweep(root: Path, entry: Path) -> None:
 
 def _is_good(entry: Path, root: Path, progress: Progress, *, repair: bool) -> bool:
     """Whether the entry is whole; a damaged one is reported and, holding the lock, removed."""
-    if not entry.exists():
+    if not os.path.lexists(entry):
         return False
     problem = _damage(entry, root)
     if problem is None:
         return True
     if repair:
         progress(f"warning: checkpoint {entry} is damaged ({problem}); building it again")
-        shutil.rmtree(entry)
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
     return False
 
 
@@ -217,6 +227,8 @@ def _damage(entry: Path, root: Path) -> str | None:
     memo = _Memo(root)
     for name, expected in files.items():
         path = entry / name
+        if not isinstance(expected, dict):
+            return f"{MANIFEST} is not of version {MANIFEST_VERSION}"
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != expected.get("size"):
@@ -278,9 +290,10 @@ def _disk_errors(root: Path) -> Iterator[None]:
                 f"the disk is full: no room for a checkpoint in {root}. Free some space, or set INFERPERF_CACHE_DIR to "
                 "a folder on another disk"
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise CheckpointError(
-                f"cannot write to the checkpoint cache {root} ({error.strerror}); set INFERPERF_CACHE_DIR to a folder "
-                "you can write to"
-            ) from error
-        raise
+        place = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else root
+        if not (place == root or place in root.parents or root in place.parents):
+            raise CheckpointError(f"cannot read {place}: {error.strerror or error}") from error
+        raise CheckpointError(
+            f"cannot write to the checkpoint cache {root} ({error.strerror or error}); set INFERPERF_CACHE_DIR to a "
+            "folder you can write to"
+        ) from error

@@ -112,6 +112,12 @@ def weight_files(folder: Path) -> list[Path]:
         return files
     found = sorted(folder.glob("*.safetensors"))
     if not found:
+        pickled = sorted(path.name for suffix in ("bin", "pt", "pth", "ckpt") for path in folder.glob(f"*.{suffix}"))
+        if pickled:
+            raise CheckpointError(
+                f"{folder}: {pickled[0]} is a pickle, which may run code when it is loaded, and is refused; save the "
+                "model as safetensors"
+            )
         raise CheckpointError(f"{folder}: no *.safetensors; other weight formats are not loaded")
     return found
 

@@ -7,7 +7,7 @@ import torch
 
 from pytest_inferperf.engines.checkpoint.nvfp4_reference import BACKEND, fake_quant, install, with_backend
 from pytest_inferperf.engines.checkpoint.quiet import import_modelopt
-from pytest_inferperf.engines.packed import nvfp4_fake_quant
+from pytest_inferperf.engines.numerics import nvfp4_fake_quant
 
 GENERATOR = torch.Generator().manual_seed(3)
 
