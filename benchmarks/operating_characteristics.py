@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from pytest_inferperf.gates.looks import Decision, Unresolvable
+from pytest_inferperf.gates.looks import ALPHA, Decision, Unresolvable
 from pytest_inferperf.gates.paired import PairedVerdict, judge_paired
 from pytest_inferperf.gates.sessions import Block, SessionsVerdict, judge_blocks, judge_sessions
 
@@ -69,28 +69,33 @@ class Rates:
     used: float
     """Mean sessions, rounds or questions of the candidate."""
 
+    refused: float = 0.0
+    """Share of baselines that cannot resolve the tolerance, so that nothing is judged; part of `inconclusive`."""
+
     def __str__(self) -> str:
-        return f"{self.fail:.3f}/{self.passed:.3f}/{self.inconclusive:.3f} ({self.used:,.1f})"
+        shares = f"{self.fail:.3f}/{self.passed:.3f}/{self.inconclusive:.3f} ({self.used:,.1f})"
+        return f"{shares} {self.refused:.3f} refused" if self.refused else shares
 
 
 def tally(verdicts: Iterable[SessionsVerdict | PairedVerdict | Unresolvable], per: int = 1) -> Rates:
     """Count verdicts; an unresolvable tolerance counts as inconclusive and uses nothing."""
     counts: Counter[Decision] = Counter()
-    used = total = 0
+    used = refused = 0
     for verdict in verdicts:
-        total += 1
         if isinstance(verdict, Unresolvable):
-            counts[Decision.INCONCLUSIVE] += 1
-            continue
-        counts[verdict.status] += 1
-        used += per * verdict.used
-    share = {status: counts[status] / total for status in Decision}
+            refused += 1
+        else:
+            counts[verdict.status] += 1
+            used += per * verdict.used
     assert counts[Decision.OPEN] == 0
+    judged = sum(counts.values())
+    total = judged + refused
     return Rates(
-        fail=share[Decision.FAIL],
-        passed=share[Decision.PASS],
-        inconclusive=share[Decision.INCONCLUSIVE],
-        used=used / total,
+        fail=counts[Decision.FAIL] / total,
+        passed=counts[Decision.PASS] / total,
+        inconclusive=(counts[Decision.INCONCLUSIVE] + refused) / total,
+        used=used / max(1, judged),
+        refused=refused / total,
     )
 
 
@@ -122,12 +127,13 @@ def stored_rule(
     free_zone: float | None,
     loss: float,
     stored: int = STORED_SESSIONS,
+    alpha: float = ALPHA,
 ) -> Rates:
     """Run `judge_sessions` against stored sessions."""
     before = as_sessions(log_rounds(generator, (replicates, stored), ROUNDS, noise))
     shifted = log_rounds(generator, (replicates, 5), ROUNDS, noise) + math.log1p(-loss)
     return tally(
-        judge_sessions(old, new, higher_is_better=True, tolerance=tolerance, free_zone=free_zone)
+        judge_sessions(old, new, higher_is_better=True, tolerance=tolerance, free_zone=free_zone, alpha=alpha)
         for old, new in zip(before, as_sessions(shifted), strict=True)
     )
 
@@ -311,6 +317,28 @@ def accuracy_rows(seed: int, replicates: int, questions: int, flips: float) -> I
         yield name, [column[name] for column in peers]
 
 
+def suite(seed: int, replicates: int, gates: int = 40) -> None:
+    """Print how often any of many unchanged, independent gates fails, by the alpha of one gate."""
+    print(f"\n{gates} gates, stored, tolerance 5 %, CV 2 %, between sessions 1 %: any FAIL is 1 - (1 - p)^{gates}\n")
+    print("| alpha | free zone | any FAIL, unchanged | one gate, unchanged | one gate, 5 % loss |")
+    print("| --- | --- | --- | --- | --- |", flush=True)
+    for alpha in (ALPHA, 0.01, ALPHA / gates):
+        for zone in (0.01, 0.025):
+            calm, bad = (
+                stored_rule(
+                    np.random.default_rng([seed, 9]),
+                    replicates,
+                    noise=PROMISED,
+                    tolerance=0.05,
+                    free_zone=zone,
+                    loss=loss,
+                    alpha=alpha,
+                )
+                for loss in (0.0, 0.05)
+            )
+            print(f"| {alpha:g} | {100 * zone:g} % | {1 - (1 - calm.fail) ** gates:.3f} | {calm} | {bad} |", flush=True)
+
+
 def acceptance(seed: int, replicates: int, paired_replicates: int) -> bool:
     """Print the promised rates beside what is measured; return whether all are kept."""
 
@@ -377,6 +405,7 @@ def main() -> int:
         for noise in (PROMISED,) if options.quick else CELLS:
             title = f"Performance, CV {100 * noise.within:g} %, between sessions {100 * noise.between:g} %"
             table(title, "%", LOSSES, performance_rows(options.seed, replicates, noise))
+        suite(options.seed, replicates)
         for questions, count in ((1_319, replicates), (14_042, max(1, replicates // 4))):
             for flips in (0.05,) if options.quick else (0.05, 0.1):
                 title = f"Accuracy, {questions:,} questions, {100 * flips:g} % flips"

@@ -14,7 +14,7 @@ from pathlib import Path
 from pytest_inferperf import __version__
 from pytest_inferperf.baselines.changes import Change, compare
 from pytest_inferperf.baselines.entries import Provenance
-from pytest_inferperf.baselines.result_file import read_result_file
+from pytest_inferperf.baselines.result_file import ResultFile, read_result_file
 from pytest_inferperf.baselines.store import (
     AccuracyFile,
     PerformanceFile,
@@ -39,6 +39,9 @@ exit status:
 """
 
 _ROOT_HELP = "Root folder of the baselines (default: baselines)"
+_RESULTS_ROOT_HELP = "Root folder of the baselines (default: the one that the results name, else baselines)"
+_ROOT_KEY = "inferperf_baselines"
+"""Where the environment of a result file names the root that its run used, relative to pytest's rootdir."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
 
     diff = actions.add_parser("diff", help="Compare the results of a run with the baselines; exits 0 whatever moved")
     diff.add_argument("results", metavar="RESULTS.json", type=Path, help="What --inferperf-json wrote")
-    diff.add_argument("--root", type=Path, default=Path("baselines"), help=_ROOT_HELP)
+    diff.add_argument("--root", type=Path, help=_RESULTS_ROOT_HELP)
     diff.set_defaults(run=_diff)
 
     change = actions.add_parser(
@@ -103,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     change.add_argument(
         "--accept-regression", action="store_true", help="Record values that are worse beyond the tolerance"
     )
-    change.add_argument("--root", type=Path, default=Path("baselines"), help=_ROOT_HELP)
+    change.add_argument("--root", type=Path, help=_RESULTS_ROOT_HELP)
     change.set_defaults(run=_update)
     return parser
 
@@ -180,9 +183,29 @@ def _origin(provenance: Provenance) -> str:
     return f"{found}: {provenance.reason}" if provenance.reason else found
 
 
+def _root(arguments: argparse.Namespace, results: ResultFile) -> Path:
+    """Return the root that was asked for, else the one that the run used, which must exist.
+
+    Only `--root` may name a new folder: baselines recorded where no run looks would gate nothing.
+    """
+    if arguments.root is not None:
+        given: Path = arguments.root
+        return given
+    named = results.environment.get(_ROOT_KEY, "")
+    root = Path(named or "baselines")
+    if not root.is_dir():
+        found = f" (the folder that {arguments.results} names)" if named else ""
+        raise SettingsError(
+            f"{root}{found}: no such folder in {Path.cwd()}. Run the command in the project's root folder, or name the"
+            f" root folder of the baselines, also a new one: --root {root}"
+        )
+    return root
+
+
 def _diff(arguments: argparse.Namespace) -> int:
     results = read_result_file(arguments.results)
-    changes, notes = compare(arguments.root, results.records)
+    root = _root(arguments, results)
+    changes, notes = compare(root, results.records)
     lines = _change_lines(changes)
     if lines:
         print("\n".join(lines))
@@ -191,11 +214,13 @@ def _diff(arguments: argparse.Namespace) -> int:
     missing = sum(item.old is None for item in changes)
     if lines:
         print()
-    print(f"{_plural(len(changes), 'value')} compared: {better} better, {worse} worse, {missing} without a baseline.")
+    counts = f"{better} better, {worse} worse, {missing} without a baseline"
+    print(f"{_plural(len(changes), 'value')} compared with {root}: {counts}.")
     for note in notes:
         print(note)
     if missing:
-        print(f"To record what is missing: inferperf baseline update {arguments.results}")
+        where = "" if arguments.root is None else f" --root {root}"
+        print(f"To record what is missing: inferperf baseline update {arguments.results}{where}")
     return 0
 
 
@@ -207,7 +232,7 @@ def _update(arguments: argparse.Namespace) -> int:
         )
     results = read_result_file(arguments.results)
     plan, written = update(
-        arguments.root,
+        _root(arguments, results),
         results.records,
         mode=arguments.mode,
         reason=arguments.reason,
@@ -227,7 +252,7 @@ def _update_lines(plan: UpdatePlan, written: int) -> list[str]:
         lines.append("")
     refused = f"; {len(plan.refusals)} refused" if plan.refusals else ""
     if not plan.changes:
-        return [*lines, f"Nothing recorded{refused}."]
+        return [*lines, f"Nothing recorded in {plan.root}{refused}."]
     recorded = f"{_plural(len(plan.changes), 'value')} recorded in {_plural(written, 'file')}{refused}."
     return [*lines, recorded, f"Review with git diff {plan.root}, then commit."]
 
@@ -258,7 +283,11 @@ def _verdict(item: Change) -> str:
     if item.better is None:
         return "same"
     percent = "" if item.percent is None else f"{item.percent:+.1f} % "
-    return f"{percent}{'better' if item.better else 'worse'}"
+    answers = ""
+    if item.unparseable is not None:
+        before, now = item.unparseable
+        answers = f" (unparseable {before:.2f} % -> {now:.2f} %)"
+    return f"{percent}{'better' if item.better else 'worse'}{answers}"
 
 
 def _table(rows: Sequence[tuple[str, ...]], *, right: set[int], indent: int) -> list[str]:

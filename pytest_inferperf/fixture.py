@@ -14,7 +14,7 @@ from pytest_inferperf.model.results import AccuracyResult, CaseResult, Performan
 
 if TYPE_CHECKING:
     from pytest_inferperf.engines.interface import Engine
-    from pytest_inferperf.markers import BoundCase
+    from pytest_inferperf.marks.cases import BoundCase
     from pytest_inferperf.settings import Settings
 
 __all__ = ["Inferperf"]
@@ -52,6 +52,11 @@ class Inferperf:
     def result(self) -> CaseResult:
         """Everything found so far."""
         return self._result
+
+    @property
+    def measured(self) -> bool:
+        """Whether anything was measured or evaluated."""
+        return self._result.performance is not None or self._result.accuracy is not None
 
     def measure(self) -> PerformanceResult:
         """Run the workload: warm-up rounds, then measured rounds, on the loaded engine.

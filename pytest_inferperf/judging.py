@@ -24,5 +24,7 @@ def judge_case(result: CaseResult, gates: Sequence[Gate], *, root: Path, toleran
     performance = None
     if case.workload is not None and result.engine is not None:
         performance = lookup_performance(root, result.engine.hardware, case)
-    accuracy = lookup_accuracy(root, case) if case.task is not None else None
+    accuracy = None
+    if case.task is not None and result.accuracy is not None:
+        accuracy = lookup_accuracy(root, case, result.accuracy.metric)
     return judge(gates, result, Baselines(performance=performance, accuracy=accuracy, default_tolerance=tolerance))

@@ -5,18 +5,18 @@ Everything heavy is imported where it is used: a project that has the plugin ins
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_inferperf.errors import InferperfError, InvalidRun, MarkError, SettingsError
-from pytest_inferperf.session import RECORD, RUN, STATE, Recorder, bound_of, judge_item, state_of
+from pytest_inferperf.errors import EngineError, InferperfError, InvalidRun, MarkError, SettingsError
+from pytest_inferperf.session import RECORD, RUN, STATE, Recorder, bound_of, is_a_regression, judge_item, state_of
 
 if TYPE_CHECKING:
     from pytest_inferperf.engines.interface import Engine
     from pytest_inferperf.fixture import Inferperf
-    from pytest_inferperf.markers import BoundCase
+    from pytest_inferperf.marks.cases import BoundCase
     from pytest_inferperf.model.case import EngineSpec
 
 _MARKS = (
@@ -32,6 +32,9 @@ _MARKS = (
     "accuracy_floor(*, points, metric=None): fail when the score of the task is below a limit in points.",
     "requires_gpu(*, sm=0, count=1, memory_gib=0.0): skip where the machine lacks such GPUs.",
 )
+
+
+_NAMES = tuple(line.partition("(")[0] for line in _MARKS)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -95,106 +98,35 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    definition = metafunc.definition
-    uses = [name for name in ("inferperf_engine", "inferperf_case") if name in metafunc.fixturenames]
-    if next(definition.iter_markers("inferperf"), None) is None:
-        message = _stray_gate(definition)
-    elif not uses:
-        message = _stray_gate(definition, "; the test must request the inferperf fixture and call it")
-    else:
-        message = _parametrize(metafunc, uses)
+    # A look at the names first: most tests of most projects are not ours.
+    message = ""
+    if "inferperf_engine" in metafunc.fixturenames or next(_ours(metafunc.definition), None) is not None:
+        from pytest_inferperf.collection import generate_cases
+
+        message = generate_cases(metafunc)
     # Outside any except block, so that pytest shows this one message and nothing else.
     if message:
-        pytest.fail(f"{definition.nodeid}: {message}", pytrace=False)
+        pytest.fail(f"{metafunc.definition.nodeid}: {message}", pytrace=False)
 
 
-def _stray_gate(
-    definition: pytest.Function, why: str = " has no inferperf mark beside it, so nothing is measured"
-) -> str:
-    """Say that a gate stands where nothing would ever judge it; "" when there is none."""
-    # Own marks only: a gate on a module may be meant for its neighbours.
-    marks = [mark for mark in definition.own_markers if mark.name in _GATES]
-    return f"{marks[0].name}{why}." if marks else ""
-
-
-_GATES = ("throughput_floor", "latency_ceiling", "accuracy_loss_ceiling", "accuracy_floor")
-
-
-def _parametrize(metafunc: pytest.Metafunc, uses: Sequence[str]) -> str:
-    """Parametrize a test with its cases; return what is wrong with its marks, or ""."""
-    from pytest_inferperf import markers
-
-    definition = metafunc.definition
-    params: list[Any] = []
-    try:
-        settings = state_of(metafunc.config).settings
-        origin = markers.Origin(
-            folder=definition.path.parent,
-            overrides=settings.overrides,
-            backends=_backends(metafunc.config),
-            default_backend=settings.backend,
-        )
-        cases = markers.parse_cases(list(definition.iter_markers("inferperf"))[::-1], origin)
-        markers.parse_requires_gpu(list(definition.iter_markers("requires_gpu")))
-        gate_marks = [mark for mark in definition.iter_markers() if mark.name in _GATES][::-1]
-        if gate_marks and "inferperf_case" not in uses:
-            return f"{gate_marks[0].name}: the test must request the inferperf fixture and call it."
-        for case_id, case in cases:
-            bound = markers.BoundCase(case=case, gates=markers.parse_gates(gate_marks, case))
-            values = {"inferperf_engine": case.engine, "inferperf_case": bound}
-            resolved = pytest.mark.inferperf(**case.identity())
-            state_of(metafunc.config).resolved[id(resolved.mark)] = resolved.mark
-            params.append(pytest.param(*(values[name] for name in uses), id=case_id, marks=resolved))
-    except (MarkError, SettingsError) as error:
-        return str(error)
-    # One explicit session scope: left to pytest, the narrowest fixture would rebuild the engine for every test.
-    metafunc.parametrize(uses, params, indirect=True, scope="session")
-    return ""
-
-
-def _backends(config: pytest.Config) -> tuple[str, ...]:
-    """Return the valid backend names; nothing where a third party may bring any."""
-    if config.hook.pytest_inferperf_make_engine.get_hookimpls():
-        return ()
-    from pytest_inferperf.engines.backends import BACKENDS
-
-    return ("auto", *BACKENDS)
+def _ours(node: pytest.Item | pytest.Function) -> Iterator[pytest.Mark]:
+    return (mark for mark in node.iter_markers() if mark.name in _NAMES)
 
 
 @pytest.hookimpl(tryfirst=True, specname="pytest_collection_modifyitems")
-def pytest_inferperf_prepare_items(items: list[pytest.Item]) -> None:
-    """Leave each case its one resolved mark: `-m "inferperf(quant='FP8')"` must not match an overridden one."""
-    for item in items:
-        if _spec_of(item) is None:
-            continue
-        resolved = state_of(item.config).resolved
-        for node in item.listchain():
-            node.own_markers[:] = [
-                mark for mark in node.own_markers if mark.name != "inferperf" or id(mark) in resolved
-            ]
-        bound = bound_of(item)
-        if bound is not None and bound.case.workload is not None and item.config.pluginmanager.hasplugin("benchmark"):
-            # Named among the fixtures, so that --benchmark-only and --benchmark-skip see a benchmark.
-            fixtures: list[str] = getattr(item, "fixturenames", [])
-            if "benchmark" not in fixtures:
-                fixtures.append("benchmark")
+def pytest_inferperf_prepare_items(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if STATE in config.stash:
+        from pytest_inferperf.collection import prepare_items
+
+        prepare_items(items)
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group tests by engine, stable in all else: one build and one load per distinct engine."""
-    first: dict[EngineSpec, int] = {}
-    order: dict[pytest.Item, int] = {}
-    for index, item in enumerate(items):
-        spec = _spec_of(item)
-        order[item] = index if spec is None else first.setdefault(spec, index)
-    if first:
-        items.sort(key=order.__getitem__)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if STATE in config.stash:
+        from pytest_inferperf.collection import group_by_engine
 
-
-def _spec_of(item: pytest.Item) -> EngineSpec | None:
-    callspec = getattr(item, "callspec", None)
-    return callspec.params.get("inferperf_engine") if callspec is not None else None
+        group_by_engine(items)
 
 
 # Setup: what only the run can know.
@@ -202,35 +134,36 @@ def _spec_of(item: pytest.Item) -> EngineSpec | None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    marks = list(item.iter_markers("requires_gpu"))
-    if marks:
-        _check_gpu(item, marks)
-    bound = bound_of(item)
-    if bound is not None and bound.case.workload is not None and hasattr(item.config, "workerinput"):
-        pytest.fail(
-            "performance is not measured under xdist: neighbours on the same machine make the figures wrong. "
-            f"Run without -n: pytest {item.nodeid}",
-            pytrace=False,
-        )
-
-
-def _check_gpu(item: pytest.Item, marks: list[pytest.Mark]) -> None:
-    from pytest_inferperf.engines.hardware import find_gpus, why_missing
-    from pytest_inferperf.markers import parse_requires_gpu
-
-    message = ""
-    lacking = ""
-    try:
-        need = parse_requires_gpu(marks)
-        lacking = why_missing(need, find_gpus()) if need is not None else ""
-    except MarkError as error:
-        message = str(error)
+    if next(_ours(item), None) is None:
+        return
+    message, lacking = _unfit(item)
     if message:
         pytest.fail(message, pytrace=False)
-    if lacking and state_of(item.config).settings.require_gpu:
-        pytest.fail(f"{lacking} (--inferperf-require-gpu forbids to skip)", pytrace=False)
     if lacking:
         pytest.skip(lacking)
+
+
+def _unfit(item: pytest.Item) -> tuple[str, str]:
+    """Say why a test must fail before it begins, and why it cannot run on this machine; "" for neither."""
+    from pytest_inferperf.collection import marks_of, unread_mark
+    from pytest_inferperf.engines.hardware import find_gpus, why_missing
+    from pytest_inferperf.marks.cases import parse_requires_gpu
+
+    try:
+        wrong = unread_mark(item)
+        need = parse_requires_gpu(marks_of(item, "requires_gpu"))
+        lacking = why_missing(need, find_gpus()) if need is not None else ""
+        if lacking and state_of(item.config).settings.require_gpu:
+            wrong = wrong or f"{lacking} (--inferperf-require-gpu forbids to skip)"
+    except (MarkError, SettingsError) as error:
+        return str(error), ""
+    bound = bound_of(item)
+    if not wrong and bound is not None and bound.case.workload is not None and hasattr(item.config, "workerinput"):
+        wrong = (
+            "performance is not measured under xdist: neighbours on the same machine make the figures wrong. "
+            f"Run without -n: pytest {item.nodeid}"
+        )
+    return wrong, lacking
 
 
 @pytest.fixture(scope="session")
@@ -243,22 +176,48 @@ def inferperf_case(request: pytest.FixtureRequest) -> BoundCase:
 @pytest.fixture(scope="session")
 def inferperf_engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """The built engine of the test's `inferperf` mark: `generate`, `stream`, `loglikelihood`, for your own asserts."""
-    spec: EngineSpec = _param(request)
     from pytest_inferperf.terminal import shown_progress
 
+    spec: EngineSpec = _param(request)
     message = ""
-    engine: Engine | None = None
     with shown_progress(request.config) as progress:
         try:
-            engine = request.config.hook.pytest_inferperf_make_engine(config=request.config, spec=spec)
-            if engine is None:
-                engine = _open_engine(request.config, spec, tmp_path_factory, progress)
+            engine = _make_engine(request.config, spec, tmp_path_factory, progress)
         except InferperfError as error:
             message = str(error)
+    if message:
+        raise _not_a_regression(message)
+    yield engine
+    try:
+        engine.close()
+    except InferperfError as error:
+        message = str(error)
+    if message:
+        pytest.fail(f"the engine did not close: {message}", pytrace=False)
+
+
+def _not_a_regression(message: str) -> BaseException:
+    """Return a failure that no xfail may expect: the engine or its figures, not its speed, are what is wrong."""
+    failure = pytest.fail.Exception(message, pytrace=False)
+    failure.inferperf_not_a_regression = True  # type: ignore[attr-defined]
+    return failure
+
+
+def _make_engine(
+    config: pytest.Config, spec: EngineSpec, tmp: pytest.TempPathFactory, progress: Callable[[str], None]
+) -> Engine:
+    from pytest_inferperf.engines.interface import Engine
+
+    maker = state_of(config).makers.get(spec, config.hook.pytest_inferperf_make_engine)
+    engine = maker(config=config, spec=spec)
     if engine is None:
-        pytest.fail(message, pytrace=False)
-    with engine:
-        yield engine
+        return _open_engine(config, spec, tmp, progress)
+    if not isinstance(engine, Engine):
+        raise EngineError(
+            f"pytest_inferperf_make_engine returned {engine!r}; return a "
+            "pytest_inferperf.engines.interface.Engine, or None to leave the spec to others."
+        )
+    return engine
 
 
 def _open_engine(
@@ -345,44 +304,63 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     if RUN not in item.stash:
-        return (yield)
+        answer = yield
+        bound = bound_of(item)
+        if bound is not None and bound.gates:
+            pytest.fail(
+                "no gate was judged: the inferperf fixture of the plugin did not run. Request it, and do not override it.",
+                pytrace=False,
+            )
+        return answer
     run = item.stash[RUN]
     message = ""
-    answer: object = None
+    answer = None
     try:
         answer = yield
     except InvalidRun as error:
         message = judge_item(item, run, invalid=str(error))
-        message = message or f"INVALID: {error}"
     except InferperfError as error:
         judge_item(item, run, invalid=f"the test body failed: {error}")
         message = str(error)
     except pytest.skip.Exception:
-        raise
+        # What was measured before the skip is judged all the same.
+        message = judge_item(item, run) if run.measured else ""
+        if not message:
+            raise
     except BaseException as error:
         # The body's own failure is what the user sees; the gates are still shown, and nothing of it is recorded.
         shown = judge_item(item, run, body_failed=f"the test body failed: {type(error).__name__}: {error}")
         if shown:
             item.add_report_section("call", "inferperf gates", shown)
-        if isinstance(error, KeyboardInterrupt | SystemExit) and RECORD in item.stash:
+        if isinstance(error, KeyboardInterrupt | pytest.exit.Exception) and RECORD in item.stash:
             # No report will carry it: what was measured is kept here.
-            state_of(item.config).records.append(item.stash[RECORD])
+            state_of(item.config).add(item.stash[RECORD])
         raise
     else:
-        message = judge_item(item, run)
+        from pytest_inferperf.collection import unread_mark
+
+        message = judge_item(item, run) or unread_mark(item)
     if message:
         pytest.fail(message, pytrace=False)
     return answer
 
 
-@pytest.hookimpl(wrapper=True)
+# First, so that what is done after the yield is done after pytest has applied xfail.
+@pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
+    unexpectable = call.excinfo is not None and hasattr(call.excinfo.value, "inferperf_not_a_regression")
     if call.when == "call" and RECORD in item.stash:
         from pytest_inferperf.baselines.result_file import record_to_json
 
         # Plain data: reports travel from xdist workers to the controller as JSON.
         report.inferperf_record = record_to_json(item.stash[RECORD])  # type: ignore[attr-defined]
+        unexpectable = not is_a_regression(item.stash[RECORD])
+    if unexpectable and report.skipped and hasattr(report, "wasxfail") and call.excinfo is not None:
+        # An xfail expects a regression; an invalid run, a missing baseline or a dead engine is none.
+        del report.wasxfail
+        report.outcome = "failed"
+        report.longrepr = f"{call.excinfo.value}\n(xfail expects a regression, and this is none)"
     return report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -15,11 +16,12 @@ from pytest_inferperf.errors import BaselineError, InferperfError
 if TYPE_CHECKING:
     from pytest_inferperf.baselines.result_file import ResultRecord
     from pytest_inferperf.fixture import Inferperf
-    from pytest_inferperf.markers import BoundCase
+    from pytest_inferperf.marks.cases import BoundCase
+    from pytest_inferperf.model.case import EngineSpec
     from pytest_inferperf.report.progress import ProgressLine
     from pytest_inferperf.settings import Settings
 
-__all__ = ["RECORD", "RUN", "Recorder", "State", "bound_of", "judge_item", "state_of"]
+__all__ = ["RECORD", "RUN", "STATE", "Recorder", "State", "bound_of", "is_a_regression", "judge_item", "state_of"]
 
 
 @dataclass
@@ -34,8 +36,22 @@ class State:
     resolved: dict[int, pytest.Mark] = field(default_factory=dict)
     """The marks that carry resolved identities, by `id`."""
 
+    read: dict[int, pytest.Mark] = field(default_factory=dict)
+    """The marks that were read at collection, by `id`."""
+
+    makers: dict[EngineSpec, Any] = field(default_factory=dict)
+    """`pytest_inferperf_make_engine` as the folder of an engine's tests sees it."""
+
+    failed: set[str] = field(default_factory=set)
+    """Tests that failed in a way no verdict stands for: in teardown, in a subtest."""
+
     progress: ProgressLine | None = None
     context: Mapping[str, str] | None = None
+
+    def add(self, record: ResultRecord) -> None:
+        """Keep a record; the last attempt of a test that is run again counts."""
+        self.records = [item for item in self.records if item.nodeid != record.nodeid]
+        self.records.append(record)
 
 
 STATE = pytest.StashKey[State]()
@@ -66,6 +82,7 @@ def judge_item(item: pytest.Item, run: Inferperf, *, invalid: str = "", body_fai
     becoming a baseline.
     """
     from pytest_inferperf.baselines.result_file import ResultRecord
+    from pytest_inferperf.gates.judge import failed_requests
     from pytest_inferperf.judging import judge_case
     from pytest_inferperf.model.verdicts import Status, worst
     from pytest_inferperf.report.junit import junit_properties
@@ -74,34 +91,56 @@ def judge_item(item: pytest.Item, run: Inferperf, *, invalid: str = "", body_fai
     settings = state_of(item.config).settings
     result = replace(run.result, invalid=invalid) if invalid else run.result
     gates = run.bound.gates
-    if result.performance is None and result.accuracy is None and not gates and not invalid:
+    reason = result.invalid or failed_requests(result.performance)
+    if not run.measured and not gates and not reason:
         return ""
     broken = ""
     try:
         verdicts = judge_case(result, gates, root=settings.baselines, tolerance=settings.tolerance)
     except BaselineError as error:
         # What was measured is kept; it can be judged again once the file is mended.
-        verdicts, broken = (), str(error)
+        verdicts, broken = (), f"INVALID: {reason}\n{error}" if reason else str(error)
     if settings.update is not None:
         # The command that a missing baseline asks for is the one that is running.
         verdicts = tuple(replace(verdict, next_step="") for verdict in verdicts)
     status = worst(verdicts) if verdicts else None
+    # A test that is run again reports its last attempt.
+    item.user_properties[:] = [pair for pair in item.user_properties if not pair[0].startswith("inferperf.")]
     item.user_properties.extend(junit_properties(result, verdicts))
     item.stash[RECORD] = ResultRecord(
         nodeid=item.nodeid,
-        result=replace(result, invalid=body_failed) if body_failed else result,
+        result=replace(result, invalid=body_failed or reason),
         gates=gates,
         verdicts=verdicts,
         status=status,
     )
-    if broken or status is None or status is Status.PASS:
+    if broken or status is Status.PASS:
         return broken
+    if status is None:
+        return f"INVALID: {reason}" if reason else ""
     simulated = result.engine is not None and result.engine.simulated and result.performance is not None
-    message = failure_message(verdicts, item.nodeid, simulated=simulated)
+    message = failure_message(verdicts, _rerun(item, settings), simulated=simulated)
     if status is Status.INCONCLUSIVE and settings.on_inconclusive == "warn":
         warnings.warn(pytest.PytestWarning(f"{item.nodeid}: {message}"), stacklevel=2)
         return ""
     return message
+
+
+def _rerun(item: pytest.Item, settings: Settings) -> str:
+    """Return what to type after `pytest` to run one test again with the same baselines."""
+    option = item.config.getoption("inferperf_baselines")
+    return shlex.quote(item.nodeid) + (f" --inferperf-baselines={shlex.quote(option)}" if option else "")
+
+
+def is_a_regression(record: ResultRecord) -> bool:
+    """Whether a record's failure is one that an xfail may expect: every failing gate measured a figure and a limit."""
+    from pytest_inferperf.model.verdicts import Status
+
+    failing = [verdict for verdict in record.verdicts if verdict.status is not Status.PASS]
+    return not record.result.invalid and all(
+        verdict.status is not Status.INVALID and verdict.measured is not None and verdict.limit is not None
+        for verdict in failing
+    )
 
 
 class Recorder:
@@ -117,7 +156,7 @@ class Recorder:
     def pytest_report_collectionfinish(self, items: list[pytest.Item]) -> str | list[str]:
         """Say in one line what was collected; nothing where nothing is ours."""
         cases = [bound for bound in map(bound_of, items) if bound is not None]
-        if not cases:
+        if not cases or self._config.get_verbosity() < 0:
             return []
         from pytest_inferperf.report.lines import plural
 
@@ -125,7 +164,9 @@ class Recorder:
         gates = sum(len(bound.gates) for bound in cases)
         folder = self._shown(state_of(self._config).settings.baselines)
         counts = ((len(cases), "case"), (engines, "engine"), (gates, "gate"))
-        return f"inferperf: {', '.join(plural(*item) for item in counts)}, baselines in {folder}"
+        line = f"inferperf: {', '.join(plural(*item) for item in counts)}, baselines in {folder}"
+        overrides = state_of(self._config).settings.overrides
+        return line + "".join(f", {name}={value} by --inferperf-set" for name, value in overrides)
 
     @pytest.hookimpl
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -134,7 +175,13 @@ class Recorder:
         if record is not None:
             from pytest_inferperf.baselines.result_file import record_from_json
 
-            state_of(self._config).records.append(record_from_json(record))
+            state_of(self._config).add(record_from_json(record))
+        if report.failed and STATE in self._config.stash and not self._stands_for_a_verdict(report, record):
+            self._config.stash[STATE].failed.add(report.nodeid)
+
+    @staticmethod
+    def _stands_for_a_verdict(report: pytest.TestReport, record: Mapping[str, Any] | None) -> bool:
+        return report.when == "call" and record is not None and record["status"] not in (None, "PASS")
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -151,12 +198,20 @@ class Recorder:
 
     def _write_results(self, state: State) -> None:
         path = state.settings.json_path
-        if path is None:
+        if path is None or self._config.getoption("collectonly"):
+            return
+        if not state.records and path.exists():
+            state.lines.append(f"no results: {self._shown(path)} is kept as it was")
             return
         from pytest_inferperf.baselines.result_file import ResultFile, write_result_file
         from pytest_inferperf.report.lines import plural
 
-        file = ResultFile(created=_now(), environment=state.context or {}, records=tuple(state.records))
+        environment = {
+            **(state.context or {}),
+            "inferperf_baselines": self._shown(state.settings.baselines),
+            **{f"--inferperf-set {name}": str(value) for name, value in state.settings.overrides},
+        }
+        file = ResultFile(created=_now(), environment=environment, records=tuple(state.records))
         write_result_file(path, file)
         state.lines.append(f"{plural(len(state.records), 'result')} written to {self._shown(path)}")
 
@@ -167,13 +222,20 @@ class Recorder:
         from pytest_inferperf.baselines.update import update
         from pytest_inferperf.report.lines import plural
 
+        records = [
+            replace(record, result=replace(record.result, invalid=record.result.invalid or "the test failed"))
+            if record.nodeid in state.failed
+            else record
+            for record in state.records
+        ]
         plan, written = update(
             settings.baselines,
-            state.records,
+            records,
             mode=settings.update,
             reason=settings.reason,
             accept_regression=settings.accept_regression,
             now=_now(),
+            tolerance=settings.tolerance,
         )
         if plan.changes:
             files = ", ".join(map(self._shown, written))

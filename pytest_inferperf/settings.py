@@ -18,7 +18,7 @@ __all__ = ["ON_INCONCLUSIVE", "UPDATE_MODES", "Settings", "read_settings"]
 
 UPDATE_MODES = ("new", "tighten", "all")
 ON_INCONCLUSIVE = ("fail", "warn")
-_TRUE = ("1", "true", "yes", "on")
+_FALSE = ("", "0", "false", "no", "off")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +63,10 @@ def read_settings(config: pytest.Config) -> Settings:
     option = config.getoption
 
     def path(value: str) -> Path:
-        return Path(os.path.abspath(config.invocation_params.dir / Path(value).expanduser()))
+        return _absolute(config.invocation_params.dir, value)
 
     def ini_path(name: str) -> Path:
-        return Path(os.path.abspath(config.rootpath / Path(str(config.getini(name))).expanduser()))
+        return _absolute(config.rootpath, str(config.getini(name)))
 
     baselines = option("inferperf_baselines")
     cache_dir = option("inferperf_cache_dir")
@@ -95,6 +95,13 @@ def read_settings(config: pytest.Config) -> Settings:
     return settings
 
 
+def _absolute(folder: Path, value: str) -> Path:
+    try:
+        return Path(os.path.abspath(folder / Path(value).expanduser()))
+    except (RuntimeError, ValueError) as error:
+        raise SettingsError(f"{value[:80]!r} cannot be a path: {error}") from None
+
+
 def _override(text: str) -> tuple[str, Scalar]:
     name, equals, value = text.partition("=")
     if not equals or not name:
@@ -109,7 +116,10 @@ def _override(text: str) -> tuple[str, Scalar]:
 
 
 def _between(config: pytest.Config, name: str, low: float, high: float | None) -> float:
-    value = float(config.getini(name))
+    try:
+        value = float(config.getini(name))
+    except ValueError:
+        raise SettingsError(f"{name} in the ini file is not a number.") from None
     if not (low < value and (high is None or value < high)):
         span = f"above {low}" if high is None else f"between {low} and {high}"
         raise SettingsError(f"{name} = {value:g} in the ini file must be {span}.")
@@ -123,6 +133,13 @@ def _on_inconclusive(config: pytest.Config) -> Literal["fail", "warn"]:
             f"inferperf_on_inconclusive = {value} in the ini file is not one of: {', '.join(ON_INCONCLUSIVE)}."
         )
     return cast("Literal['fail', 'warn']", value)
+
+
+def _in_ci() -> bool:
+    """Whether this is CI: CI is set to anything but a no, or Jenkins or Azure Pipelines says so in its own way."""
+    if os.environ.get("CI", "").lower() not in _FALSE:
+        return True
+    return any(os.environ.get(name) for name in ("BUILD_NUMBER", "TF_BUILD"))
 
 
 def _check_update(settings: Settings, config: pytest.Config) -> None:
@@ -139,10 +156,19 @@ def _check_update(settings: Settings, config: pytest.Config) -> None:
             "--inferperf-update does not go with xdist: one serial process records baselines. Run without -n, or "
             "write --inferperf-json=RESULTS.json and then: inferperf baseline update RESULTS.json"
         )
-    if os.environ.get("CI", "").lower() in _TRUE and not config.getoption("inferperf_update_in_ci"):
+    if _in_ci() and not config.getoption("inferperf_update_in_ci"):
         raise SettingsError(
-            "--inferperf-update in CI records what CI measured, unreviewed (CI is set). Update from an artifact "
+            "--inferperf-update in CI records what CI measured, unreviewed. Update from an artifact "
             "instead (inferperf baseline update RESULTS.json), or say so: --inferperf-update-in-ci"
         )
+    from pytest_inferperf.marks.cases import KEYWORDS
+
+    for name, _ in settings.overrides:
+        keyword = KEYWORDS.get(name)
+        if name == "warmup_rounds" or keyword is None or keyword.target == "engine":
+            raise SettingsError(
+                f"--inferperf-update does not go with --inferperf-set {name}=…: an override is an experiment, not a "
+                "baseline. Write the value into the mark, or leave one of the two options out."
+            )
     if settings.update == "all" and not settings.reason:
         raise SettingsError('--inferperf-update=all may loosen a baseline: say why with --inferperf-reason="…"')

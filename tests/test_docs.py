@@ -28,7 +28,7 @@ from pytest_inferperf.baselines.documents import SchemaName, check_schema
 from pytest_inferperf.baselines.result_file import read_result_file
 from pytest_inferperf.baselines.store import read_accuracy, read_performance
 from pytest_inferperf.errors import BaselineError
-from pytest_inferperf.markers import KEYWORDS
+from pytest_inferperf.marks.cases import KEYWORDS
 from pytest_inferperf.model.case import EngineSpec, GpuRequirement, Task, Workload
 from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling
 from pytest_inferperf.model.metrics import METRICS

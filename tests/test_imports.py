@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 HEAVY = ("torch", "transformers", "modelopt", "lm_eval", "tensorrt_llm", "numpy", "scipy", "jsonschema", "filelock")
-OURS = ("fixture", "markers", "settings", "judging", "engines", "baselines", "evaluate", "measure", "gates", "report")
+OURS = ("fixture", "marks", "settings", "judging", "engines", "baselines", "evaluate", "measure", "gates", "report")
 
 
 def modules_after(code: str, folder: Path) -> set[str]:
@@ -54,7 +54,7 @@ def test_no_git_and_no_subprocess_where_it_is_not_used(tmp_path: Path) -> None:
     [
         "cli",
         "judging",
-        "markers",
+        "marks.cases",
         "settings",
         "fixture",
         "evaluate.run",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pytest_inferperf.baselines.entries import Missing, accuracy_key, performance_key
+from pytest_inferperf.baselines.entries import Missing, ScoreEntry, accuracy_key, performance_key
 from pytest_inferperf.baselines.result_file import ResultRecord
 from pytest_inferperf.baselines.store import (
     accuracy_path,
@@ -18,10 +18,19 @@ from pytest_inferperf.baselines.store import (
     shown_path,
 )
 from pytest_inferperf.model.metrics import parse_metric
-from pytest_inferperf.model.results import PerformanceResult
+from pytest_inferperf.model.results import AccuracyResult, PerformanceResult
 from pytest_inferperf.model.verdicts import Status
 
-__all__ = ["Change", "change", "compare", "measured_metrics", "relative_loss", "why_unusable"]
+__all__ = [
+    "Change",
+    "accuracy_change",
+    "change",
+    "compare",
+    "last_attempts",
+    "measured_metrics",
+    "relative_loss",
+    "why_unusable",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +55,11 @@ class Change:
     """The change in percent of the old value; None without an old value, or where it is 0."""
 
     better: bool | None
-    """None without an old value, or where nothing moved."""
+    """None without an old value, or where nothing moved. A score with more unparseable answers is never better."""
 
     kind: Literal["performance", "accuracy"]
+    unparseable: tuple[float, float] | None = None
+    """Old and new percentage of unparseable answers; None where it did not move."""
 
 
 def change(
@@ -61,11 +72,57 @@ def change(
     unit: str,
     higher_is_better: bool,
     kind: Literal["performance", "accuracy"],
+    unparseable: tuple[float, float] | None = None,
 ) -> Change:
     """Make a `Change`, with its percentage and direction worked out."""
     percent = None if not old else 100 * (new - old) / abs(old)
     better = None if old is None or new == old else (new > old) == higher_is_better
-    return Change(path=path, key=key, what=what, old=old, new=new, unit=unit, percent=percent, better=better, kind=kind)
+    if old is None or unparseable is None or unparseable[0] == unparseable[1]:
+        unparseable = None
+    elif unparseable[1] > unparseable[0]:
+        better = False
+    elif better is None:
+        better = True
+    return Change(
+        path=path,
+        key=key,
+        what=what,
+        old=old,
+        new=new,
+        unit=unit,
+        percent=percent,
+        better=better,
+        kind=kind,
+        unparseable=unparseable,
+    )
+
+
+def accuracy_change(path: str, key: str, precision: str, stored: ScoreEntry | None, measured: AccuracyResult) -> Change:
+    """Make the `Change` from a stored score, None where there is none, to a measured one."""
+    unparseable = None
+    if stored is not None and stored.outcomes:
+        # A published score says nothing about answers that could not be read.
+        unparseable = _share(stored.unparseable), _share(measured.unparseable)
+    return change(
+        path=path,
+        key=key,
+        what=precision,
+        old=None if stored is None else stored.score,
+        new=measured.score,
+        unit=measured.metric,
+        higher_is_better=measured.higher_is_better,
+        kind="accuracy",
+        unparseable=unparseable,
+    )
+
+
+def _share(flags: Sequence[bool] | None) -> float:
+    return 100 * sum(flags) / len(flags) if flags else 0.0
+
+
+def last_attempts(records: Sequence[ResultRecord]) -> list[ResultRecord]:
+    """Return one record for each test: the last, which is the one that counts where a test was run again."""
+    return list({record.nodeid: record for record in records}.values())
 
 
 def relative_loss(old: float, new: float, *, higher_is_better: bool) -> float:
@@ -102,11 +159,12 @@ def why_unusable(record: ResultRecord) -> str:
 def compare(root: Path, records: Sequence[ResultRecord]) -> tuple[tuple[Change, ...], tuple[str, ...]]:
     """Compare every measured value with its baseline.
 
-    Returns one `Change` per value, moved or not, and a sentence for every record that cannot be compared.
+    Returns one `Change` per value, moved or not, and a sentence for every record that cannot be compared. Of a test
+    that was run again, the last attempt counts.
     """
     changes: dict[tuple[str, str, str], Change] = {}
     notes = []
-    for record in records:
+    for record in last_attempts(records):
         problem = why_unusable(record)
         if problem:
             notes.append(f"{record.nodeid}: not compared: {problem}")
@@ -142,23 +200,11 @@ def _compare_record(root: Path, record: ResultRecord) -> tuple[list[Change], str
             )
     if result.accuracy is not None and case.task is not None:
         answers = result.accuracy
-        task = lookup_accuracy(root, case)
-        if not isinstance(task, Missing):
-            if task.metric != answers.metric:
-                return found, f"the baseline is about {task.metric!r}, the result about {answers.metric!r}"
-            if task.documents_digest not in ("", answers.documents_digest):
-                return found, f"{task.path}: {task.key} was answered on other documents"
-        score = None if isinstance(task, Missing) else task.scores.get(case.engine.precision)
-        found.append(
-            change(
-                path=shown_path(root, accuracy_path(root, case)),
-                key=accuracy_key(case),
-                what=case.engine.precision,
-                old=None if score is None else score.score,
-                new=answers.score,
-                unit=answers.metric,
-                higher_is_better=answers.higher_is_better,
-                kind="accuracy",
-            )
-        )
+        key = accuracy_key(case, answers.metric)
+        task = lookup_accuracy(root, case, answers.metric)
+        if not isinstance(task, Missing) and task.documents_digest not in ("", answers.documents_digest):
+            return found, f"{task.path}: {key} was answered on other documents"
+        stored_score = None if isinstance(task, Missing) else task.scores.get(case.engine.precision)
+        path = shown_path(root, accuracy_path(root, case))
+        found.append(accuracy_change(path, key, case.engine.precision, stored_score, answers))
     return found, "" if found else "nothing was measured"

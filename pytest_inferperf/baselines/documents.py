@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pytest_inferperf.errors import InferperfError, choices
 
-__all__ = ["SCHEMA_VERSION", "check_schema", "dump_json", "parse_json", "schema"]
+__all__ = ["SCHEMA_VERSION", "check_schema", "dump_json", "json_path", "parse_json", "schema"]
 
 SCHEMA_VERSION = 1
 """The version of every file this package writes, and the only one it reads."""
@@ -92,7 +92,7 @@ def check_schema(data: Any, name: SchemaName, shown: str, *, error: type[Inferpe
     problems = sorted(Draft202012Validator(schema(name)).iter_errors(data), key=_rank)
     if problems:
         first = problems[0]
-        raise error(f"{shown}: {_json_path(first.absolute_path)}: {_explain(first)}")
+        raise error(f"{shown}: {json_path(first.absolute_path)}: {_explain(first)}")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -167,7 +167,8 @@ def _rank(problem: Any) -> tuple[int, list[str]]:
     return _RANKS.get(str(problem.validator), 4), [str(part) for part in problem.absolute_path]
 
 
-def _json_path(parts: Iterable[str | int]) -> str:
+def json_path(parts: Iterable[str | int]) -> str:
+    """Write a place in JSON data: `$.entries["NVFP4-c1"].metrics`."""
     path = "$"
     for part in parts:
         if isinstance(part, int):
@@ -207,6 +208,10 @@ def _explain(problem: Any) -> str:
         return f"{given} is not valid. {choices(value, [str(item) for item in limit], what='Valid values')}"
     if rule == "const":
         return f"{given} is not valid. Valid value: {json.dumps(limit)}."
+    if rule in ("exclusiveMinimum", "exclusiveMaximum"):
+        bounds = (("above", "exclusiveMinimum"), ("below", "exclusiveMaximum"))
+        valid = " and ".join(f"{word} {problem.schema[name]}" for word, name in bounds if name in problem.schema)
+        return f"{given} is not valid: it must be {valid}."
     if rule == "minimum":
         return f"{given} is below {limit}."
     if rule in ("minLength", "minItems", "minProperties"):

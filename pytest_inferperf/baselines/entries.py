@@ -30,7 +30,7 @@ class Provenance:
     """The publication of a published value; "" for a measured one."""
 
     reason: str = ""
-    """Why the value was last changed, in the words of who changed it."""
+    """Why values were last replaced, and others added since, in the words of who changed them."""
 
     recorded: str = ""
     """Date and time of the last change, ISO 8601, UTC."""
@@ -90,7 +90,7 @@ class ScoreEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyEntry:
-    """The answers of every recorded precision to one task."""
+    """The answers of every recorded precision to one task, as one metric scores them."""
 
     path: str
     key: str
@@ -104,7 +104,7 @@ class AccuracyEntry:
     """By precision: `BF16`, `NVFP4+kv_fp8`."""
 
     identity: Mapping[str, str | int] = field(default_factory=dict)
-    """What the key is computed from: `task`, and `num_fewshot` and `limit` where they are set."""
+    """What the key is computed from: `task` and `metric`, and `num_fewshot` and `limit` where they are set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,10 +139,10 @@ def performance_key(case: Case) -> str:
     return "-".join(parts)
 
 
-def accuracy_key(case: Case) -> str:
-    """Return the key of an accuracy entry: `gsm8k`, `gsm8k-fewshot5-limit250`. The precision is a level below it.
+def accuracy_key(case: Case, metric: str) -> str:
+    """Return the key of an accuracy entry: `gsm8k-exact_match`, `gsm8k-fewshot5-limit250-exact_match`.
 
-    Raises `ValueError` for a case without a task.
+    The precision is a level below it. Raises `ValueError` for a case without a task.
     """
     if case.task is None:
         raise ValueError("a case without a task has no accuracy baseline")
@@ -152,4 +152,5 @@ def accuracy_key(case: Case) -> str:
         parts.append(f"fewshot{task.num_fewshot}")
     if task.limit is not None:
         parts.append(f"limit{task.limit}")
+    parts.append(metric)
     return "-".join(parts)

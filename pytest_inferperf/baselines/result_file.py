@@ -8,13 +8,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pytest_inferperf.baselines.documents import SCHEMA_VERSION, check_schema, dump_json, parse_json
+from pytest_inferperf.baselines.documents import SCHEMA_VERSION, check_schema, dump_json, json_path, parse_json
 from pytest_inferperf.baselines.outcomes import decode, decode_bits, encode, encode_bits
 from pytest_inferperf.baselines.write import write_atomic
 from pytest_inferperf.errors import MarkError, ResultFileError
 from pytest_inferperf.model.case import Case, EngineSpec, Task, Workload
 from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, Gate, PerformanceGate
-from pytest_inferperf.model.metrics import parse_metric
+from pytest_inferperf.model.metrics import MetricRef, parse_metric
 from pytest_inferperf.model.results import (
     AccuracyResult,
     CaseResult,
@@ -63,15 +63,29 @@ class ResultFile:
 
 
 def write_result_file(path: Path, file: ResultFile) -> None:
-    """Write the file whole or not at all. Raises `ResultFileError` for a full disk or a figure that is not finite."""
-    data = {
+    """Write the file whole or not at all.
+
+    A record with a figure that is not finite is left out, and after the others are written `ResultFileError` names it.
+    Raises `ResultFileError` also for a file that cannot be written.
+    """
+    records, problems = [], []
+    for record in file.records:
+        data = record_to_json(record)
+        wrong = _not_finite(data)
+        if wrong is None:
+            records.append(data)
+        else:
+            problems.append(f"{path}: {record.nodeid} is left out: {json_path(wrong[0])} is {wrong[1]}.")
+    whole = {
         "schema_version": SCHEMA_VERSION,
         "created": file.created,
         "environment": dict(file.environment),
-        "records": [record_to_json(record) for record in file.records],
+        "records": records,
     }
-    _check_finite(data, str(path), "$")
-    write_atomic(path, dump_json(data), shown=str(path), error=ResultFileError)
+    write_atomic(path, dump_json(whole), shown=str(path), error=ResultFileError)
+    if problems:
+        cure = "Whatever could not be measured is left out, not NaN; repair what measures it, and run the test again."
+        raise ResultFileError("\n".join([*problems, cure]))
 
 
 def read_result_file(path: Path) -> ResultFile:
@@ -129,13 +143,7 @@ def gate_from_json(data: Mapping[str, Any], *, where: str = "gate") -> Gate:
         return AccuracyFloor(**values)
     if data["type"] == "accuracy_loss_ceiling":
         return AccuracyLossCeiling(**values)
-    try:
-        values["metric"] = parse_metric(values["metric"])
-    except MarkError as problem:
-        message = f"{where}: {problem}"
-    else:
-        return PerformanceGate(**values)
-    raise ResultFileError(message)
+    return PerformanceGate(**{**values, "metric": _metric(values["metric"], where)})
 
 
 def case_from_json(data: Mapping[str, Any]) -> Case:
@@ -166,6 +174,14 @@ def _parse(raw: bytes, shown: str) -> ResultFile:
     )
 
 
+def _metric(name: str, where: str) -> MetricRef:
+    try:
+        return parse_metric(name)
+    except MarkError as problem:
+        message = f"{where}: {problem}"
+    raise ResultFileError(message)
+
+
 def _result_to_json(result: CaseResult) -> dict[str, Any]:
     return {
         "case": result.case.to_json(),
@@ -182,7 +198,7 @@ def _result_from_json(data: Mapping[str, Any], where: str) -> CaseResult:
     return CaseResult(
         case=case_from_json(data["case"]),
         engine=None if engine is None else EngineInfo(**{**engine, "hardware": Hardware(**engine["hardware"])}),
-        performance=None if performance is None else _performance_from_json(performance),
+        performance=None if performance is None else _performance_from_json(performance, f"{where}.performance"),
         accuracy=None if accuracy is None else _accuracy_from_json(accuracy, f"{where}.accuracy"),
         invalid=data["invalid"],
         context=data["context"],
@@ -210,7 +226,11 @@ def _performance_to_json(performance: PerformanceResult) -> dict[str, Any]:
     }
 
 
-def _performance_from_json(data: Mapping[str, Any]) -> PerformanceResult:
+def _performance_from_json(data: Mapping[str, Any], where: str) -> PerformanceResult:
+    for name in sorted(
+        {name for session in data["sessions"] for item in session["rounds"] for name in item["metrics"]}
+    ):
+        _metric(name, where)
     return PerformanceResult(
         sessions=tuple(
             Session(rounds=tuple(Round(**item) for item in session["rounds"]), warmup_rounds=session["warmup_rounds"])
@@ -271,14 +291,10 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def _check_finite(value: Any, shown: str, where: str) -> None:
+def _not_finite(value: Any, place: tuple[str | int, ...] = ()) -> tuple[tuple[str | int, ...], float] | None:
+    """Find the first number that JSON cannot hold, with its place."""
     if isinstance(value, float) and not math.isfinite(value):
-        raise ResultFileError(
-            f"{shown}: cannot be written: {where} is {value}. Whatever could not be measured is left out, not NaN."
-        )
-    if isinstance(value, dict):
-        for key, item in value.items():
-            _check_finite(item, shown, f"{where}.{key}")
-    elif isinstance(value, list):
-        for number, item in enumerate(value):
-            _check_finite(item, shown, f"{where}[{number}]")
+        return place, value
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    found = (_not_finite(item, (*place, key)) for key, item in inner)
+    return next((item for item in found if item is not None), None)

@@ -1,7 +1,7 @@
 """Baseline files as values: where they are, reading, writing out, and looking up the entry of a case.
 
 <root>/performance/<hardware>/<model>.json    one entry per precision, parallelism and workload
-<root>/accuracy/<model>.json                  one entry per task, one score per precision in it
+<root>/accuracy/<model>.json                  one entry per task and metric, one score per precision in it
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ _ENGINE_IDENTITY = ("quant", "kv_cache_dtype", "tp", "pp", "ep")
 _WORKLOAD_IDENTITY = ("isl", "osl", "concurrency", "num_requests", "seed")
 _PERFORMANCE_IDENTITY = _ENGINE_IDENTITY + _WORKLOAD_IDENTITY
 _ACCURACY_IDENTITY = ("task", "num_fewshot", "limit")
+_LONGEST_NAME = 255 - len(".json") - len("..0123456789abcdef.tmp")
+"""Characters of a file or folder name that leave room for what is added to it while it is written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,17 +73,18 @@ class AccuracyFile:
 
     model: str
     tasks: Mapping[str, AccuracyEntry]
-    """By key: `gsm8k`, `gsm8k-fewshot5-limit250`."""
+    """By key: `gsm8k-exact_match`, `gsm8k-fewshot5-limit250-exact_match`."""
 
 
 def performance_path(root: Path, hardware: Hardware, case: Case) -> Path:
     """Return the file that holds, or would hold, the performance baseline of a case."""
-    return _inside(root, root / "performance" / hardware.slug / f"{slug(case.engine.served_model_name)}.json")
+    folder = _checked(hardware.slug, hardware.name, "the hardware's name")
+    return _inside(root, root / "performance" / folder / _model_file(case))
 
 
 def accuracy_path(root: Path, case: Case) -> Path:
     """Return the file that holds, or would hold, the accuracy baselines of a case's model."""
-    return _inside(root, root / "accuracy" / f"{slug(case.engine.served_model_name)}.json")
+    return _inside(root, root / "accuracy" / _model_file(case))
 
 
 def shown_path(root: Path, path: Path) -> str:
@@ -111,12 +114,12 @@ def lookup_performance(root: Path, hardware: Hardware, case: Case) -> Performanc
     return file.entries.get(key) or Missing(path=shown, key=key, reason="no such entry")
 
 
-def lookup_accuracy(root: Path, case: Case) -> AccuracyEntry | Missing:
-    """Find the entry of a case's task, with the scores of every recorded precision.
+def lookup_accuracy(root: Path, case: Case, metric: str) -> AccuracyEntry | Missing:
+    """Find the entry of a case's task and an lm-eval metric of it, with the scores of every recorded precision.
 
     Raises `BaselineError` for a file that cannot be read or belongs to another model.
     """
-    path, key = accuracy_path(root, case), accuracy_key(case)
+    path, key = accuracy_path(root, case), accuracy_key(case, metric)
     shown = shown_path(root, path)
     file = load_accuracy(root, case)
     if file is None:
@@ -201,9 +204,25 @@ def performance_identity(case: Case) -> dict[str, str | int]:
     return {name: value for name, value in case.identity().items() if name in _PERFORMANCE_IDENTITY}
 
 
-def accuracy_identity(case: Case) -> dict[str, str | int]:
+def accuracy_identity(case: Case, metric: str) -> dict[str, str | int]:
     """Return what an accuracy entry stores beside its key. The precision is a level below it."""
-    return {name: value for name, value in case.identity().items() if name in _ACCURACY_IDENTITY}
+    found = {name: value for name, value in case.identity().items() if name in _ACCURACY_IDENTITY}
+    return found | {"metric": metric}
+
+
+def _model_file(case: Case) -> str:
+    name = case.engine.served_model_name
+    return _checked(slug(name), name, "served_model_name") + ".json"
+
+
+def _checked(part: str, name: str, what: str) -> str:
+    """Check that a name makes a file or folder name."""
+    if len(part) > _LONGEST_NAME:
+        raise BaselineError(
+            f"{what} {name[:40]!r}… has {len(name)} characters; baselines are filed under it, and a file name has room"
+            f" for {_LONGEST_NAME}. Give a shorter one."
+        )
+    return part
 
 
 def _inside(root: Path, path: Path) -> Path:
@@ -320,7 +339,8 @@ def _accuracy_from_json(shown: str, key: str, data: dict[str, Any]) -> AccuracyE
     where = f'{shown}: $.tasks["{key}"]'
     identity: dict[str, Any] = data["identity"]
     task = Task(name=identity["task"], num_fewshot=identity.get("num_fewshot"), limit=identity.get("limit"))
-    _check_key(key, accuracy_key(Case(engine=EngineSpec(model="", served_model_name=""), task=task)), where)
+    case = Case(engine=EngineSpec(model="", served_model_name=""), task=task)
+    _check_key(key, accuracy_key(case, identity["metric"]), where)
     documents = cast("dict[str, Any]", data.get("documents", {"count": 0, "digest": ""}))
     scores = {
         precision: _score_from_json(f'{where}.scores["{precision}"]', precision, item, documents["count"])
@@ -332,7 +352,7 @@ def _accuracy_from_json(shown: str, key: str, data: dict[str, Any]) -> AccuracyE
         path=shown,
         key=key,
         identity=identity,
-        metric=data["metric"],
+        metric=identity["metric"],
         higher_is_better=data["higher_is_better"],
         documents_digest=documents["digest"],
         num_documents=documents["count"],
@@ -363,7 +383,6 @@ def _score_from_json(where: str, precision: str, data: dict[str, Any], count: in
 def _accuracy_to_json(entry: AccuracyEntry) -> dict[str, Any]:
     data: dict[str, Any] = {
         "identity": dict(entry.identity),
-        "metric": entry.metric,
         "higher_is_better": entry.higher_is_better,
         "scores": {precision: _score_to_json(score) for precision, score in entry.scores.items()},
     }

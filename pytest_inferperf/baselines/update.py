@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import functools
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from pytest_inferperf.baselines.changes import Change, change, measured_metrics, relative_loss, why_unusable
+from pytest_inferperf.baselines.changes import (
+    Change,
+    accuracy_change,
+    change,
+    last_attempts,
+    measured_metrics,
+    relative_loss,
+    why_unusable,
+)
 from pytest_inferperf.baselines.entries import (
     AccuracyEntry,
     MetricBaseline,
@@ -35,23 +46,33 @@ from pytest_inferperf.baselines.store import (
 )
 from pytest_inferperf.baselines.write import locked, remove_leftovers, write_atomic
 from pytest_inferperf.errors import BaselineError, UpdateRefused
-from pytest_inferperf.model.gates import PerformanceGate
+from pytest_inferperf.model.gates import AccuracyLossCeiling, PerformanceGate
 from pytest_inferperf.model.metrics import parse_metric
 from pytest_inferperf.model.results import AccuracyResult, Hardware, PerformanceResult
 
-__all__ = ["MODES", "Mode", "PlannedFile", "UpdatePlan", "apply_update", "plan_update", "update"]
+__all__ = ["DEFAULT_TOLERANCE", "MODES", "Mode", "PlannedFile", "UpdatePlan", "apply_update", "plan_update", "update"]
 
 Mode = Literal["new", "tighten", "all"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 
 DEFAULT_TOLERANCE = 0.05
-"""Relative loss of a performance metric that counts as a regression, where the entry does not say."""
+"""Relative loss of a performance metric that counts as a regression, where nothing says less."""
 
 ACCURACY_POINTS = 0.5
-"""Loss in percentage points that counts as a regression of a score whose outcomes are 0 and 1."""
+"""Loss in percentage points that counts as a regression of a score whose outcomes are 0 and 1, and rise of the share
+of unparseable answers of any; a gate may say less."""
 
 ACCURACY_PERCENT = 1.0
-"""Loss in percent that counts as a regression of any other score."""
+"""Loss in percent that counts as a regression of any other score; a gate may say less."""
+
+_ACCEPT = "To accept: add --accept-regression (in pytest: --inferperf-accept-regression)"
+_REPLACE = 'To replace it: --mode all --reason "…" (in pytest: --inferperf-update=all --inferperf-reason="…")'
+_REPEAT = "Repeat the run"
+_ROUNDING = 1e-9
+"""Room for binary fractions: 0.65 - 0.645 is a little over half a point."""
+
+_NAMED = 3
+"""Metrics that the first line of a refusal names; all are listed below it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +94,7 @@ class UpdatePlan:
     root: Path
     changes: tuple[Change, ...]
     refusals: tuple[str, ...]
-    """What was asked for and is not done, with the reason and the option that allows it."""
+    """What was asked for and is not done: a first line that says it all, indented details, and what to type."""
 
     skipped: tuple[str, ...]
     """What there was nothing to record of, with the reason."""
@@ -89,14 +110,19 @@ def plan_update(
     reason: str,
     accept_regression: bool,
     now: str,
+    tolerance: float = DEFAULT_TOLERANCE,
 ) -> UpdatePlan:
     """Decide what the records change in the baselines below `root`. Writes nothing.
 
     `new` records what is missing; `tighten` replaces a value where the measured one is better; `all` replaces every
     value, for which it needs a reason, and a value that is worse beyond the tolerance only with `accept_regression`.
-    Raises `BaselineError` for a baseline file that cannot be read.
+    The tolerance of a metric is the smallest of `tolerance`, that of its entry, and those of the gates on it.
+    Of a test that was run again, the last attempt counts. A baseline file that cannot be read is a refusal, and does
+    not keep the others from being updated.
     """
-    planner = _Planner(root, mode=mode, reason=reason.strip(), accept_regression=accept_regression, now=now)
+    planner = _Planner(
+        root, mode=mode, reason=reason.strip(), accept_regression=accept_regression, now=now, tolerance=tolerance
+    )
     if mode == "all" and not planner.reason:
         planner.refusals.append('mode "all" may loosen baselines and needs a reason: add --reason "…"')
     else:
@@ -124,10 +150,28 @@ def update(
     reason: str,
     accept_regression: bool,
     now: str,
+    tolerance: float = DEFAULT_TOLERANCE,
 ) -> tuple[UpdatePlan, list[Path]]:
-    """Plan and apply under one lock, so that of two updates at the same time neither is refused nor lost."""
+    """Plan and apply under one lock, so that of two updates at the same time neither is refused nor lost.
+
+    With nothing to write, neither the folder nor a lock appears.
+    """
+    make_plan = functools.partial(
+        plan_update,
+        root,
+        records,
+        mode=mode,
+        reason=reason,
+        accept_regression=accept_regression,
+        now=now,
+        tolerance=tolerance,
+    )
+    plan = make_plan()
+    if not plan.files:
+        return plan, []
     with locked(root):
-        plan = plan_update(root, records, mode=mode, reason=reason, accept_regression=accept_regression, now=now)
+        # Again: another update may have written since.
+        plan = make_plan()
         return plan, _write(plan)
 
 
@@ -146,8 +190,11 @@ def _write(plan: UpdatePlan) -> list[Path]:
 class _Planner:
     """Holds the files as they would be after the records added so far."""
 
-    def __init__(self, root: Path, *, mode: Mode, reason: str, accept_regression: bool, now: str) -> None:
+    def __init__(
+        self, root: Path, *, mode: Mode, reason: str, accept_regression: bool, now: str, tolerance: float
+    ) -> None:
         self.root = root
+        self.tolerance = tolerance
         self.mode = mode
         self.reason = reason
         self.accept_regression = accept_regression
@@ -182,10 +229,10 @@ class _Planner:
     def usable(self, records: Sequence[ResultRecord]) -> list[ResultRecord]:
         """Return the records that may become baselines, one per key; the others are refused or skipped."""
         chosen: dict[tuple[str, ...], list[ResultRecord]] = {}
-        for record in records:
+        for record in last_attempts(records):
             problem = why_unusable(record)
             if problem:
-                self.refusals.append(f"{record.nodeid}: not recorded: {problem}")
+                self._refuse(record.nodeid, problem, action=_REPEAT)
             elif record.result.performance is None and record.result.accuracy is None:
                 self.skipped.append(f"{record.nodeid}: nothing was measured")
             else:
@@ -195,45 +242,71 @@ class _Planner:
             differing = [item for item in others if item.result.case.engine != first.result.case.engine]
             if differing:
                 # Whichever were recorded, the other test would be judged against an engine it does not measure.
-                self.refusals.append(
-                    f"{first.nodeid} and {differing[0].nodeid}: not recorded: they share the key"
-                    f" {_address(first)[-1]!r} but measure engines with different options."
-                    " Give one of them another served_model_name"
+                self._refuse(
+                    f"{first.nodeid} and {differing[0].nodeid}",
+                    f"they share the key {_address(first)[-1]!r} but measure engines with different options",
+                    action="Give one of them another served_model_name",
                 )
                 continue
             self.skipped += [f"{item.nodeid}: the same case as {first.nodeid}, which is used" for item in others]
-            found.append(first)
+            # The strictest gate of every test of the case says what is a loss.
+            gates = tuple(gate for item in (first, *others) for gate in item.gates)
+            verdicts = tuple(verdict for item in (first, *others) for verdict in item.verdicts)
+            found.append(replace(first, gates=gates, verdicts=verdicts))
             answers, case = first.result.accuracy, first.result.case
             if answers is not None and case.task is not None:
-                path = accuracy_path(self.root, case)
-                self._answered.add((path, accuracy_key(case), case.engine.precision, answers.documents_digest))
+                with self._broken_files():
+                    key = accuracy_key(case, answers.metric)
+                    path = accuracy_path(self.root, case)
+                    self._answered.add((path, key, case.engine.precision, answers.documents_digest))
         return found
 
     def add(self, record: ResultRecord) -> None:
         """Take one record into the files."""
         result = record.result
         if result.performance is not None and result.engine is not None and result.case.workload is not None:
-            self._add_performance(record, result.performance, result.engine.hardware)
+            with self._broken_files():
+                self._add_performance(record, result.performance, result.engine.hardware)
         if result.accuracy is not None and result.case.task is not None:
-            self._add_accuracy(record, result.accuracy)
+            with self._broken_files():
+                self._add_accuracy(record, result.accuracy)
+
+    @contextlib.contextmanager
+    def _broken_files(self) -> Iterator[None]:
+        """Turn a baseline file that cannot be read into one refusal, however many records are about it."""
+        try:
+            yield
+        except BaselineError as problem:
+            if str(problem) not in self.refusals:
+                self.refusals.append(str(problem))
+
+    def _refuse(self, who: str, headline: str, *details: str, action: str) -> None:
+        self.refusals.append("\n".join([f"{who}: {headline}", *(f"  {line}" for line in (*details, action))]))
 
     def _add_performance(self, record: ResultRecord, measured: PerformanceResult, hardware: Hardware) -> None:
         case = record.result.case
         path, key = performance_path(self.root, hardware, case), performance_key(case)
         shown = shown_path(self.root, path)
         if path not in self._before:
-            self._before[path] = read_bytes(path, shown)
+            before = read_bytes(path, shown)
             self._performance[path] = load_performance(self.root, hardware, case) or PerformanceFile(
                 model=case.engine.served_model_name, hardware=hardware, entries={}
             )
+            self._before[path] = before
         file = self._performance[path]
         old = file.entries.get(key)
         names = measured_metrics(measured)
+        wrong = {name: value for name in names for value in _impossible(measured, name)}
+        if wrong:
+            figures = [f"{name}  {value:g} {parse_metric(name).metric.unit}" for name, value in wrong.items()]
+            headline = f"not above 0, which no baseline may be: {_some(list(wrong))}"
+            self._refuse(record.nodeid, headline, f"{shown}: {key}", *figures, action=_REPEAT)
         self.skipped += [
             f"{record.nodeid}: {gate.name} was not measured"
             for gate in record.gates
             if isinstance(gate, PerformanceGate) and gate.limit is None and gate.name not in names
         ]
+        names = [name for name in names if name not in wrong]
         if not names:
             return
         changes, metrics = [], {}
@@ -260,94 +333,136 @@ class _Planner:
         warmup_rounds = max(session.warmup_rounds for session in measured.sessions)
         if not wanted:
             return
-        refusal = self._refuse_performance(old, wanted, names, warmup_rounds)
-        if refusal:
-            self.refusals.append(f"{record.nodeid}: {shown}: {key} not changed: {refusal}")
+        if self._refuse_performance(record, old, wanted, names, warmup_rounds, f"{shown}: {key}"):
             return
-        kept = {} if old is None or self.mode == "all" else dict(old.metrics)
         taken = set(names) if self.mode == "all" else {item.what for item in wanted}
+        kept = (
+            {}
+            if old is None or self.mode == "all"
+            else {name: item for name, item in old.metrics.items() if name not in taken}
+        )
+        replaced = any(item.old is not None for item in wanted)
         entry = PerformanceEntry(
             path=shown,
             key=key,
             identity=performance_identity(case),
             metrics=kept | {name: metrics[name] for name in taken},
             warmup_rounds=warmup_rounds,
-            provenance=self._provenance(),
-            context=dict(record.result.context),
+            provenance=self._provenance(old.provenance.reason if old is not None and kept else ""),
+            context=dict(old.context if old is not None and kept and not replaced else record.result.context),
         )
         self._performance[path] = replace(file, entries={**file.entries, key: entry})
         self.changes += wanted
 
     def _refuse_performance(
-        self, old: PerformanceEntry | None, wanted: Sequence[Change], names: Sequence[str], warmup_rounds: int
-    ) -> str:
-        """Say why an entry must stay as it is; "" when it may change."""
+        self,
+        record: ResultRecord,
+        old: PerformanceEntry | None,
+        wanted: Sequence[Change],
+        names: Sequence[str],
+        warmup_rounds: int,
+        where: str,
+    ) -> bool:
+        """Refuse what must not change an entry; False where it may."""
         if old is None:
-            return ""
+            return False
         if self.mode != "all":
             if old.provenance.kind == "published":
-                return f'it is published ({old.provenance.source}); only --mode all --reason "…" replaces it'
+                self._refuse(
+                    record.nodeid, f"the baseline is published ({old.provenance.source})", where, action=_REPLACE
+                )
+                return True
             if old.warmup_rounds != warmup_rounds:
                 # Values measured after other warm-ups cannot stand in one entry.
-                return (
-                    f"its values were measured after {old.warmup_rounds} warm-up rounds, these after {warmup_rounds};"
-                    ' re-record all of them with --mode all --reason "…"'
-                )
-            return ""
+                headline = f"the baseline was measured after {old.warmup_rounds} warm-up rounds, this run after {warmup_rounds}"
+                self._refuse(record.nodeid, headline, where, action=_REPLACE)
+                return True
+            return False
         if self.accept_regression:
-            return ""
-        worse = []
+            return False
+        worse = self._worse(record, old, wanted)
+        lost = {
+            name: f"{item.level:g} {parse_metric(name).metric.unit} -> not measured"
+            for name, item in sorted(old.metrics.items())
+            if name not in names
+        }
+        if not worse and not lost:
+            return False
+        gated = {gate.name for gate in record.gates if isinstance(gate, PerformanceGate)}
+        headline = "; ".join(
+            f"{what}: {_some([name for name in rows if name in gated] or list(rows), of=len(rows))}"
+            for what, rows in (
+                ("worse beyond the tolerance", worse),
+                ("not measured this time and would be lost", lost),
+            )
+            if rows
+        )
+        rows = worse | lost
+        width = max(map(len, rows))
+        details = [
+            f"{name:<{width}}  {rows[name]}{'  [gated]' if name in gated else ''}"
+            for name in sorted(rows, key=lambda name: name not in gated)
+        ]
+        self._refuse(record.nodeid, headline, where, *details, action=_ACCEPT)
+        return True
+
+    def _worse(self, record: ResultRecord, old: PerformanceEntry, wanted: Sequence[Change]) -> dict[str, str]:
+        """Return the metrics that are worse beyond the tolerance, each with its figures."""
+        found = {}
         for item in wanted:
             if item.old is None:
                 continue
-            tolerance = old.metrics[item.what].tolerance
-            allowed = DEFAULT_TOLERANCE if tolerance is None else tolerance
+            # A verdict knows the tolerance that the ini file of its run gave.
+            given = [old.metrics[item.what].tolerance, self.tolerance]
+            given += [
+                gate.tolerance for gate in record.gates if isinstance(gate, PerformanceGate) and gate.name == item.what
+            ]
+            given += [verdict.tolerance or None for verdict in record.verdicts if verdict.gate == item.what]
+            allowed = min(value for value in given if value is not None)
             row = parse_metric(item.what).metric
-            if relative_loss(item.old, item.new, higher_is_better=row.higher_is_better) > allowed:
-                moved = "" if item.percent is None else f" ({item.percent:+.1f} %)"
-                worse.append(f"{item.what} {item.old:g} -> {item.new:g} {item.unit}{moved}, tolerance {allowed:.4g}")
-        if worse:
-            return f"worse beyond the tolerance: {'; '.join(worse)}. To accept, add --accept-regression"
-        lost = sorted(set(old.metrics) - set(names))
-        if lost:
-            return f"not measured this time and would be lost: {', '.join(lost)}. To accept, add --accept-regression"
-        return ""
+            if relative_loss(item.old, item.new, higher_is_better=row.higher_is_better) > allowed + _ROUNDING:
+                moved = "" if item.percent is None else f"{item.percent:+.1f} %, "
+                found[item.what] = f"{item.old:g} -> {item.new:g} {item.unit} ({moved}allowed {100 * allowed:g} %)"
+        return found
 
     def _add_accuracy(self, record: ResultRecord, measured: AccuracyResult) -> None:
         case = record.result.case
-        path, key, precision = accuracy_path(self.root, case), accuracy_key(case), case.engine.precision
+        precision, key = case.engine.precision, accuracy_key(case, measured.metric)
+        path = accuracy_path(self.root, case)
         shown = shown_path(self.root, path)
         if path not in self._before:
-            self._before[path] = read_bytes(path, shown)
+            before = read_bytes(path, shown)
             self._accuracy[path] = load_accuracy(self.root, case) or AccuracyFile(
                 model=case.engine.served_model_name, tasks={}
             )
+            self._before[path] = before
         file = self._accuracy[path]
         old = file.tasks.get(key)
         stored = old.scores.get(precision) if old is not None else None
+        where = f"{shown}: {key} {precision}"
         try:
             outcomes = as_stored(measured.outcomes)
         except BaselineError as problem:
-            self.refusals.append(f"{record.nodeid}: not recorded: {problem}")
+            self._refuse(
+                record.nodeid, str(problem), where, action="Correct the metric of the task, then repeat the run"
+            )
+            return
+        if not math.isfinite(measured.score):
+            self._refuse(record.nodeid, f"the score is {measured.score:g}", where, action=_REPEAT)
             return
         same_questions = old is not None and _same_questions(old, measured)
-        if stored is not None and same_questions and (stored.score, stored.outcomes) == (measured.score, outcomes):
+        answers = (measured.score, outcomes, measured.unparseable)
+        if stored is not None and same_questions and (stored.score, stored.outcomes, stored.unparseable) == answers:
             return
-        moved = change(
-            path=shown,
-            key=key,
-            what=precision,
-            old=None if stored is None else stored.score,
-            new=measured.score,
-            unit=measured.metric,
-            higher_is_better=measured.higher_is_better,
-            kind="accuracy",
-        )
+        moved = accuracy_change(shown, key, precision, stored, measured)
         if (old is None or same_questions) and not self._wanted([moved]):
+            if self.mode == "tighten" and moved.unparseable is not None and moved.unparseable[0] < moved.unparseable[1]:
+                before_share, share = moved.unparseable
+                self.skipped.append(
+                    f"{where}: not tightened: {before_share:.2f} % -> {share:.2f} % of answers unparseable"
+                )
             return
-        refusal = self._refuse_accuracy(path, old, moved, measured)
-        if refusal:
-            self.refusals.append(f"{record.nodeid}: {shown}: {key} {precision} not changed: {refusal}")
+        if self._refuse_accuracy(record, path, old, moved, measured, where):
             return
         score = ScoreEntry(
             score=measured.score,
@@ -359,7 +474,7 @@ class _Planner:
         entry = AccuracyEntry(
             path=shown,
             key=key,
-            identity=accuracy_identity(case),
+            identity=accuracy_identity(case, measured.metric),
             metric=measured.metric,
             higher_is_better=measured.higher_is_better,
             documents_digest=measured.documents_digest,
@@ -369,43 +484,55 @@ class _Planner:
         self._accuracy[path] = replace(file, tasks={**file.tasks, key: entry})
         self.changes.append(moved)
 
-    def _refuse_accuracy(self, path: Path, old: AccuracyEntry | None, moved: Change, measured: AccuracyResult) -> str:
-        """Say why a score must stay as it is; "" when it may change."""
+    def _refuse_accuracy(
+        self,
+        record: ResultRecord,
+        path: Path,
+        old: AccuracyEntry | None,
+        moved: Change,
+        measured: AccuracyResult,
+        where: str,
+    ) -> bool:
+        """Refuse what must not change a score; False where it may."""
         if old is None:
-            return ""
+            return False
         stored = old.scores.get(moved.what)
         if not _same_questions(old, measured):
-            if old.metric != measured.metric or old.higher_is_better != measured.higher_is_better:
-                what = f"the file's score is {old.metric!r}, this one is {measured.metric!r}"
-            else:
-                what = "the questions changed"
+            what = "the questions changed"
+            if old.higher_is_better != measured.higher_is_better:
+                what = (
+                    f"the file says that {old.metric} is better when {_direction(old)}, this run {_direction(measured)}"
+                )
             if self.mode != "all":
-                return f'{what}; re-record the reference too, with --mode all --reason "…"'
+                self._refuse(record.nodeid, f"{what}; the reference must be recorded again", where, action=_REPLACE)
+                return True
             lost = [
                 item
                 for item in sorted(old.scores)
                 if (path, old.key, item, measured.documents_digest) not in self._answered
             ]
             if lost and not self.accept_regression:
-                return f"{what}, so these scores would be lost: {', '.join(lost)}. To accept, add --accept-regression"
-            return ""
+                headline = f"{what}, so these scores would be lost: {', '.join(lost)}"
+                self._refuse(record.nodeid, headline, where, action=_ACCEPT)
+                return True
+            return False
         if stored is not None and stored.provenance.kind == "published" and self.mode != "all":
-            return f'it is published ({stored.provenance.source}); only --mode all --reason "…" replaces it'
-        if self.mode != "all" or self.accept_regression or moved.old is None:
-            return ""
-        if measured.is_binary:
-            worse = 100 * (moved.old - moved.new) * (1 if measured.higher_is_better else -1)
-            # Room for rounding: 0.65 - 0.645 is a little over half a point in binary fractions.
-            too_much, allowed = worse > ACCURACY_POINTS + 1e-9, f"{ACCURACY_POINTS:g} points"
-        else:
-            loss = relative_loss(moved.old, moved.new, higher_is_better=measured.higher_is_better)
-            too_much, allowed = 100 * loss > ACCURACY_PERCENT + 1e-9, f"{ACCURACY_PERCENT:g} %"
-        if too_much:
-            return (
-                f"worse by more than {allowed}: {moved.unit} {moved.old:g} -> {moved.new:g}."
-                " To accept, add --accept-regression"
+            self._refuse(
+                record.nodeid, f"the baseline is published ({stored.provenance.source})", where, action=_REPLACE
             )
-        return ""
+            return True
+        if self.mode != "all" or self.accept_regression or moved.old is None:
+            return False
+        worse = _worse_answers(record, moved, moved.old, measured)
+        if worse:
+            self._refuse(
+                record.nodeid,
+                f"worse beyond what is allowed: {', '.join(worse)}",
+                where,
+                *(f"{name}  {figures}" for name, figures in worse.items()),
+                action=_ACCEPT,
+            )
+        return bool(worse)
 
     def _wanted(self, changes: Sequence[Change]) -> list[Change]:
         """Return the changes that the mode is about."""
@@ -420,8 +547,14 @@ class _Planner:
             return [item for item in changes if item.better]
         return list(changes)
 
-    def _provenance(self) -> Provenance:
-        return Provenance(kind="measured", reason=self.reason, recorded=self.now)
+    def _provenance(self, kept: str = "") -> Provenance:
+        """Return where values come from that are recorded now; `kept` is the reason of others that stay beside them."""
+        reason = self.reason
+        if kept and reason not in kept.split("; "):
+            reason = f"{kept}; {reason}" if reason else kept
+        elif kept:
+            reason = kept
+        return Provenance(kind="measured", reason=reason, recorded=self.now)
 
 
 def _address(record: ResultRecord) -> tuple[str, ...]:
@@ -429,10 +562,58 @@ def _address(record: ResultRecord) -> tuple[str, ...]:
     result, case = record.result, record.result.case
     hardware = result.engine.hardware.slug if result.performance is not None and result.engine is not None else ""
     keys = [performance_key(case)] if result.performance is not None and case.workload is not None else []
-    keys += [f"{accuracy_key(case)} {case.engine.precision}"] if result.accuracy is not None and case.task else []
+    keys += (
+        [f"{accuracy_key(case, result.accuracy.metric)} {case.engine.precision}"]
+        if result.accuracy is not None and case.task
+        else []
+    )
     return (case.engine.served_model_name, hardware, " and ".join(keys))
 
 
 def _same_questions(old: AccuracyEntry, measured: AccuracyResult) -> bool:
-    same_metric = (old.metric, old.higher_is_better) == (measured.metric, measured.higher_is_better)
-    return same_metric and old.documents_digest in ("", measured.documents_digest)
+    same_direction = old.higher_is_better == measured.higher_is_better
+    return same_direction and old.documents_digest in ("", measured.documents_digest)
+
+
+def _direction(scored: AccuracyEntry | AccuracyResult) -> str:
+    return "higher" if scored.higher_is_better else "lower"
+
+
+def _impossible(measured: PerformanceResult, name: str) -> list[float]:
+    """Return the first value of a metric that cannot be right: time and throughput are above 0 and finite."""
+    values = (value for rounds in measured.rounds(name) for value in rounds)
+    return [value for value in values if not (math.isfinite(value) and value > 0)][:1]
+
+
+def _some(names: Sequence[str], *, of: int = 0) -> str:
+    """Name the first few metrics, and count the others."""
+    shown = names[:_NAMED]
+    more = max(of, len(names)) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+def _worse_answers(record: ResultRecord, moved: Change, old: float, measured: AccuracyResult) -> dict[str, str]:
+    """Return what is worse beyond the constants and the gates of the record, with its figures."""
+    gates = [gate for gate in record.gates if isinstance(gate, AccuracyLossCeiling)]
+    points = [gate.points for gate in gates if gate.points is not None]
+    percents = [gate.percent for gate in gates if gate.percent is not None]
+    if measured.is_binary:
+        points.append(ACCURACY_POINTS)
+    else:
+        percents.append(ACCURACY_PERCENT)
+    sign = 1 if measured.higher_is_better else -1
+    losses = (
+        ("points", 100 * (old - moved.new) * sign, points),
+        ("%", 100 * relative_loss(old, moved.new, higher_is_better=measured.higher_is_better), percents),
+    )
+    found = {}
+    for unit, loss, limits in losses:
+        if limits and loss > min(limits) + _ROUNDING and moved.unit not in found:
+            found[moved.unit] = f"{old:g} -> {moved.new:g} ({loss:.3g} {unit} worse, allowed {min(limits):g})"
+    if moved.unparseable is not None:
+        before, share = moved.unparseable
+        rises = [gate.points if gate.unparseable_points is None else gate.unparseable_points for gate in gates]
+        allowed = min([ACCURACY_POINTS, *(value for value in rises if value is not None)])
+        if share - before > allowed + _ROUNDING:
+            found["unparseable"] = f"{before:.2f} % -> {share:.2f} % of answers (allowed {allowed:g} points more)"
+    return found

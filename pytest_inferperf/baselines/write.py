@@ -50,6 +50,10 @@ def write_atomic(path: Path, text: str, *, shown: str, error: type[InferperfErro
     """
     # Through a link, not over it.
     target = Path(os.path.realpath(path))
+    with contextlib.suppress(OSError):
+        if target.is_dir():
+            # Also "/", which has no name that a temporary file could be given.
+            raise error(f"{shown}: cannot be written: it is a folder. Name a file.")
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -163,7 +163,7 @@ def load_packed(folder: Path, config: QuantConfig, *, dtype: torch.dtype, device
     for problem, names in (
         ("is missing; the architecture has it", sorted(loading["missing_keys"])),
         ("is not part of the architecture", sorted(loading["unexpected_keys"])),
-        ("has the wrong shape", sorted(str(item[0]) for item in loading["mismatched_keys"])),
+        ("has another shape than config.json gives it in", sorted(str(item[0]) for item in loading["mismatched_keys"])),
     ):
         if names:
             raise CheckpointError(f"{folder}: {names[0]} {problem} {type(model).__name__}")

@@ -44,6 +44,9 @@ OPTIONS: dict[str, tuple[type, str]] = {
 }
 """Engine options: type and meaning."""
 
+_MAX_THREADS = 1024
+"""With far more, the OpenMP runtime of torch crashes instead of complaining."""
+
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -276,6 +279,8 @@ def _options(spec: EngineSpec) -> dict[str, Scalar]:
             wanted = {bool: "True or False", int: "a whole number of at least 1", str: "a string"}[kind]
             raise EngineError(f"engine option {name}={value!r}: expected {wanted} ({OPTIONS[name][1]})")
         resolved[name] = value
+    if _whole(resolved["num_threads"]) > _MAX_THREADS:
+        raise EngineError(f"engine option num_threads={resolved['num_threads']}: at most {_MAX_THREADS}")
     if resolved["compute_dtype"] not in _DTYPES:
         raise EngineError(
             f"engine option compute_dtype={resolved['compute_dtype']!r}.\n"

@@ -91,7 +91,7 @@ def judge_loss(
         return [found]
     reference, path = found
     rows = [_judge_paired(gate, result, reference, path)]
-    if result.unparseable is not None:
+    if result.unparseable is not None or gate.unparseable_points is not None:
         rows.append(_judge_unparseable(gate, result, reference, path))
     return rows
 
@@ -182,10 +182,13 @@ def _judge_paired(gate: AccuracyLossCeiling, result: AccuracyResult, reference: 
     wrong_scale = _not_points(result) if gate.points is not None else ""
     limit = gate.points if gate.points is not None else gate.percent
     assert limit is not None  # the mark gives one of the two
-    measured = 100 * paired.loss if gate.points is not None else 100 * paired.loss / abs(mean) if mean else math.inf
-    passed = not wrong_scale and math.isfinite(measured) and measured <= limit
+    measured: float | None = 100 * paired.loss
     reason = wrong_scale
-    if not passed and not reason:
+    if gate.percent is not None:
+        measured = 100 * paired.loss / abs(mean) if mean else None
+        reason = "" if mean else "the reference is 0, and a percentage of it is undefined: use points="
+    passed = not reason and measured is not None and measured <= limit
+    if measured is not None and not passed and not reason:
         reason = (
             f"{measured:.2f} {_unit(gate)} is above its ceiling {limit:.2f} "
             f"({paired.lost} lost, {paired.gained} gained of {paired.count}; score {reference.score:.4f} -> "
@@ -218,12 +221,24 @@ def _rounded(outcomes: tuple[float, ...]) -> tuple[float, ...]:
 def _judge_unparseable(
     gate: AccuracyLossCeiling, result: AccuracyResult, reference: ScoreEntry, path: str
 ) -> GateVerdict:
-    """Judge the share of answers that could not be read: a broken format is another failure than a wrong answer."""
-    assert result.unparseable is not None
+    """Judge the share of answers that could not be read: a broken format is another failure than a wrong answer.
+
+    A reference without such flags counts as 0 %, the strictest reading.
+    """
+    if result.unparseable is None:
+        return GateVerdict(
+            gate=f"unparseable rise vs {gate.reference}",
+            status=Status.FAIL,
+            unit="points",
+            higher_is_better=False,
+            source=path,
+            reason="was not measured: no filter of the task has a fallback, so no answer counts as unparseable",
+            next_step="give the task's regex filter a fallback, or leave unparseable_points out of the mark",
+        )
     share = 100 * sum(result.unparseable) / len(result.unparseable)
     before = 100 * sum(reference.unparseable) / len(reference.unparseable) if reference.unparseable else 0.0
-    limit = gate.unparseable_points or gate.points or gate.percent
-    assert limit is not None
+    given = (gate.unparseable_points, gate.points, gate.percent)
+    limit = next(value for value in given if value is not None)
     rise = share - before
     passed = rise <= limit
     return GateVerdict(

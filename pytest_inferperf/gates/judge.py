@@ -12,7 +12,7 @@ from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, Gat
 from pytest_inferperf.model.results import CaseResult, PerformanceResult
 from pytest_inferperf.model.verdicts import GateVerdict, Status
 
-__all__ = ["Baselines", "judge"]
+__all__ = ["Baselines", "failed_requests", "judge"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ def judge(gates: Sequence[Gate], result: CaseResult, baselines: Baselines) -> tu
 
     An INVALID run is judged by none of its figures, and a gate whose metric was not measured fails.
     """
-    invalid = result.invalid or _failed_requests(result.performance)
+    invalid = result.invalid or failed_requests(result.performance)
     if invalid:
         return tuple(_invalid(gate, invalid) for gate in gates)
     verdicts: list[GateVerdict] = []
@@ -55,7 +55,8 @@ def _judge_one(gate: Gate, result: CaseResult, baselines: Baselines) -> list[Gat
     return judge_loss(gate, result.accuracy, baselines.accuracy)
 
 
-def _failed_requests(performance: PerformanceResult | None) -> str:
+def failed_requests(performance: PerformanceResult | None) -> str:
+    """Say how many requests failed; "" for none."""
     if performance is None or performance.num_failed_requests == 0:
         return ""
     total = sum(item.num_requests for session in performance.sessions for item in session.rounds)
@@ -102,9 +103,15 @@ def _with_context(verdict: GateVerdict, result: CaseResult, baselines: Baselines
     elif isinstance(baselines.accuracy, AccuracyEntry):
         reference = baselines.accuracy.scores.get(str(verdict.details.get("reference", "")))
         stored = dict(reference.context) if reference is not None else {}
+    names = {name for name in (*stored, *result.context) if _is_option(name)} | (stored.keys() & result.context.keys())
     moved = tuple(
-        f"context differs: {name} {old} -> {result.context[name]}"
-        for name, old in sorted(stored.items())
-        if name in result.context and result.context[name] != old and name != "git_commit"
+        f"context differs: {name} {stored.get(name, 'default')} -> {result.context.get(name, 'default')}"
+        for name in sorted(names - {"git_commit"})
+        if stored.get(name) != result.context.get(name)
     )
     return replace(verdict, notes=verdict.notes + moved) if moved else verdict
+
+
+def _is_option(name: str) -> bool:
+    """Whether a context name is an option of the engine, whose absence means its default."""
+    return name == "recipe" or name.startswith("engine_options.")

@@ -12,9 +12,9 @@ Three methods bound it, chosen by the data:
   test does not reject; these are quantiles of the means of random subsets of x (Hartigan 1969), so one sorted sample
   gives both bounds. Groups enter or leave a subset as a whole.
 
-Why not the binomial of b given b + c, scaled by (b + c)/N: it takes the flip rate as known. By enumeration at N = 250 and a
-nominal .05 its upper bound missed the true loss in up to 52 % of cases, the score interval up to 9 % below 20 flips,
-square-and-add never more than 4.8 %.
+Why not the binomial of b given b + c, scaled by (b + c)/N: it takes the flip rate as known. By enumeration at N = 60, 250 and
+1,319 with few flips and a nominal .05, its upper bound missed the true loss in up to 57 % of cases, the score interval in up
+to 9 %, square-and-add in at most 4.8 %.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pytest_inferperf.gates.looks import (
     ALPHA,
@@ -70,9 +70,9 @@ FEW_FLIPS = 25
 SUBSETS = 4096
 """Random subsets behind a sign-flip bound: the level of a bound at .0121 is then right within .0017 (one sd)."""
 
-UNITS = 256
-"""More units than this are joined at random into this many before signs are flipped. The bound is then that of t with 255
-degrees of freedom, .6 % wider than the normal's, and the sample stays small."""
+UNITS = 1024
+"""More units than this are joined at random into this many before signs are flipped. The bound is then that of t with
+1,023 degrees of freedom, .15 % wider than the normal's, and the sample stays small."""
 
 Method = Literal["score", "exact", "sign-flip"]
 
@@ -128,18 +128,20 @@ def question_order(count: int, *, seed: int, groups: Sequence[int | str] | None 
     Documents that share a group stay together, in document order, so that a look cuts at most one group.
     Raises `ValueError` for no documents or a group list of another length.
     """
-    import numpy as np
-
     if count < 1:
         raise ValueError("there are no documents to order")
-    generator = np.random.Generator(np.random.PCG64(seed))
     if groups is None:
-        # Ranks of raw generator output: permutation() may change between numpy releases, these draws do not.
-        return tuple(np.argsort(generator.random(count), kind="stable").tolist())
+        return tuple(_shuffled(count, seed).tolist())
     members = _members(groups, count)
-    ranks = np.argsort(generator.random(len(members)), kind="stable").tolist()
     lists = list(members.values())
-    return tuple(document for rank in ranks for document in lists[rank])
+    return tuple(document for group in _shuffled(len(lists), seed).tolist() for document in lists[group])
+
+
+def _shuffled(count: int, seed: int) -> NDArray[np.int64]:
+    """Return a permutation that is the same in every release of numpy: only raw bits are promised to stay."""
+    import numpy as np
+
+    return np.argsort(np.random.PCG64(seed).random_raw(count), kind="stable").astype(np.int64)
 
 
 def look_sizes(count: int, looks: LookSchedule = QUESTIONS) -> tuple[tuple[int, float], ...]:
@@ -188,7 +190,7 @@ def judge_paired(
         raise ValueError(f"{planned} questions have {len(groups)} groups")
     schedule = looks.at(alpha)
     last_level = schedule.levels[-1]
-    binary = bool(_is_binary(old) and _is_binary(new))
+    binary = _is_binary(old) and _is_binary(new)
     floor = smallest_tolerance_of_questions(planned, level=last_level) if binary else 0.0
     if tolerance <= 0 or tolerance < floor:
         return _unresolvable(tolerance, old, new, last_level, binary=binary)
@@ -319,6 +321,8 @@ def sign_flip_bounds(sums: Outcomes, sizes: Outcomes, level: float, *, seed: int
     rejected from above when mean(subset) <= v for at least a share 1 - level of the random subsets: sum over the flipped
     units of (sum - v size) <= 0. Up to 12 units every subset is enumerated and the bound is exact for symmetric
     differences; too few units for the level give infinite bounds. More units take 4,096 seeded subsets.
+    Differences that are skewed make it less sure than it says: with exponential ones, 300 documents and four looks, a loss
+    at the tolerance passed in 8.7 % of 1,500 simulated runs instead of 5 %. Averages over samples (AIME) gave 5.9 %.
     Raises `ValueError` for no units or lists of different lengths.
     """
     import numpy as np
@@ -346,8 +350,8 @@ def _random_subsets(units: int, seed: int) -> NDArray[np.float32]:
     """Return a row per random non-empty subset, a column per unit, 1 where the unit belongs to it."""
     import numpy as np
 
-    generator = np.random.Generator(np.random.PCG64(seed))
-    octets = np.frombuffer(generator.bytes(SUBSETS * (-(-units // 8))), dtype=np.uint8).reshape(SUBSETS, -1)
+    words = np.random.PCG64(seed).random_raw(SUBSETS * -(-units // 64)).astype("<u8")
+    octets = words.view(np.uint8).reshape(SUBSETS, -1)
     member = np.unpackbits(octets, axis=1, count=units).astype(np.float32)
     empty = ~member.any(axis=1)
     member[empty, 0] = 1.0
@@ -401,8 +405,7 @@ def _joined(
 
     if len(sums) <= UNITS:
         return sums, sizes
-    ranks = np.argsort(np.random.Generator(np.random.PCG64(seed)).random(len(sums)), kind="stable")
-    number = ranks % UNITS
+    number = _shuffled(len(sums), seed) % UNITS
     joined = (np.bincount(number, weights=column).astype(np.float64) for column in (sums, sizes))
     return next(joined), next(joined)
 
@@ -416,8 +419,8 @@ def _spread(x: NDArray[np.float64], codes: NDArray[np.int64] | None) -> float:
     return float(np.square(np.bincount(codes, weights=x)).sum() / len(x))
 
 
-def _is_binary(values: NDArray[np.float64]) -> Any:
-    return ((values == 0.0) | (values == 1.0)).all()
+def _is_binary(values: NDArray[np.float64]) -> bool:
+    return bool(((values == 0.0) | (values == 1.0)).all())
 
 
 def _members(groups: Sequence[int | str], count: int) -> dict[int | str, list[int]]:

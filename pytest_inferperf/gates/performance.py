@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from statistics import median
 
 from pytest_inferperf.baselines.entries import MetricBaseline, Missing, PerformanceEntry
 from pytest_inferperf.model.gates import PerformanceGate
@@ -42,14 +41,20 @@ def judge_performance(
         return verdict.missing(absent, measured)
     if stored.value is not None:
         return verdict.compare(measured, stored.value, source=entry.path, notes=("published baseline: absolute limit",))
+    warm_up = {session.warmup_rounds for session in result.sessions}
+    if warm_up != {entry.warmup_rounds}:
+        # A cold first round is not the steady state: such figures are of another workload.
+        reason = f"recorded after {entry.warmup_rounds} warm-up rounds, this run after {max(warm_up)}"
+        return verdict.missing(Missing(path=entry.path, key=entry.key, reason=reason), measured)
     return _against_sessions(verdict, measured, stored, entry, default_tolerance)
 
 
 def _against_sessions(
     verdict: _Verdict, measured: float, stored: MetricBaseline, entry: PerformanceEntry, default_tolerance: float
 ) -> GateVerdict:
-    baseline = median(median(rounds) for rounds in stored.sessions)
-    tolerance = verdict.gate.tolerance or stored.tolerance or default_tolerance
+    baseline = stored.level
+    given = (verdict.gate.tolerance, stored.tolerance, default_tolerance)
+    tolerance = next(value for value in given if value is not None)
     higher = verdict.gate.metric.metric.higher_is_better
     limit = baseline * (1 - tolerance if higher else 1 + tolerance)
     return verdict.compare(measured, limit, source=entry.path, baseline=baseline, tolerance=tolerance)

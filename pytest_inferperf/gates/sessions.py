@@ -333,8 +333,9 @@ def _sd(values: Sequence[float]) -> float:
 
 def _unresolvable(tolerance: float, smallest: float, what: str, sd: float) -> Unresolvable:
     if math.isfinite(smallest):
-        # Rounded up, so that the tolerance named here is accepted.
-        possible = f"the smallest is {math.ceil(1e5 * smallest) / 1e3:g} %"
+        # Rounded up, so that the tolerance named here is accepted; an absurd one is not worth rounding.
+        percent = math.ceil(1e5 * smallest) / 1e3 if smallest < 1e6 else 100 * smallest
+        possible = f"the smallest is {percent:g} %"
     else:
         possible = "one alone says nothing about its spread"
     noise = f" that vary by {100 * sd:.2g} %" if not math.isnan(sd) else ""

@@ -42,7 +42,7 @@ class AccuracyLossCeiling:
     """Largest loss in percent of the reference score, for any other score (perplexity, bits per byte)."""
 
     unparseable_points: float | None = None
-    """Largest rise of the share of unparseable answers, percentage points; None takes `points`."""
+    """Largest rise of the share of unparseable answers, percentage points; None takes `points`, else `percent`."""
 
     metric: str | None = None
     """An lm-eval metric of the task; None takes the task's first."""

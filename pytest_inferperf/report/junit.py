@@ -27,11 +27,11 @@ def junit_properties(result: CaseResult, verdicts: Sequence[GateVerdict]) -> lis
         found.append(("inferperf.documents_digest", accuracy.documents_digest))
         if accuracy.unparseable is not None:
             found.append(("inferperf.metric.unparseable", sum(accuracy.unparseable)))
-    names: set[str] = set()
+    seen: set[str] = set()
     for item in verdicts:
         # A metric may have a limit from the baseline and an absolute one.
-        name = f"{item.gate}.{item.source or 'other'}" if item.gate in names else item.gate
-        names.add(item.gate)
+        name = f"{item.gate}.{item.source or 'other'}" if item.gate in seen else item.gate
+        seen.add(item.gate)
         found.append((f"inferperf.verdict.{name}", item.status.value))
         if item.limit is not None:
             found.append((f"inferperf.limit.{name}", item.limit))

@@ -66,12 +66,12 @@ def _baseline(item: GateVerdict) -> str:
     return f"baseline {number(item.baseline)} {'-' if item.higher_is_better else '+'}{100 * item.tolerance:g} %"
 
 
-def _next_step(verdicts: Iterable[GateVerdict], nodeid: str) -> str:
+def _next_step(verdicts: Iterable[GateVerdict], rerun: str) -> str:
     """Choose one command: the first that a gate names, else how to accept what was measured."""
     found = list(verdicts)
     for item in found:
         if item.next_step:
-            return f"Next: {item.next_step.replace('{nodeid}', shlex.quote(nodeid))}"
+            return f"Next: {item.next_step.replace('{nodeid}', rerun)}"
     if any(item.status is Status.FAIL and item.source not in ("", "mark") for item in found):
         return (
             'To accept: inferperf baseline update RESULTS.json --mode all --reason "…" --accept-regression, then commit. '
@@ -80,15 +80,19 @@ def _next_step(verdicts: Iterable[GateVerdict], nodeid: str) -> str:
     return ""
 
 
-def failure_message(verdicts: Sequence[GateVerdict], nodeid: str, *, simulated: bool = False) -> str:
-    """Say what a test's gates found: the verdict in the first line, then every gate, then one next step."""
+def failure_message(verdicts: Sequence[GateVerdict], rerun: str, *, simulated: bool = False) -> str:
+    """Say what a test's gates found: the verdict in the first line, then every gate, then one next step.
+
+    `rerun` is what to type after `pytest` to run the test again.
+    """
     bad = [item for item in verdicts if item.status is not Status.PASS]
     status = worst(verdicts)
     first = next(item for item in bad if item.status is status)
     outcome = "failed" if all(item.status is Status.FAIL for item in bad) else "did not pass"
     count = f"{len(bad)} of {plural(len(verdicts), 'gate')} {outcome}"
     if status is Status.INVALID:
-        head = f"INVALID: {first.reason}; no gate was judged"
+        rest = "no gate was judged" if len(bad) == len(verdicts) else count
+        head = f"INVALID: {first.reason}; {rest}"
     elif status is Status.INCONCLUSIVE:
         head = f"INCONCLUSIVE: {first.gate} {first.reason}; {count}"
     else:
@@ -97,7 +101,7 @@ def failure_message(verdicts: Sequence[GateVerdict], nodeid: str, *, simulated: 
     lines += [f"  note: {note}" for note in _notes(verdicts)]
     if simulated:
         lines.append(f"  note: {SIMULATED}")
-    step = _next_step(bad, nodeid)
+    step = _next_step(bad, rerun)
     return "\n".join([*lines, step] if step else lines)
 
 
@@ -122,6 +126,7 @@ def summary_lines(cases: Sequence[tuple[str, Sequence[GateVerdict], bool]]) -> l
             lines.append(f"  {next(rows)}")
             if item.status is not Status.PASS and item.reason and item.measured is None:
                 lines.append(f"  {next(rows)}")
+        lines += [f"  note: {note}" for note in _notes(verdicts)]
     counts = {status: sum(item.status is status for item in every) for status in Status}
     lines.append("")
     lines.append(
@@ -131,7 +136,7 @@ def summary_lines(cases: Sequence[tuple[str, Sequence[GateVerdict], bool]]) -> l
     if any(simulated for _, _, simulated in judged):
         lines.append(SIMULATED)
     for nodeid, verdicts, _ in judged:
-        step = _next_step([item for item in verdicts if item.status is not Status.PASS], nodeid)
+        step = _next_step([item for item in verdicts if item.status is not Status.PASS], shlex.quote(nodeid))
         if step:
             lines += ["", step]
             break

@@ -22,8 +22,8 @@ from pytest_inferperf.model.verdicts import Status
 ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / ".demo"
 BASELINES = WORK / "baselines"
-WORSE_RECIPE = "INT4_BLOCKWISE_WEIGHT_ONLY_CFG"
-"""Four-bit weights without the search that INT4_AWQ does: a recipe somebody may pick by mistake."""
+WRONG_TEXTS = "data/calibration_wrong.jsonl"
+"""Calibration texts of another kind than the model is asked: the scales they give clip what the questions need."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,11 @@ def recorded(records: Sequence[ResultRecord]) -> str:
         for verdict in record.verdicts:
             if verdict.status is not Status.FAIL or "has no baseline" not in verdict.reason:
                 return f"{record.nodeid}: {verdict.gate} is {verdict.status.value}, not a missing baseline"
-    return "" if list(BASELINES.glob("performance/*/*.json")) else "no performance baseline was written"
+    return (
+        ""
+        if list(BASELINES.glob("performance/*/*.json"))
+        else "no performance baseline was written"
+    )
 
 
 def passed(records: Sequence[ResultRecord]) -> str:
@@ -91,8 +95,13 @@ ACTS = (
         check=regressed("output_throughput"),
     ),
     Act(
-        title=f"A real accuracy regression: a worse recipe ({WORSE_RECIPE})",
-        arguments=("-k", "test_accuracy_transform", f"--inferperf-set=quant={WORSE_RECIPE}"),
+        title="A real accuracy regression: NVFP4 weights and KV cache, calibrated on the wrong texts",
+        arguments=(
+            *("-m", "inferperf(quant='NVFP4', kv_cache_dtype='nvfp4', task='embedded_transform')"),
+            *("-k", "test_accuracy_transform"),
+            *("--inferperf-set=quant=NVFP4", "--inferperf-set=kv_cache_dtype=nvfp4"),
+            f"--inferperf-set=calib_dataset={WRONG_TEXTS}",
+        ),
         exit_code=1,
         check=regressed("exact_match loss"),
     ),
@@ -116,7 +125,9 @@ def run(number: int, act: Act) -> str:
         *(f"--rootdir={ROOT}", f"--inferperf-baselines={BASELINES}", "--benchmark-disable"),
         *(f"--inferperf-json={results}", f"--junitxml={junit}", *act.arguments),
     ]
-    code = subprocess.run(command, cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=False).returncode
+    code = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=False
+    ).returncode
     if code != act.exit_code:
         return f"pytest exited with {code}, expected {act.exit_code}"
     records = read_result_file(results).records
@@ -143,7 +154,9 @@ def main() -> int:
         lines.append(f"  {number}. {act.title}: {outcome} ({time.perf_counter() - start:.0f} s)")
     print("\nWhat each act showed:")
     print("\n".join(lines))
-    print(f"  {time.perf_counter() - begin:.0f} s in all; results and JUnit files are in {WORK.relative_to(ROOT)}/")
+    print(
+        f"  {time.perf_counter() - begin:.0f} s in all; results and JUnit files are in {WORK.relative_to(ROOT)}/"
+    )
     return 1 if failed else 0
 
 

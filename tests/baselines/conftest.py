@@ -113,9 +113,12 @@ def answers(task_case: Case) -> Callable[..., ResultRecord]:
         metric: str = "exact_match",
         higher_is_better: bool = True,
         score: float | None = None,
+        unparseable: tuple[bool, ...] | None = None,
+        gates: tuple[Any, ...] = (),
     ) -> ResultRecord:
         return ResultRecord(
             nodeid=f"t.py::test_sums[{quant}]",
+            gates=gates,
             result=CaseResult(
                 case=Case(engine=_engine(quant=quant), task=task_case.task),
                 accuracy=AccuracyResult(
@@ -125,7 +128,7 @@ def answers(task_case: Case) -> Callable[..., ResultRecord]:
                     score=sum(outcomes) / len(outcomes) if score is None else score,
                     outcomes=outcomes,
                     documents_digest=digest,
-                    unparseable=tuple(value == 0 for value in outcomes),
+                    unparseable=(False,) * len(outcomes) if unparseable is None else unparseable,
                     scores={metric: 0.5},
                     duration_s=3.5,
                 ),

@@ -165,15 +165,29 @@ def test_wrong_content(tmp_path: Path, file: ResultFile, old: str, new: str, mes
         assert re.match(rf"{re.escape(str(path))}: \$\.records\[0\]\.", str(caught.value))
 
 
-def test_not_finite(tmp_path: Path, speed: Make) -> None:
+def test_a_record_that_is_not_finite_is_left_out_alone(tmp_path: Path, file: ResultFile, speed: Make) -> None:
     path = tmp_path / "r.json"
+    bad = [
+        speed(output_throughput=math.nan, nodeid="t.py::nan"),
+        replace(file.records[0], nodeid="t.py::inf", verdicts=(replace(VERDICT, measured=math.inf),)),
+    ]
     message = (
-        f"{path}: cannot be written: $.records[0].result.performance.sessions[0].rounds[0].metrics.output_throughput"
-        " is nan. Whatever could not be measured is left out, not NaN."
+        f"{path}: t.py::nan is left out: $.result.performance.sessions[0].rounds[0].metrics.output_throughput is nan.\n"
+        f"{path}: t.py::inf is left out: $.verdicts[0].measured is inf.\n"
+        "Whatever could not be measured is left out, not NaN; repair what measures it, and run the test again."
     )
     with pytest.raises(ResultFileError, match=f"^{re.escape(message)}$"):
-        write_result_file(path, ResultFile(created="", environment={}, records=(speed(output_throughput=math.nan),)))
-    assert not path.exists()
+        write_result_file(path, replace(file, records=(bad[0], *file.records, bad[1])))
+    assert read_result_file(path) == file
+
+
+def test_a_measured_metric_that_does_not_exist(tmp_path: Path, file: ResultFile) -> None:
+    path = tmp_path / "r.json"
+    write_result_file(path, file)
+    path.write_text(path.read_text().replace('"ttft_ms.p99": 12.5', '"ttft_sm.p99": 12.5', 1))
+    message = f"{path}: $.records[0].result.performance: unknown metric 'ttft_sm.p99'.\nDid you mean 'ttft_ms'? "
+    with pytest.raises(ResultFileError, match=f"^{re.escape(message)}"):
+        read_result_file(path)
 
 
 def test_full_disk(tmp_path: Path, file: ResultFile, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,9 +51,8 @@ def accuracy() -> dict[str, Any]:
         "schema_version": 1,
         "model": "tiny",
         "tasks": {
-            "sums": {
-                "identity": {"task": "sums"},
-                "metric": "exact_match",
+            "sums-exact_match": {
+                "identity": {"task": "sums", "metric": "exact_match"},
                 "higher_is_better": True,
                 "documents": {"count": 2, "digest": "d1"},
                 "scores": {"BF16": {"score": 0.5, "outcomes": bits, "provenance": {"kind": "measured"}}},
@@ -76,7 +75,7 @@ def test_the_valid_files_are_valid(tmp_path: Path) -> None:
     path.write_text(json.dumps(performance()))
     assert list(read_performance(path).entries) == [KEY]
     path.write_text(json.dumps(accuracy()))
-    assert read_accuracy(path).tasks["sums"].scores["BF16"].outcomes == (1.0, 0.0)
+    assert read_accuracy(path).tasks["sums-exact_match"].scores["BF16"].outcomes == (1.0, 0.0)
 
 
 def test_published_values_have_no_sessions(tmp_path: Path) -> None:
@@ -90,6 +89,17 @@ def test_published_values_have_no_sessions(tmp_path: Path) -> None:
     entry["metrics"] = {"ttft_ms.p99": {"sessions": [[1.0]]}}
     where = f'{SHOWN}: $.entries["{KEY}"].metrics["ttft_ms.p99"]'
     assert read(tmp_path, data) == f"{where}: unknown key 'sessions'. Keys: tolerance, value."
+
+
+@pytest.mark.parametrize("value", [0, -1.5])
+def test_published_values_are_above_0(tmp_path: Path, value: float) -> None:
+    data = performance()
+    entry = data["entries"][KEY]
+    del entry["warmup_rounds"]
+    entry["provenance"] = {"kind": "published", "source": "table 3"}
+    entry["metrics"] = {"ttft_ms.p99": {"value": value}}
+    where = f'{SHOWN}: $.entries["{KEY}"].metrics["ttft_ms.p99"].value'
+    assert read(tmp_path, data) == f"{where}: {value} is not valid: it must be above 0."
 
 
 TEXTS = {
@@ -159,6 +169,22 @@ PERFORMANCE = [
         [[1.0, None]],
         f'$.entries["{KEY}"].metrics["ttft_ms.p99"].sessions[0][1]: null is not a number.',
     ),
+    *(
+        (
+            f"{E}/metrics/ttft_ms.p99/tolerance",
+            value,
+            f'$.entries["{KEY}"].metrics["ttft_ms.p99"].tolerance: {value} is not valid: it must be above 0 and below 1.',
+        )
+        for value in (0, -0.1, 1, 5)
+    ),
+    *(
+        (
+            f"{E}/metrics/ttft_ms.p99/sessions",
+            [[1.0], [2.0, value]],
+            f'$.entries["{KEY}"].metrics["ttft_ms.p99"].sessions[1][1]: {value} is not valid: it must be above 0.',
+        )
+        for value in (0, -5, 0.0)
+    ),
     (
         f"{E}/identity/isl",
         65,
@@ -200,41 +226,51 @@ def test_missing_key(tmp_path: Path) -> None:
     )
 
 
-S = "tasks/sums/scores"
+S = "tasks/sums-exact_match/scores"
 SCORE = {"score": 0.5, "provenance": {"kind": "published", "source": "paper"}}
 ACCURACY = [
     (
         f"{S}/BF16/outcomes/count",
         3,
-        '$.tasks["sums"].scores["BF16"].outcomes: 3 for 2 documents. Every document has one.',
+        '$.tasks["sums-exact_match"].scores["BF16"].outcomes: 3 for 2 documents. Every document has one.',
     ),
     (
         f"{S}/BF16/unparseable",
         {"encoding": "bits", "count": 1, "data": "gA=="},
-        '$.tasks["sums"].scores["BF16"].unparseable: 1 for 2 documents. Every document has one.',
+        '$.tasks["sums-exact_match"].scores["BF16"].unparseable: 1 for 2 documents. Every document has one.',
     ),
     (
         f"{S}/BF16/outcomes/encoding",
         "hex",
-        '$.tasks.sums.scores.BF16.outcomes.encoding: "hex" is not valid. Valid values: bits, float16.',
+        '$.tasks["sums-exact_match"].scores.BF16.outcomes.encoding: "hex" is not valid. Valid values: bits, float16.',
     ),
     (
         f"{S}/FP8+kv_auto",
         SCORE,
-        '$.tasks["sums"].scores["FP8+kv_auto"]: the default KV cache type is not written out: use \'FP8\' as the key.',
+        '$.tasks["sums-exact_match"].scores["FP8+kv_auto"]: the default KV cache type is not written out: use \'FP8\' as the key.',
     ),
     (
         f"{S}/FP9",
         SCORE,
-        "$.tasks[\"sums\"].scores[\"FP9\"]: unknown quantization 'FP9'. Did you mean 'FP8'? Quantizations: BF16, FP8,"
+        "$.tasks[\"sums-exact_match\"].scores[\"FP9\"]: unknown quantization 'FP9'. Did you mean 'FP8'? Quantizations: BF16, FP8,"
         " INT4_AWQ, NVFP4, W4A16_NVFP4, W4A8_NVFP4_FP8. Or a ModelOpt configuration name such as NVFP4_AWQ_LITE_CFG.",
     ),
     (
-        "tasks/sums/identity/limit",
-        5,
-        "$.tasks[\"sums\"]: the key does not fit its identity, which gives 'sums-limit5'. Correct one of them.",
+        "tasks/sums-exact_match/metric",
+        "acc",
+        '$.tasks["sums-exact_match"]: unknown key \'metric\'. Keys: documents, higher_is_better, identity, scores.',
     ),
-    (f"{S}/BF16/provenance", {"kind": "published"}, "$.tasks.sums.scores.BF16: unknown key 'outcomes'. Keys: context,"
+    (
+        "tasks/sums-exact_match/identity/metric",
+        "acc",
+        '$.tasks["sums-exact_match"]: the key does not fit its identity, which gives \'sums-acc\'. Correct one of them.',
+    ),
+    (
+        "tasks/sums-exact_match/identity/limit",
+        5,
+        "$.tasks[\"sums-exact_match\"]: the key does not fit its identity, which gives 'sums-limit5-exact_match'. Correct one of them.",
+    ),
+    (f"{S}/BF16/provenance", {"kind": "published"}, "$.tasks[\"sums-exact_match\"].scores.BF16: unknown key 'outcomes'. Keys: context,"
      " provenance, score."),
 ]  # fmt: skip
 
@@ -247,8 +283,8 @@ def test_accuracy_file(tmp_path: Path, path: str, value: Any, message: str) -> N
 
 def test_measured_scores_need_documents(tmp_path: Path) -> None:
     data = accuracy()
-    del data["tasks"]["sums"]["documents"]
-    message = f"{SHOWN}: $.tasks[\"sums\"]: the key 'documents' is missing: measured scores need it."
+    del data["tasks"]["sums-exact_match"]["documents"]
+    message = f"{SHOWN}: $.tasks[\"sums-exact_match\"]: the key 'documents' is missing: measured scores need it."
     assert read(tmp_path, data, read_accuracy) == message
 
 

@@ -73,8 +73,8 @@ def test_a_link_that_escapes(root: Path, hardware: Hardware, speed_case: Case, t
 def test_missing(root: Path, hardware: Hardware, speed_case: Case, task_case: Case, speed: Make, answers: Make) -> None:
     path, key = "baselines/performance/nvidia-b200-8x/tiny.json", "NVFP4+kv_fp8-tp8-isl64-osl32-c1"
     assert lookup_performance(root, hardware, speed_case) == Missing(path=path, key=key, reason="no such file")
-    assert lookup_accuracy(root, task_case) == Missing(
-        path="baselines/accuracy/tiny.json", key="sums-limit10", reason="no such file"
+    assert lookup_accuracy(root, task_case, "exact_match") == Missing(
+        path="baselines/accuracy/tiny.json", key="sums-limit10-exact_match", reason="no such file"
     )
     record(root, speed(output_throughput=100.0), answers((1.0, 0.0)))
     assert speed_case.workload is not None
@@ -83,9 +83,9 @@ def test_missing(root: Path, hardware: Hardware, speed_case: Case, task_case: Ca
     assert lookup_performance(root, hardware, other) == Missing(
         path=path, key="NVFP4+kv_fp8-tp8-isl64-osl33-c1", reason="no such entry"
     )
-    assert lookup_accuracy(root, replace(task_case, task=replace(task_case.task, limit=None))) == Missing(
-        path="baselines/accuracy/tiny.json", key="sums", reason="no such entry"
-    )
+    assert lookup_accuracy(
+        root, replace(task_case, task=replace(task_case.task, limit=None)), "exact_match"
+    ) == Missing(path="baselines/accuracy/tiny.json", key="sums-exact_match", reason="no such entry")
 
 
 def test_performance_entry(root: Path, hardware: Hardware, speed_case: Case, speed: Make) -> None:
@@ -99,8 +99,8 @@ def test_performance_entry(root: Path, hardware: Hardware, speed_case: Case, spe
 
 
 def test_accuracy_entry(root: Path, task_case: Case, answers: Make) -> None:
-    record(root, answers((1.0, 0.0, 1.0)), answers((1.0, 0.25, 0.0), quant="NVFP4"))
-    found = lookup_accuracy(root, task_case)
+    record(root, answers((1.0, 0.0, 1.0), unparseable=(False, True, False)), answers((1.0, 0.25, 0.0), quant="NVFP4"))
+    found = lookup_accuracy(root, task_case, "exact_match")
     assert isinstance(found, AccuracyEntry)
     assert (found.metric, found.num_documents, found.documents_digest) == ("exact_match", 3, "d1")
     assert found.scores["BF16"].outcomes == (1.0, 0.0, 1.0)
@@ -140,10 +140,34 @@ def test_hardware_with_one_folder_name(root: Path, speed_case: Case, speed: Make
 def test_a_folder_instead_of_a_file(root: Path, task_case: Case) -> None:
     (root / "accuracy/tiny.json").mkdir(parents=True)
     with pytest.raises(BaselineError, match=r"^baselines/accuracy/tiny\.json: cannot be read: Is a directory\.$"):
-        lookup_accuracy(root, task_case)
+        lookup_accuracy(root, task_case, "exact_match")
 
 
-def test_a_very_long_name(root: Path, task_case: Case) -> None:
-    (root / "accuracy").mkdir(parents=True)
-    with pytest.raises(BaselineError, match="File name too long"):
-        lookup_accuracy(root, named(task_case, "x" * 300))
+def test_a_very_long_name(root: Path, hardware: Hardware, task_case: Case, speed_case: Case, speed: Make) -> None:
+    message = (
+        f"served_model_name '{'x' * 40}'… has 300 characters; baselines are filed under it, and a file name has room for"
+        " 228. Give a shorter one."
+    )
+    case = named(speed_case, "x" * 300)
+    with pytest.raises(BaselineError, match=f"^{re.escape(message)}$"):
+        lookup_accuracy(root, named(task_case, "x" * 300), "exact_match")
+    with pytest.raises(BaselineError, match=f"^{re.escape(message)}$"):
+        lookup_performance(root, hardware, case)
+    plan, _ = update(
+        root, [speed(output_throughput=1.0, case=case)], mode="new", reason="", accept_regression=False, now=NOW
+    )
+    assert plan.refusals == (message,)
+
+
+def test_the_longest_name(root: Path, hardware: Hardware, speed_case: Case, speed: Make) -> None:
+    case = named(speed_case, "x" * 228)
+    record(root, speed(output_throughput=1.0, case=case))
+    assert isinstance(lookup_performance(root, hardware, case), PerformanceEntry)
+
+
+def test_two_metrics_of_one_task(root: Path, task_case: Case, answers: Make) -> None:
+    record(root, answers((1.0, 0.0)), replace(answers((1.0, 1.0), metric="acc_norm"), nodeid="other"))
+    for metric, score in (("exact_match", 0.5), ("acc_norm", 1.0)):
+        found = lookup_accuracy(root, task_case, metric)
+        assert isinstance(found, AccuracyEntry)
+        assert (found.metric, found.scores["BF16"].score) == (metric, score)

@@ -73,6 +73,16 @@ def test_full_disk_without_an_old_file(tmp_path: Path, monkeypatch: pytest.Monke
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("place", ["/", "folder", "file/r.json", "file/deep/r.json", "/proc/none/r.json", "x" * 300])
+def test_no_place_to_write(tmp_path: Path, place: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(ResultFileError, match=r"^r\.json: cannot be written: [^.]+\. [^.]+\.$"):
+        write_atomic(tmp_path / place, "new", shown="r.json", error=ResultFileError)
+    assert names(tmp_path) == ["file", "folder"]
+    assert (tmp_path / "file").read_text() == "old"
+
+
 _WRITE_BIG = """
 import sys
 from pathlib import Path

@@ -23,6 +23,11 @@ from pytest_inferperf.model.case import EngineSpec
 from pytest_inferperf.model.results import EngineInfo, Hardware
 
 
+def spawn(folder: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    (folder / "grandchild").write_text(str(child.pid))
+
+
 class FakeEngine(Engine):
     prefix_token_id = 1
     eos_token_id = 2
@@ -47,6 +52,12 @@ class FakeEngine(Engine):
         if spec.served_model_name == "dies-loading":
             print("last words", flush=True)
             os._exit(3)
+        if spec.served_model_name == "hangs-loading":
+            spawn(self.folder)
+            time.sleep(600)
+        if spec.served_model_name == "babbles-loading":
+            while True:
+                progress("loading " + "x" * 1000)
 
     def encode(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[tuple[int, ...]]:
         return [tuple(text.encode()) for text in texts]
@@ -62,10 +73,14 @@ class FakeEngine(Engine):
             case "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             case "hang":
-                child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-                (self.folder / "grandchild").write_text(str(child.pid))
+                spawn(self.folder)
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 time.sleep(600)
+            case "floods":
+                for _ in range(200):
+                    os.write(1, b"z" * 100_000)
+                    os.write(1, b"\rstep\n")
+                os._exit(5)
             case "oom":
                 raise MemoryError
             case "bug":

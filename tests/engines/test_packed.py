@@ -149,7 +149,7 @@ def edit_config(folder: Path, changes: dict[str, Any]) -> None:
             r"config\.json: architectures \['NoSuchForCausalLM'\] name no causal",
         ),
         ({"num_hidden_layers": "two"}, r"config\.json: "),
-        ({"hidden_size": 64}, "has the wrong shape for LlamaForCausalLM"),
+        ({"hidden_size": 64}, r"lm_head\.weight has another shape than config\.json gives it in LlamaForCausalLM"),
         ({"num_attention_heads": 0}, r"config\.json: "),
         ({"num_hidden_layers": 3}, r"model\.layers\.2\..* is missing; the architecture has it"),
     ],

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_inferperf.engines import supervisor
 from pytest_inferperf.engines.interface import GenerationRequest, LogLikelihoodRequest
 from pytest_inferperf.engines.process import EngineProcess
 from pytest_inferperf.errors import EngineError
@@ -24,6 +25,7 @@ Start = Callable[..., EngineProcess]
 @pytest.fixture
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setattr(supervisor, "GRACE_S", 0.5)
     engines: list[EngineProcess] = []
 
     def start(behaviour: str, *, call_timeout_s: float = 30.0) -> EngineProcess:

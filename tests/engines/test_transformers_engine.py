@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pytest_inferperf.engines.interface import GenerationRequest
 from pytest_inferperf.engines.transformers_engine import TransformersEngine
@@ -93,6 +94,11 @@ def test_says_what_it_is(engine: TransformersEngine) -> None:
     [
         ({"engine_options": (("use_cach", True),)}, r"unknown engine option 'use_cach' .*\nDid you mean 'use_cache'\?"),
         ({"engine_options": (("num_threads", True),)}, "num_threads=True: expected a whole number of at least 1"),
+        ({"engine_options": (("num_threads", "2"),)}, "num_threads='2': expected a whole number of at least 1"),
+        ({"engine_options": (("num_threads", 0),)}, "num_threads=0: expected a whole number of at least 1"),
+        ({"engine_options": (("num_threads", 100_000),)}, "num_threads=100000: at most 1024"),
+        ({"engine_options": (("max_batch_tokens", 2.0),)}, r"max_batch_tokens=2\.0: expected a whole number"),
+        ({"engine_options": (("compute_dtype", None),)}, "compute_dtype=None: expected a string"),
         ({"engine_options": (("use_cache", 1),)}, "use_cache=1: expected True or False"),
         ({"engine_options": (("compute_dtype", "float16"),)}, r"compute_dtype='float16'.\n.*bfloat16, float32"),
         ({"tp": 2}, "tp=2: the transformers backend runs on one device"),
@@ -101,3 +107,17 @@ def test_says_what_it_is(engine: TransformersEngine) -> None:
 def test_bad_setting_is_refused(source: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(EngineError, match=message):
         TransformersEngine(EngineSpec(model=str(source), served_model_name="tiny", **changes), checkpoint=str(source))
+
+
+def test_number_of_threads_is_the_one_asked_for(source: Path) -> None:
+    before = torch.get_num_threads()
+    spec = EngineSpec(model=str(source), served_model_name="tiny", engine_options=(("num_threads", 2),))
+    try:
+        with TransformersEngine(spec, checkpoint=str(source)) as engine:
+            assert torch.get_num_threads() == 2
+            assert engine.info.options["num_threads"] == 2
+        with pytest.raises(EngineError, match="the engine is closed"):
+            engine.generate([GenerationRequest(prompt=(1,), max_tokens=1)], concurrency=1)
+        engine.close()
+    finally:
+        torch.set_num_threads(before)

@@ -97,7 +97,13 @@ def test_all_wrong_fails() -> None:
 def test_percent_of_a_perplexity() -> None:
     gate = AccuracyLossCeiling(reference="BF16", percent=2.0)
     reference = answers("1", metric="bits_per_byte", higher_is_better=False, score=2.0, outcomes=(2.0, 2.0))
-    for value, status in ((2.03, Status.PASS), (2.05, Status.FAIL), (1.0, Status.PASS), (9e9, Status.FAIL), (math.nan, Status.INVALID)):
+    for value, status in (
+        (2.03, Status.PASS),
+        (2.05, Status.FAIL),
+        (1.0, Status.PASS),
+        (9e9, Status.FAIL),
+        (math.nan, Status.INVALID),
+    ):
         candidate = replace(reference, score=value, outcomes=(value, value))
         (row,) = judge_loss(gate, candidate, stored(reference))
         assert row.status is status, value

@@ -59,8 +59,7 @@ def test_smaller_alpha_has_smaller_levels_that_cost_more_than_alpha_in_sum(sched
     for alpha in (0.02, 0.005, 0.05 / 40):
         levels = schedule.at(alpha).levels
         assert all(new < old for new, old in zip(levels, before, strict=True))
-        assert levels == tuple(sorted(levels))
-        assert levels[-1] < alpha < sum(levels)
+        assert max(levels) == levels[-1] < alpha < sum(levels)
         before = levels
 
 
@@ -79,9 +78,9 @@ def test_looks_reached_and_following() -> None:
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, -0.1, math.nan])
 def test_alpha_out_of_range(alpha: float) -> None:
-    with pytest.raises(ValueError, match="alpha has to be between 0 and 0.5"):
+    with pytest.raises(ValueError, match=r"alpha has to be between 0 and 0\.5"):
         SESSIONS.at(alpha)
-    with pytest.raises(ValueError, match="alpha has to be between 0 and 0.5"):
+    with pytest.raises(ValueError, match=r"alpha has to be between 0 and 0\.5"):
         single_look("sessions", 1, alpha=alpha)
 
 

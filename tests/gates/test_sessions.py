@@ -99,7 +99,7 @@ def undecided() -> tuple[Sessions, Sessions]:
 def test_the_road_of_an_undecided_case() -> None:
     baseline, candidate = undecided()
     kwargs = {"tolerance": 0.03, "free_zone": 0.02}
-    road = [verdict(baseline, candidate[:count], **kwargs) for count in range(1, 7)]  # type: ignore[arg-type]
+    road = [verdict(baseline, candidate[:count], **kwargs) for count in range(1, 7)]
     assert [step.status for step in road] == [Decision.OPEN] * 4 + [Decision.INCONCLUSIVE] * 2
     assert [step.used for step in road] == [1, 2, 3, 3, 5, 5]
     assert [step.next_look for step in road] == [2, 3, 5, 5, None, None]
@@ -250,7 +250,8 @@ def test_ratio(higher_is_better: bool, candidate: float) -> None:
     """1.5 times as good is no loss at a ratio of 1.5, and a loss of a sixth at 1.8."""
     blocks = [Block(reference=(100.0, 100.0), candidate=(candidate, candidate))] * 3
     even = blocks_verdict(blocks, higher_is_better=higher_is_better, ratio=1.5)
-    assert (even.status, even.loss) == (Decision.PASS, pytest.approx(0.0))
+    assert even.status is Decision.PASS
+    assert even.loss == pytest.approx(0.0)
     short = blocks_verdict(blocks, higher_is_better=higher_is_better, ratio=1.8)
     assert short.status is Decision.FAIL
     assert short.loss == pytest.approx(1 / 6 if higher_is_better else 0.2)
@@ -300,8 +301,13 @@ def test_worse_candidates_lose_more(higher_is_better: bool) -> None:
 
 
 def test_absurd_figures_do_not_overflow() -> None:
-    found = verdict([[1e-300]] * 4 + [[1e300]] * 4, [[1.0]], higher_is_better=False, tolerance=1e300, free_zone=1e299)
-    assert found.status is Decision.OPEN
+    baseline, low = [[1e-300]] * 4 + [[1e300]] * 4, {"higher_is_better": False}
+    found = judge_sessions(baseline, [[1.0]], tolerance=1e300, higher_is_better=False)
+    assert isinstance(found, Unresolvable)
+    assert found.smallest > 1e300
+    assert verdict([[1e-300]] * 8, [[1e300]], **low).status is Decision.FAIL
+    assert verdict([[1e300]] * 8, [[1e-300]], **low).status is Decision.PASS
+    assert verdict([[1e-300]] * 8, [[1e300]]).status is Decision.PASS
 
 
 def test_a_smaller_alpha_is_wider() -> None:

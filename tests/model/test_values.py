@@ -30,13 +30,13 @@ def test_performance_key(changes: dict[str, object], key: str) -> None:
 @pytest.mark.parametrize(
     ("task", "key"),
     [
-        (Task(name="gsm8k"), "gsm8k"),
-        (Task(name="gsm8k", num_fewshot=0), "gsm8k-fewshot0"),
-        (Task(name="gsm8k", num_fewshot=5, limit=250), "gsm8k-fewshot5-limit250"),
+        (Task(name="gsm8k"), "gsm8k-exact_match"),
+        (Task(name="gsm8k", num_fewshot=0), "gsm8k-fewshot0-exact_match"),
+        (Task(name="gsm8k", num_fewshot=5, limit=250), "gsm8k-fewshot5-limit250-exact_match"),
     ],
 )
 def test_accuracy_key(task: Task, key: str) -> None:
-    assert accuracy_key(Case(engine=SPEC, task=task)) == key
+    assert accuracy_key(Case(engine=SPEC, task=task), "exact_match") == key
 
 
 def test_context_is_not_identity() -> None:

@@ -68,7 +68,7 @@ def test_missing_reference_file(project: Project) -> None:
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
         [
-            "exact_match loss vs BF16 has no baseline (baselines/accuracy/tiny-llama.json: *; key gsm8k); 1 of 1 gate *",
+            "exact_match loss vs BF16 has no baseline (baselines/accuracy/tiny-llama.json: *; key gsm8k-exact_match); *1 of 1 gate *",
             "Next: evaluate the same task with quant='BF16' and --inferperf-update=new",
         ]
     )
@@ -78,7 +78,7 @@ def test_reference_of_another_precision_is_missing(recorded: Project) -> None:
     recorded.test(TASK, 'accuracy_loss_ceiling(reference="FP8", points=1.0)', body=EVALUATE)
     result = recorded.run()
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["exact_match loss vs FP8 has no baseline (*: key gsm8k has no FP8; it holds BF16); *"])
+    result.stdout.fnmatch_lines(["exact_match loss vs FP8 has no baseline (*: key gsm8k-exact_match has no FP8; it holds BF16); *"])
 
 
 @pytest.mark.parametrize("script", [{"digest": "d2"}, {"questions": 999, "right": {"BF16": 899}}])

@@ -64,23 +64,6 @@ def test_selection_by_resolved_identity(project: Project, expression: str, selec
     assert sum("::" in line for line in result.outlines) == selected
 
 
-def test_param_mark_cannot_smuggle_a_case(project: Project) -> None:
-    """A mark on `pytest.param` does not change the case: what was judged is what the id says."""
-    project.pytester.makepyfile(
-        """
-        import pytest
-
-        @pytest.mark.inferperf(model="tiny-llama", isl=16, osl=4, concurrency=8)
-        @pytest.mark.parametrize("x", [pytest.param(1, marks=pytest.mark.inferperf(concurrency=1))])
-        def test_it(inferperf, x):
-            assert inferperf.case.workload.concurrency == 8
-        """
-    )
-    project.run().assert_outcomes(passed=1)
-    result = project.run("--collect-only", "-q", "-m", "inferperf(concurrency=1)")
-    assert not any("::" in line for line in result.outlines)
-
-
 WRONG = {
     "unknown keyword": (
         'inferperf(model="tiny-llama", qant="FP8", isl=1, osl=1)',
@@ -236,7 +219,7 @@ def test_fixture_without_mark(project: Project) -> None:
         (
             [PERFORMANCE, 'throughput_floor("output_throughput")'],
             "",
-            "throughput_floor; the test must request the inferperf fixture and call it.",
+            "throughput_floor: the test must request the inferperf fixture and call it.",
         ),
         (
             [PERFORMANCE, 'throughput_floor("output_throughput")'],

@@ -90,6 +90,9 @@ def test_improvement_passes_and_says_that_the_baseline_is_stale(recorded: Projec
     recorded.engine(tpot_ms=5)
     result = recorded.run()
     result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(
+        ["  note: better than the baseline beyond tolerance: --inferperf-update=tighten would *"]
+    )
 
 
 @pytest.mark.parametrize(("limit", "outcome"), [("99", "passed"), ("101", "failed")])

@@ -263,6 +263,8 @@ def write_data(world: World, suite: Path) -> None:
     write_jsonl(suite / "data" / "facts.jsonl", world.facts)
     write_jsonl(suite / "data" / "stories.jsonl", world.stories)
     write_jsonl(suite / "data" / "calibration.jsonl", world.calibration)
+    # The mistake of the regression demo: a calibration file that is nothing but blank lines.
+    write_jsonl(suite / "data" / "calibration_wrong.jsonl", [{"text": "\n"}] * 32)
 
 
 class Sampler:

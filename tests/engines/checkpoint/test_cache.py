@@ -10,15 +10,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pytest_inferperf.engines.checkpoint import cache
 from pytest_inferperf.engines.checkpoint.cache import (
     MANIFEST,
+    cache_key,
     checkpoint_hash,
     default_cache_dir,
     ensure_checkpoint,
+    key_inputs,
 )
 from pytest_inferperf.engines.interface import Progress
 from pytest_inferperf.errors import CheckpointError
@@ -57,8 +62,6 @@ def test_second_request_is_served_from_the_cache(built: Build, tmp_path: Path, l
 
 
 def test_another_calibration_size_is_another_entry(built: Build, tmp_path: Path, lines: list[str]) -> None:
-    from dataclasses import replace
-
     spec, finished = built("NVFP4")
     build = Copier(finished)
     first = ensure_checkpoint(spec, cache_dir=tmp_path, build=build, progress=lines.append)
@@ -111,6 +114,155 @@ def test_wrong_export_never_enters_the_cache(built: Build, tmp_path: Path) -> No
     with pytest.raises(CheckpointError, match="quant_algo is 'FP8', but quant='NVFP4'"):
         ensure_checkpoint(spec, cache_dir=tmp_path, build=Copier(other), progress=lambda _line: None)
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"calib_size": 2},
+        {"recipe": "NVFP4_MLP_ONLY_CFG"},
+        {"kv_cache_dtype": "fp8"},
+        {"quant": "W4A16_NVFP4"},
+        {"calib_dataset": "other"},
+    ],
+)
+def test_what_changes_the_weights_changes_the_key(
+    source: Path, calibration: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_text(calibration.read_text() + "\n")
+    if "calib_dataset" in changes:
+        changes = {"calib_dataset": str(other)}
+    spec = EngineSpec(model=str(source), served_model_name="tiny", quant="NVFP4", calib_dataset=str(calibration))
+    keys = [cache_key(key_inputs(item, source, tmp_path)) for item in (spec, replace(spec, **changes), spec)]
+    assert keys[0] != keys[1]
+    assert keys[0] == keys[2]
+
+
+def test_key_follows_content_and_versions_not_names(
+    source: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = EngineSpec(model=str(source), served_model_name="tiny", quant="NVFP4", calib_dataset=str(calibration))
+    copy = tmp_path / "copy"
+    shutil.copytree(source, copy)
+
+    def key(spec: EngineSpec = spec) -> str:
+        return cache_key(key_inputs(spec, copy, tmp_path))
+
+    first = cache_key(key_inputs(spec, source, tmp_path))
+    moved = tmp_path / "moved.jsonl"
+    shutil.copyfile(calibration, moved)
+    served = replace(spec, served_model_name="other", calib_dataset=str(moved), engine_options=(("use_cache", False),))
+    assert key() == key(served) == first
+    weights = copy / "model.safetensors"
+    before = weights.stat()
+    good = weights.read_bytes()
+    weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    # A date that was set back hides nothing.
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert key() != first
+    weights.write_bytes(good)
+    assert key() == first
+    (copy / "README.md").write_text("hello")
+    assert key() == first
+    assert set(key_inputs(spec, copy, tmp_path)["versions"]) == {"builder", "nvidia-modelopt", "torch", "transformers"}
+    for name in ("_version", "BUILDER_VERSION"):
+        with monkeypatch.context() as patch:
+            patch.setattr(cache, name, (lambda _package: "99") if name == "_version" else 99)
+            assert key() != first
+
+
+def test_two_names_of_one_model_have_entries_of_their_own(built: Build, tmp_path: Path, lines: list[str]) -> None:
+    spec, finished = built("NVFP4")
+    build = Copier(finished)
+    first = ensure_checkpoint(spec, cache_dir=tmp_path, build=build, progress=lines.append)
+    second = ensure_checkpoint(
+        replace(spec, served_model_name="a/b: c"), cache_dir=tmp_path, build=build, progress=lines.append
+    )
+    assert first.parent == second.parent == tmp_path
+    assert first != second
+
+
+def test_cache_root_that_cannot_be_made_names_the_variable(built: Build, tmp_path: Path, lines: list[str]) -> None:
+    spec, finished = built("NVFP4")
+    file = tmp_path / "file"
+    file.touch()
+    for root in (file, file / "deeper"):
+        with pytest.raises(
+            CheckpointError, match=rf"cannot write to the checkpoint cache {root} .*INFERPERF_CACHE_DIR"
+        ):
+            ensure_checkpoint(spec, cache_dir=root, build=Copier(finished), progress=lines.append)
+
+
+def test_read_only_cache_still_serves(
+    built: Build, tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, finished = built("NVFP4")
+    build = Copier(finished)
+    entry = ensure_checkpoint(spec, cache_dir=tmp_path, build=build, progress=lines.append)
+    (tmp_path / "hashes.json").unlink()
+
+    def refuse(self: Path, *_args: object, **_kwargs: object) -> int:
+        raise OSError(errno.EROFS, "Read-only file system", str(self))
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    assert ensure_checkpoint(spec, cache_dir=tmp_path, build=build, progress=lines.append) == entry
+    with pytest.raises(CheckpointError, match=r"cannot write to the checkpoint cache .*Read-only file system"):
+        ensure_checkpoint(replace(spec, calib_size=1), cache_dir=tmp_path, build=build, progress=lines.append)
+
+
+def test_symlinks_are_followed_and_a_damaged_one_is_replaced(built: Build, tmp_path: Path, lines: list[str]) -> None:
+    spec, finished = built("NVFP4")
+    link = tmp_path / "link"
+    link.symlink_to(spec.model)
+    root = tmp_path / "cache"
+    build = Copier(finished)
+    entry = ensure_checkpoint(spec, cache_dir=root, build=build, progress=lines.append)
+    assert (
+        ensure_checkpoint(replace(spec, model=str(link)), cache_dir=root, build=build, progress=lines.append) == entry
+    )
+    # Moved to a larger disk.
+    elsewhere = tmp_path / "elsewhere"
+    entry.rename(elsewhere)
+    entry.symlink_to(elsewhere)
+    assert ensure_checkpoint(spec, cache_dir=root, build=build, progress=lines.append) == entry
+    assert build.count == 1
+    (elsewhere / MANIFEST).unlink()
+    assert ensure_checkpoint(spec, cache_dir=root, build=build, progress=lines.append) == entry
+    assert not entry.is_symlink()
+    shutil.rmtree(entry)
+    entry.symlink_to("nowhere")
+    assert ensure_checkpoint(spec, cache_dir=root, build=build, progress=lines.append) == entry
+    assert (entry / MANIFEST).is_file()
+    assert build.count == 3
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"version": 1, "files": {"config.json": 1}}', '{"version": 1}'])
+def test_damaged_manifest_is_built_again(built: Build, tmp_path: Path, lines: list[str], content: str) -> None:
+    spec, finished = built("NVFP4")
+    build = Copier(finished)
+    entry = ensure_checkpoint(spec, cache_dir=tmp_path, build=build, progress=lines.append)
+    (entry / MANIFEST).write_text(content)
+    assert ensure_checkpoint(spec, cache_dir=tmp_path, build=build, progress=lines.append) == entry
+    assert build.count == 2
+
+
+@pytest.mark.parametrize("quant", ["BF16", "NVFP4"])
+def test_pickled_or_cut_weights_are_refused_before_a_build(
+    source: Path, calibration: Path, tmp_path: Path, lines: list[str], quant: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(source, folder)
+    spec = EngineSpec(model=str(folder), served_model_name="x", quant=quant, calib_dataset=str(calibration))
+    build = Copier(folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: not a whole safetensors file"):
+        ensure_checkpoint(spec, cache_dir=tmp_path, build=build, progress=lines.append)
+    weights.rename(folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin is a pickle, which may run code .* as safetensors"):
+        ensure_checkpoint(spec, cache_dir=tmp_path, build=build, progress=lines.append)
+    assert build.count == 0
 
 
 SCRIPT = """

@@ -1,24 +1,25 @@
-"""Marks become values here: `pytest.Mark` in, `Case`, `Gate` and `GpuRequirement` out, or a clear `MarkError`."""
+"""`inferperf` and `requires_gpu` marks become cases and requirements here, or a clear `MarkError`."""
 
 from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_inferperf.errors import MarkError, choices
+from pytest_inferperf.marks.arguments import article, keywords_of, number
 from pytest_inferperf.model.case import Case, EngineSpec, GpuRequirement, Scalar, Task, Workload
-from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, Gate, PerformanceGate
-from pytest_inferperf.model.metrics import METRICS, STATISTICS, MetricRef, parse_metric
+from pytest_inferperf.model.gates import Gate
 from pytest_inferperf.model.quant import KV_CACHE_DTYPES, QUANTIZATIONS, check_quant
 
 if TYPE_CHECKING:
     import pytest
 
-__all__ = ["GATE_MARKS", "KEYWORDS", "BoundCase", "Origin", "parse_cases", "parse_gates", "parse_requires_gpu"]
+__all__ = ["KEYWORDS", "BoundCase", "Origin", "parse_cases", "parse_requires_gpu"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +56,6 @@ KEYWORDS: dict[str, Keyword] = {
     "limit": Keyword(target="task", kind=int, minimum=1),
 }
 """Every keyword of the `inferperf` mark. A list value is a cross product, except in `engine_options`."""
-
-GATE_MARKS = ("throughput_floor", "latency_ceiling", "accuracy_loss_ceiling", "accuracy_floor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +135,8 @@ def _check_mark(mark: pytest.Mark) -> None:
 def _check_value(name: str, keyword: Keyword, value: object) -> None:
     if not isinstance(value, keyword.kind) or isinstance(value, bool):
         raise MarkError(
-            f"inferperf: {name}={value!r} is {_article(type(value).__name__)}; {name} takes "
-            f"{_article(keyword.kind.__name__)}{'' if keyword.kind is dict else ', or a list of them'}."
+            f"inferperf: {name}={value!r} is {article(type(value).__name__)}; {name} takes "
+            f"{article(keyword.kind.__name__)}{'' if keyword.kind is dict else ', or a list of them'}."
         )
     if isinstance(value, int) and value < keyword.minimum:
         raise MarkError(f"inferperf: {name}={value} is below its minimum {keyword.minimum}.")
@@ -151,6 +150,13 @@ def _check_value(name: str, keyword: Keyword, value: object) -> None:
         )
     if isinstance(value, dict):
         for option, item in value.items():
+            if isinstance(option, str) and _SECRET.search(option):
+                raise MarkError(
+                    f"inferperf: engine option {option!r} looks like a secret; options are written into results and "
+                    "baselines. Let the engine read it from the environment."
+                )
+            if isinstance(item, float) and not math.isfinite(item):
+                raise MarkError(f"inferperf: engine option {option!r} is {item}; give a finite number.")
             if not isinstance(option, str) or not isinstance(item, str | int | float | bool | None):
                 raise MarkError(
                     f"inferperf: engine_options={{{option!r}: {item!r}}}: names are strings; values are strings, "
@@ -158,15 +164,16 @@ def _check_value(name: str, keyword: Keyword, value: object) -> None:
                 )
 
 
-def _article(type_name: str) -> str:
-    return f"an {type_name}" if type_name[0] in "aeiou" else f"a {type_name}"
+_SECRET = re.compile(r"(?i)api_?key|secret|password|passwd|credential|authorization|(^|_)token$")
 
 
 def _override(merged: dict[str, Any], origin: Origin) -> None:
     """Apply `--inferperf-set`: to every mark, but a workload keyword only to workloads, a task keyword to tasks."""
     for name, value in origin.overrides:
         if name.startswith("engine_options."):
-            merged["engine_options"] = {**merged.get("engine_options", {}), name.removeprefix("engine_options."): value}
+            option = {name.removeprefix("engine_options."): value}
+            _check_value("engine_options", KEYWORDS["engine_options"], option)
+            merged["engine_options"] = {**merged.get("engine_options", {}), **option}
             continue
         keyword = KEYWORDS.get(name)
         if keyword is None or keyword.kind is dict:
@@ -269,8 +276,12 @@ def _check_precision(values: Mapping[str, Any], folder: Path | None, origin: Ori
 
 
 def _existing(name: str, folder: Path) -> Path | None:
-    path = (folder / Path(name).expanduser()).resolve()
-    return path if path.exists() else None
+    try:
+        path = (folder / Path(name).expanduser()).resolve()
+        return path if path.exists() else None
+    except (OSError, RuntimeError, ValueError) as error:
+        # Too long, a NUL in it, or the home of nobody.
+        raise MarkError(f"inferperf: {name[:80]!r} cannot be a path: {error}") from None
 
 
 def _task(values: dict[str, Any], origin: Origin) -> Task:
@@ -319,180 +330,17 @@ def _check_distinct(cases: Iterable[tuple[str, Case]]) -> None:
         seen[case_id] = case
 
 
-def parse_gates(marks: Sequence[pytest.Mark], case: Case) -> tuple[Gate, ...]:
-    """Turn gate marks, outermost first, into gates. The innermost mark wins where two name the same gate.
-
-    Raises `MarkError` for anything wrong in a mark, and for a gate that the case cannot feed.
-    """
-    gates: dict[tuple[object, ...], Gate] = {}
-    for mark in marks:
-        parsed: Iterable[Gate]
-        if mark.name in ("throughput_floor", "latency_ceiling"):
-            if case.workload is None:
-                raise MarkError(
-                    f"{mark.name}: needs a workload to measure; give the inferperf mark isl= and osl=, in tokens."
-                )
-            parsed = _performance_gates(mark)
-        else:
-            if case.task is None:
-                raise MarkError(f"{mark.name}: needs a task to evaluate; give the inferperf mark task=.")
-            parsed = (_accuracy_loss(mark) if mark.name == "accuracy_loss_ceiling" else _accuracy_floor(mark),)
-        for gate in parsed:
-            absolute = isinstance(gate, PerformanceGate) and gate.limit is not None
-            gates[type(gate), gate.name, absolute] = gate
-    metrics = {gate.metric for gate in gates.values() if not isinstance(gate, PerformanceGate)}
-    if len(metrics) > 1:
-        named = ", ".join(sorted(str(item) for item in metrics))
-        raise MarkError(f"accuracy gates of one test judge one metric, not {named}. Write two tests.")
-    return tuple(gates.values())
-
-
-_DIRECTION = {True: "throughput_floor", False: "latency_ceiling"}
-
-
-def _performance_gates(mark: pytest.Mark) -> list[PerformanceGate]:
-    higher = mark.name == "throughput_floor"
-    keywords = dict(mark.kwargs)
-    tolerance = keywords.pop("tolerance", None)
-    if tolerance is not None:
-        tolerance = _number(mark, "tolerance", tolerance)
-        if not 0 < tolerance < 1:
-            raise MarkError(f"{mark.name}: tolerance={tolerance!r} must lie between 0 and 1; 0.05 is 5 %.")
-    gates = []
-    for name in mark.args:
-        if not isinstance(name, str):
-            raise MarkError(
-                f"{mark.name}: {name!r} is {_article(type(name).__name__)}; a positional argument names a metric whose "
-                f"limit is in the baseline file. An absolute limit is a keyword: {mark.name}(metric=value)."
-            )
-        gates.append(PerformanceGate(metric=_metric(mark.name, name, higher), tolerance=tolerance))
-    for name, value in keywords.items():
-        limit = _number(mark, name, value)
-        metric = _metric(mark.name, _dotted(name), higher, keywords=("tolerance",))
-        if limit <= 0:
-            raise MarkError(f"{mark.name}: {name}={value!r} must be above 0: a limit of 0 cannot be judged.")
-        gates.append(PerformanceGate(metric=metric, limit=limit))
-    if not gates:
-        raise MarkError(f"{mark.name}: names no metric. {choices('', _gateable(higher), what=_metrics_with(higher))}")
-    return gates
-
-
-def _dotted(name: str) -> str:
-    """Let a keyword spell `ttft_ms.p99` as `ttft_ms_p99`."""
-    base, _, statistic = name.rpartition("_")
-    return f"{base}.{statistic}" if base in METRICS and statistic in STATISTICS else name
-
-
-def _gateable(higher: bool) -> list[str]:
-    return [
-        f"{row.name}.p99" if row.has_statistics else row.name
-        for row in METRICS.values()
-        if row.higher_is_better is higher
-    ]
-
-
-def _metrics_with(higher: bool) -> str:
-    return "Metrics with a floor" if higher else "Metrics with a ceiling"
-
-
-def _metric(mark: str, name: str, higher: bool, keywords: Sequence[str] = ()) -> MetricRef:
-    if name.partition(".")[0] not in METRICS:
-        kind = "metric or keyword" if keywords else "metric"
-        valid = [*_gateable(higher), *keywords]
-        raise MarkError(f"{mark}: unknown {kind} {name!r}.\n{choices(name, valid, what=_metrics_with(higher))}")
-    try:
-        found = parse_metric(name)
-    except MarkError as error:
-        raise MarkError(f"{mark}: {error}") from None
-    if found.metric.higher_is_better is not higher:
-        better = "higher" if found.metric.higher_is_better else "lower"
-        raise MarkError(f"{mark}: {name!r} is better when {better}; use {_DIRECTION[found.metric.higher_is_better]}.")
-    return found
-
-
-def _number(mark: pytest.Mark, name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise MarkError(f"{mark.name}: {name}={value!r} is {_article(type(value).__name__)}; it takes a number.")
-    if not math.isfinite(value):
-        raise MarkError(f"{mark.name}: {name}={value!r} is not a finite number.")
-    return float(value)
-
-
-def _keywords_of(mark: pytest.Mark, valid: Sequence[str]) -> dict[str, Any]:
-    if mark.args:
-        raise MarkError(f"{mark.name}: takes keywords only, not {mark.args[0]!r}. Keywords: {', '.join(valid)}.")
-    for name in mark.kwargs:
-        if name not in valid:
-            raise MarkError(f"{mark.name}: unknown keyword {name!r}.\n{choices(name, valid, what='Keywords')}")
-    return dict(mark.kwargs)
-
-
-def _share(mark: pytest.Mark, values: dict[str, Any], name: str) -> float | None:
-    if values.get(name) is None:
-        return None
-    value = _number(mark, name, values[name])
-    if not 0 < value < 100:
-        raise MarkError(
-            f"{mark.name}: {name}={values[name]!r} must lie between 0 and 100; 1.0 is one percentage point."
-        )
-    return value
-
-
-def _accuracy_loss(mark: pytest.Mark) -> AccuracyLossCeiling:
-    values = _keywords_of(mark, [item.name for item in fields(AccuracyLossCeiling)])
-    reference = values.get("reference")
-    if not isinstance(reference, str) or not reference:
-        raise MarkError(f'{mark.name}: reference={reference!r}; name the stored precision: reference="BF16".')
-    quant, _, kv_cache = reference.partition("+kv_")
-    if wrong := check_quant(quant):
-        raise MarkError(f"{mark.name}: unknown reference {reference!r}.\n{wrong}")
-    if "+" in reference and kv_cache not in KV_CACHE_DTYPES:
-        raise MarkError(
-            f"{mark.name}: unknown reference {reference!r}.\n{choices(kv_cache, KV_CACHE_DTYPES, what='KV cache types')}"
-        )
-    points, percent = _share(mark, values, "points"), _share(mark, values, "percent")
-    if (points is None) == (percent is None):
-        raise MarkError(
-            f"{mark.name}: give points= (percentage points, for scores between 0 and 1) or percent= (of the reference "
-            "score, for perplexities), not both and not neither."
-        )
-    return AccuracyLossCeiling(
-        reference=reference,
-        points=points,
-        percent=percent,
-        unparseable_points=_share(mark, values, "unparseable_points"),
-        metric=_metric_name(mark, values),
-    )
-
-
-def _accuracy_floor(mark: pytest.Mark) -> AccuracyFloor:
-    values = _keywords_of(mark, [item.name for item in fields(AccuracyFloor)])
-    points = _share(mark, values, "points")
-    if points is None:
-        raise MarkError(f"{mark.name}: points is missing; give the smallest score in percentage points: points=61.5.")
-    return AccuracyFloor(points=points, metric=_metric_name(mark, values))
-
-
-def _metric_name(mark: pytest.Mark, values: dict[str, Any]) -> str | None:
-    metric = values.get("metric")
-    if metric is not None and (not isinstance(metric, str) or not metric):
-        raise MarkError(
-            f'{mark.name}: metric={metric!r}; it takes the name of an lm-eval metric: metric="exact_match".'
-        )
-    return metric
-
-
 def parse_requires_gpu(marks: Sequence[pytest.Mark]) -> GpuRequirement | None:
-    """Turn the innermost `requires_gpu` mark into a requirement; None without one. Raises `MarkError`."""
+    """Turn the innermost `requires_gpu` mark, the first, into a requirement; None without one. Raises `MarkError`."""
     if not marks:
         return None
     mark = marks[0]
-    values = _keywords_of(mark, [item.name for item in fields(GpuRequirement)])
+    values = keywords_of(mark, [item.name for item in fields(GpuRequirement)])
     for name, value in values.items():
-        if _number(mark, name, value) < 0:
+        if number(mark, name, value) < 0:
             raise MarkError(f"{mark.name}: {name}={value!r} is negative.")
         if name != "memory_gib" and not isinstance(value, int):
-            raise MarkError(f"{mark.name}: {name}={value!r} is {_article(type(value).__name__)}; it takes an int.")
+            raise MarkError(f"{mark.name}: {name}={value!r} is {article(type(value).__name__)}; it takes an int.")
     if values.get("count", 1) < 1:
         raise MarkError(f"{mark.name}: count={values['count']!r} is below its minimum 1.")
     return GpuRequirement(**values)

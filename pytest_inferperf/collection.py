@@ -1,0 +1,209 @@
+"""Collection: marks become frozen cases, once, and no gate is left where nothing would judge it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_inferperf.errors import MarkError, SettingsError
+from pytest_inferperf.marks.cases import BoundCase, Origin, parse_cases, parse_requires_gpu
+from pytest_inferperf.marks.gates import GATES, parse_gates
+from pytest_inferperf.session import bound_of, state_of
+
+if TYPE_CHECKING:
+    from pytest_inferperf.model.case import EngineSpec
+
+__all__ = ["generate_cases", "group_by_engine", "marks_of", "prepare_items", "spec_of", "unread_mark"]
+
+_OURS = ("inferperf", *GATES)
+
+
+def marks_of(node: pytest.Item | pytest.Function, *names: str) -> list[pytest.Mark]:
+    """Return the marks of a test, innermost first; a subclass's marks are inside its base class's.
+
+    `iter_markers` yields a base class's marks before its subclass's, which would let the base decide.
+    """
+    found: list[pytest.Mark] = []
+    for parent in reversed(node.listchain()):
+        own = [mark for mark in parent.own_markers if mark.name in names]
+        if isinstance(parent, pytest.Class):
+            depth: dict[int, int] = {}
+            for level, cls in enumerate(parent.obj.__mro__):
+                for mark in _listed(vars(cls).get("pytestmark", ())):
+                    depth.setdefault(id(getattr(mark, "mark", mark)), level)
+            own.sort(key=lambda mark: depth.get(id(mark), -1))
+        found += own
+    return found
+
+
+def _listed(marks: object) -> Iterable[object]:
+    return marks if isinstance(marks, list | tuple) else (marks,)
+
+
+def generate_cases(metafunc: pytest.Metafunc) -> str:
+    """Parametrize a test with its cases; return what is wrong with its marks, or ""."""
+    definition = metafunc.definition
+    gates = marks_of(definition, *GATES)
+    marks = marks_of(definition, "inferperf")
+    uses = [name for name in ("inferperf_engine", "inferperf_case") if name in metafunc.fixturenames]
+    if not marks or not uses:
+        # A gate on a module may be meant for the neighbours; one on the test or its class is meant for it.
+        near = [mark for mark in gates if any(mark in node.own_markers for node in _near(definition))]
+        if near and not marks:
+            return f"{near[0].name} has no inferperf mark beside it, so nothing is measured."
+        return f"{near[0].name}: {_REQUEST}" if near else ""
+    if gates and "inferperf" not in metafunc.fixturenames:
+        return f"{gates[0].name}: {_REQUEST}"
+    try:
+        _check_params(definition)
+        _check_module(definition)
+        params = _params(metafunc, marks[::-1], gates[::-1], uses)
+    except (MarkError, SettingsError) as error:
+        return str(error)
+    # One explicit session scope: left to pytest, the narrowest fixture would rebuild the engine for every test.
+    metafunc.parametrize(uses, params, indirect=True, scope="session")
+    return ""
+
+
+_REQUEST = "the test must request the inferperf fixture and call it."
+
+
+def _near(node: pytest.Item | pytest.Function) -> Iterator[pytest.Item | pytest.Class | pytest.Function]:
+    for parent in node.listchain():
+        if parent is node or isinstance(parent, pytest.Class):
+            yield parent
+
+
+def _params(
+    metafunc: pytest.Metafunc, marks: Sequence[pytest.Mark], gates: Sequence[pytest.Mark], uses: Sequence[str]
+) -> list[Any]:
+    """Turn marks, outermost first, into one parameter set per case. Raises `MarkError` and `SettingsError`."""
+    definition = metafunc.definition
+    state = state_of(metafunc.config)
+    origin = Origin(
+        folder=definition.path.parent,
+        overrides=state.settings.overrides,
+        backends=_backends(definition),
+        default_backend=state.settings.backend,
+    )
+    parse_requires_gpu(marks_of(definition, "requires_gpu"))
+    params = []
+    for case_id, case in parse_cases(marks, origin):
+        bound = BoundCase(case=case, gates=parse_gates(gates, case))
+        _remember_hook(definition, case.engine)
+        values = {"inferperf_engine": case.engine, "inferperf_case": bound}
+        resolved = pytest.mark.inferperf(**case.identity())
+        state.resolved[id(resolved.mark)] = resolved.mark
+        params.append(pytest.param(*(values[name] for name in uses), id=case_id, marks=resolved))
+    state.read |= {id(mark): mark for mark in (*marks, *gates)}
+    return params
+
+
+def _backends(definition: pytest.Function) -> tuple[str, ...]:
+    """Return the valid backend names; nothing where a third party may bring any."""
+    if definition.ihook.pytest_inferperf_make_engine.get_hookimpls():
+        return ()
+    from pytest_inferperf.engines.backends import BACKENDS
+
+    return ("auto", *BACKENDS)
+
+
+def _remember_hook(definition: pytest.Function, spec: EngineSpec) -> None:
+    """Keep the hook as this test's folder sees it: a conftest.py brings engines to its own folder only."""
+    hook = definition.ihook.pytest_inferperf_make_engine
+    known = state_of(definition.config).makers.setdefault(spec, hook)
+    if [impl.plugin for impl in known.get_hookimpls()] != [impl.plugin for impl in hook.get_hookimpls()]:
+        raise MarkError(
+            "inferperf: two folders bring different engines for the same inferperf mark "
+            "(pytest_inferperf_make_engine in their conftest.py). Run them apart, or give them another "
+            "served_model_name."
+        )
+
+
+def _check_params(definition: pytest.Function) -> None:
+    """Refuse our marks on `pytest.param`: they come after the case is decided and would be ignored."""
+    for mark in definition.iter_markers("parametrize"):
+        values = mark.args[1] if len(mark.args) > 1 else mark.kwargs.get("argvalues", ())
+        for value in values if isinstance(values, list | tuple) else ():
+            for item in getattr(value, "marks", ()):
+                name = getattr(item, "name", "")
+                if name in _OURS:
+                    raise MarkError(
+                        f"{name} stands on a pytest.param, where it cannot change the case. Give the inferperf mark a "
+                        "list of values, such as concurrency=[1, 8], or write two tests."
+                    )
+
+
+def _check_module(definition: pytest.Function) -> None:
+    """Refuse a `pytestmark` list that contradicts itself: its order says nothing about inner and outer."""
+    module = definition.getparent(pytest.Module)
+    seen: dict[str, object] = {}
+    for mark in module.own_markers if module is not None else ():
+        for name, value in mark.kwargs.items() if mark.name == "inferperf" else ():
+            if seen.setdefault(name, value) != value:
+                raise MarkError(
+                    f"inferperf: pytestmark says both {name}={seen[name]!r} and {name}={value!r}; keep one."
+                )
+
+
+def unread_mark(item: pytest.Item) -> str:
+    """Say which mark of ours on a test was never read, so that it would gate nothing; "" when all were.
+
+    Marks come late from hooks, from `request.node.add_marker`, and on tests that pytest does not parametrize.
+    """
+    if not any(mark.name in _OURS for node in _near(item) for mark in node.own_markers):
+        return ""
+    state = state_of(item.config)
+    names = _OURS if bound_of(item) is not None else GATES
+    for node in _near(item):
+        for mark in node.own_markers:
+            if mark.name in names and id(mark) not in state.read and id(mark) not in state.resolved:
+                return (
+                    f"{mark.name} was added where it cannot be read (by a hook, in the test, or on a unittest method), "
+                    "so it would gate nothing. Put it on a test function, its class or its module."
+                )
+    return ""
+
+
+def spec_of(item: pytest.Item) -> EngineSpec | None:
+    """Return the engine an item needs; None for a test that is not ours."""
+    callspec = getattr(item, "callspec", None)
+    spec: EngineSpec | None = callspec.params.get("inferperf_engine") if callspec is not None else None
+    return spec
+
+
+def prepare_items(items: Sequence[pytest.Item]) -> None:
+    """Leave each case its one resolved mark, and name its benchmark fixture.
+
+    `-m "inferperf(quant='FP8')"` must not match a mark that was overridden. A node that holds other tests too keeps
+    its marks: they are theirs.
+    """
+    shared = {node for item in items if spec_of(item) is None for node in item.listchain()}
+    for item in items:
+        if spec_of(item) is None:
+            continue
+        resolved = state_of(item.config).resolved
+        for node in item.listchain():
+            if node not in shared:
+                node.own_markers[:] = [
+                    mark for mark in node.own_markers if mark.name != "inferperf" or id(mark) in resolved
+                ]
+        bound = bound_of(item)
+        if bound is not None and bound.case.workload is not None and item.config.pluginmanager.hasplugin("benchmark"):
+            # Named among the fixtures, so that --benchmark-only and --benchmark-skip see a benchmark.
+            fixtures: list[str] = getattr(item, "fixturenames", [])
+            if "benchmark" not in fixtures:
+                fixtures.append("benchmark")
+
+
+def group_by_engine(items: list[pytest.Item]) -> None:
+    """Sort tests by engine, stable in all else: one build and one load per distinct engine."""
+    first: dict[EngineSpec, int] = {}
+    order: dict[pytest.Item, int] = {}
+    for index, item in enumerate(items):
+        spec = spec_of(item)
+        order[item] = index if spec is None else first.setdefault(spec, index)
+    if first:
+        items.sort(key=order.__getitem__)

@@ -1,0 +1,38 @@
+"""What every mark parser needs: checked keywords, checked numbers, and grammar for messages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pytest_inferperf.errors import MarkError, choices
+
+if TYPE_CHECKING:
+    import pytest
+
+__all__ = ["article", "keywords_of", "number"]
+
+
+def article(type_name: str) -> str:
+    """Put the article before a type name: `an int`, `a str`."""
+    return f"an {type_name}" if type_name[0] in "aeiou" else f"a {type_name}"
+
+
+def number(mark: pytest.Mark, name: str, value: object) -> float:
+    """Return a finite number. Raises `MarkError` for anything else, booleans included."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise MarkError(f"{mark.name}: {name}={value!r} is {article(type(value).__name__)}; it takes a number.")
+    if not math.isfinite(value):
+        raise MarkError(f"{mark.name}: {name}={value!r} is not a finite number.")
+    return float(value)
+
+
+def keywords_of(mark: pytest.Mark, valid: Sequence[str]) -> dict[str, Any]:
+    """Return the keywords of a mark that takes nothing else. Raises `MarkError` for others."""
+    if mark.args:
+        raise MarkError(f"{mark.name}: takes keywords only, not {mark.args[0]!r}. Keywords: {', '.join(valid)}.")
+    for name in mark.kwargs:
+        if name not in valid:
+            raise MarkError(f"{mark.name}: unknown keyword {name!r}.\n{choices(name, valid, what='Keywords')}")
+    return dict(mark.kwargs)

@@ -1,0 +1,174 @@
+"""Gate marks become gates here, or a clear `MarkError`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from pytest_inferperf.errors import MarkError, choices
+from pytest_inferperf.marks.arguments import article, keywords_of, number
+from pytest_inferperf.model.case import Case
+from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, Gate, PerformanceGate
+from pytest_inferperf.model.metrics import METRICS, STATISTICS, MetricRef, parse_metric
+from pytest_inferperf.model.quant import KV_CACHE_DTYPES, check_quant
+
+if TYPE_CHECKING:
+    import pytest
+
+__all__ = ["GATES", "parse_gates"]
+
+GATES = ("throughput_floor", "latency_ceiling", "accuracy_loss_ceiling", "accuracy_floor")
+"""The marks that are gates."""
+
+
+def parse_gates(marks: Sequence[pytest.Mark], case: Case) -> tuple[Gate, ...]:
+    """Turn gate marks, outermost first, into gates. The innermost mark wins where two name the same gate.
+
+    Raises `MarkError` for anything wrong in a mark, and for a gate that the case cannot feed.
+    """
+    gates: dict[tuple[object, ...], Gate] = {}
+    for mark in marks:
+        parsed: Iterable[Gate]
+        if mark.name in ("throughput_floor", "latency_ceiling"):
+            if case.workload is None:
+                raise MarkError(
+                    f"{mark.name}: needs a workload to measure; give the inferperf mark isl= and osl=, in tokens."
+                )
+            parsed = _performance_gates(mark)
+        else:
+            if case.task is None:
+                raise MarkError(f"{mark.name}: needs a task to evaluate; give the inferperf mark task=.")
+            parsed = (_accuracy_loss(mark) if mark.name == "accuracy_loss_ceiling" else _accuracy_floor(mark),)
+        for gate in parsed:
+            absolute = isinstance(gate, PerformanceGate) and gate.limit is not None
+            in_points = isinstance(gate, AccuracyLossCeiling) and gate.points is not None
+            gates[type(gate), gate.name, absolute, in_points] = gate
+    metrics = {gate.metric for gate in gates.values() if not isinstance(gate, PerformanceGate)}
+    if len(metrics) > 1:
+        named = ", ".join(sorted(str(item) for item in metrics))
+        raise MarkError(f"accuracy gates of one test judge one metric, not {named}. Write two tests.")
+    return tuple(gates.values())
+
+
+_DIRECTION = {True: "throughput_floor", False: "latency_ceiling"}
+
+
+def _performance_gates(mark: pytest.Mark) -> list[PerformanceGate]:
+    higher = mark.name == "throughput_floor"
+    keywords = dict(mark.kwargs)
+    tolerance = keywords.pop("tolerance", None)
+    if tolerance is not None:
+        tolerance = number(mark, "tolerance", tolerance)
+        if not 0 < tolerance < 1:
+            raise MarkError(f"{mark.name}: tolerance={tolerance!r} must lie between 0 and 1; 0.05 is 5 %.")
+    if tolerance is not None and not mark.args and keywords:
+        raise MarkError(
+            f"{mark.name}: tolerance={tolerance!r} widens a baseline, and absolute limits have none. "
+            "Name a metric whose limit is in the baseline file, or leave tolerance out."
+        )
+    gates = []
+    for name in mark.args:
+        if not isinstance(name, str):
+            raise MarkError(
+                f"{mark.name}: {name!r} is {article(type(name).__name__)}; a positional argument names a metric whose "
+                f"limit is in the baseline file. An absolute limit is a keyword: {mark.name}(metric=value)."
+            )
+        gates.append(PerformanceGate(metric=_metric(mark.name, name, higher), tolerance=tolerance))
+    for name, value in keywords.items():
+        limit = number(mark, name, value)
+        metric = _metric(mark.name, _dotted(name), higher, keywords=("tolerance",))
+        if limit <= 0:
+            raise MarkError(f"{mark.name}: {name}={value!r} must be above 0: a limit of 0 cannot be judged.")
+        gates.append(PerformanceGate(metric=metric, limit=limit))
+    if not gates:
+        raise MarkError(f"{mark.name}: names no metric. {choices('', _gateable(higher), what=_metrics_with(higher))}")
+    return gates
+
+
+def _dotted(name: str) -> str:
+    """Let a keyword spell `ttft_ms.p99` as `ttft_ms_p99`."""
+    base, _, statistic = name.rpartition("_")
+    return f"{base}.{statistic}" if base in METRICS and statistic in STATISTICS else name
+
+
+def _gateable(higher: bool) -> list[str]:
+    return [
+        f"{row.name}.p99" if row.has_statistics else row.name
+        for row in METRICS.values()
+        if row.higher_is_better is higher
+    ]
+
+
+def _metrics_with(higher: bool) -> str:
+    return "Metrics with a floor" if higher else "Metrics with a ceiling"
+
+
+def _metric(mark: str, name: str, higher: bool, keywords: Sequence[str] = ()) -> MetricRef:
+    if name.partition(".")[0] not in METRICS:
+        kind = "metric or keyword" if keywords else "metric"
+        valid = [*_gateable(higher), *keywords]
+        raise MarkError(f"{mark}: unknown {kind} {name!r}.\n{choices(name, valid, what=_metrics_with(higher))}")
+    try:
+        found = parse_metric(name)
+    except MarkError as error:
+        raise MarkError(f"{mark}: {error}") from None
+    if found.metric.higher_is_better is not higher:
+        better = "higher" if found.metric.higher_is_better else "lower"
+        raise MarkError(f"{mark}: {name!r} is better when {better}; use {_DIRECTION[found.metric.higher_is_better]}.")
+    return found
+
+
+def _share(mark: pytest.Mark, values: dict[str, Any], name: str) -> float | None:
+    if values.get(name) is None:
+        return None
+    value = number(mark, name, values[name])
+    if not 0 < value < 100:
+        raise MarkError(
+            f"{mark.name}: {name}={values[name]!r} must lie between 0 and 100; 1.0 is one percentage point."
+        )
+    return value
+
+
+def _accuracy_loss(mark: pytest.Mark) -> AccuracyLossCeiling:
+    values = keywords_of(mark, [item.name for item in fields(AccuracyLossCeiling)])
+    reference = values.get("reference")
+    if not isinstance(reference, str) or not reference:
+        raise MarkError(f'{mark.name}: reference={reference!r}; name the stored precision: reference="BF16".')
+    quant, _, kv_cache = reference.partition("+kv_")
+    if wrong := check_quant(quant):
+        raise MarkError(f"{mark.name}: unknown reference {reference!r}.\n{wrong}")
+    if "+" in reference and kv_cache not in KV_CACHE_DTYPES:
+        raise MarkError(
+            f"{mark.name}: unknown reference {reference!r}.\n{choices(kv_cache, KV_CACHE_DTYPES, what='KV cache types')}"
+        )
+    points, percent = _share(mark, values, "points"), _share(mark, values, "percent")
+    if (points is None) == (percent is None):
+        raise MarkError(
+            f"{mark.name}: give points= (percentage points, for scores between 0 and 1) or percent= (of the reference "
+            "score, for perplexities), not both and not neither."
+        )
+    return AccuracyLossCeiling(
+        reference=reference,
+        points=points,
+        percent=percent,
+        unparseable_points=_share(mark, values, "unparseable_points"),
+        metric=_metric_name(mark, values),
+    )
+
+
+def _accuracy_floor(mark: pytest.Mark) -> AccuracyFloor:
+    values = keywords_of(mark, [item.name for item in fields(AccuracyFloor)])
+    points = _share(mark, values, "points")
+    if points is None:
+        raise MarkError(f"{mark.name}: points is missing; give the smallest score in percentage points: points=61.5.")
+    return AccuracyFloor(points=points, metric=_metric_name(mark, values))
+
+
+def _metric_name(mark: pytest.Mark, values: dict[str, Any]) -> str | None:
+    metric = values.get("metric")
+    if metric is not None and (not isinstance(metric, str) or not metric):
+        raise MarkError(
+            f'{mark.name}: metric={metric!r}; it takes the name of an lm-eval metric: metric="exact_match".'
+        )
+    return metric
