@@ -32,9 +32,10 @@ ENGINE = EngineSpec(model="/m/Tiny", served_model_name="tiny", quant="NVFP4")
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
+    Path("baselines").mkdir()
 
 
-def speed(throughput: float, ttft_ms: float, *, failed: int = 0) -> ResultRecord:
+def speed(throughput: float, ttft_ms: float, *, failed: int = 0, nodeid: str = "t.py::test_speed") -> ResultRecord:
     item = Round(
         duration_s=1.0,
         num_requests=1,
@@ -59,10 +60,10 @@ def speed(throughput: float, ttft_ms: float, *, failed: int = 0) -> ResultRecord
         engine=info,
         performance=PerformanceResult(sessions=(Session(rounds=(item,), warmup_rounds=1),)),
     )
-    return ResultRecord(nodeid="t.py::test_speed", result=result)
+    return ResultRecord(nodeid=nodeid, result=result)
 
 
-def score(right: int) -> ResultRecord:
+def score(right: int, *, unparseable: int = 0) -> ResultRecord:
     outcomes = (1.0,) * right + (0.0,) * (10 - right)
     accuracy = AccuracyResult(
         task="sums",
@@ -71,14 +72,16 @@ def score(right: int) -> ResultRecord:
         score=right / 10,
         outcomes=outcomes,
         documents_digest="d1",
+        unparseable=(True,) * unparseable + (False,) * (10 - unparseable),
     )
     return ResultRecord(
         nodeid="t.py::test_sums", result=CaseResult(case=Case(engine=ENGINE, task=Task(name="sums")), accuracy=accuracy)
     )
 
 
-def results(*records: ResultRecord) -> str:
-    write_result_file(Path("r.json"), ResultFile(created="", environment={}, records=records))
+def results(*records: ResultRecord, root: str | None = None) -> str:
+    environment = {} if root is None else {"inferperf_baselines": root}
+    write_result_file(Path("r.json"), ResultFile(created="", environment=environment, records=records))
     return "r.json"
 
 
@@ -98,14 +101,14 @@ baselines/performance/amd-epyc-2x/tiny.json
   NVFP4-isl64-osl32-c1  output_throughput  1234.5  tok/s  new
   NVFP4-isl64-osl32-c1  ttft_ms.p99         20.00  ms     new
 baselines/accuracy/tiny.json
-  sums  NVFP4  0.8000  exact_match  new
+  sums-exact_match  NVFP4  0.8000  exact_match  new
 
 3 values recorded in 2 files.
 Review with git diff baselines, then commit.
 """
     )
     assert main(["baseline", "update", "r.json"]) == 0
-    assert capsys.readouterr() == ("Nothing recorded.\n", "")
+    assert capsys.readouterr() == ("Nothing recorded in baselines.\n", "")
 
 
 def test_update_tighten(capsys: Capture) -> None:
@@ -128,15 +131,16 @@ def test_update_refused(capsys: Capture) -> None:
     arguments = ["baseline", "update", results(speed(800.0, 20.0)), "--mode", "all"]
     assert main(arguments) == 1
     assert capsys.readouterr() == (
-        "Nothing recorded; 1 refused.\n",
+        "Nothing recorded in baselines; 1 refused.\n",
         'refused: mode "all" may loosen baselines and needs a reason: add --reason "…"\n',
     )
     assert main([*arguments, "--reason", "slower on purpose"]) == 1
     assert capsys.readouterr() == (
-        "Nothing recorded; 1 refused.\n",
-        "refused: t.py::test_speed: baselines/performance/amd-epyc-2x/tiny.json: NVFP4-isl64-osl32-c1 not changed: worse"
-        " beyond the tolerance: output_throughput 1000 -> 800 tok/s (-20.0 %), tolerance 0.05."
-        " To accept, add --accept-regression\n",
+        "Nothing recorded in baselines; 1 refused.\n",
+        "refused: t.py::test_speed: worse beyond the tolerance: output_throughput\n"
+        "  baselines/performance/amd-epyc-2x/tiny.json: NVFP4-isl64-osl32-c1\n"
+        "  output_throughput  1000 -> 800 tok/s (-20.0 %, allowed 5 %)\n"
+        "  To accept: add --accept-regression (in pytest: --inferperf-accept-regression)\n",
     )
     assert main([*arguments, "--reason", "slower on purpose", "--accept-regression"]) == 0
     assert "1000.0  ->  800.00  tok/s  -20.0 % worse" in capsys.readouterr().out
@@ -152,17 +156,17 @@ def test_accept_regression_goes_with_all(capsys: Capture) -> None:
 
 def test_diff(capsys: Capture) -> None:
     record(capsys, speed(1000.0, 20.0))
-    assert main(["baseline", "diff", results(speed(900.0, 20.0), score(8), speed(1.0, 1.0, failed=1))]) == 0
+    assert main(["baseline", "diff", results(speed(900.0, 20.0), score(8), speed(1.0, 1.0, failed=1, nodeid="b"))]) == 0
     assert capsys.readouterr() == (
         """\
 baselines/performance/amd-epyc-2x/tiny.json
   NVFP4-isl64-osl32-c1  output_throughput  1000.0  ->  900.00  tok/s  -10.0 % worse
   NVFP4-isl64-osl32-c1  ttft_ms.p99         20.00  ->   20.00  ms     same
 baselines/accuracy/tiny.json
-  sums  NVFP4  0.8000  exact_match  new
+  sums-exact_match  NVFP4  0.8000  exact_match  new
 
-3 values compared: 0 better, 1 worse, 1 without a baseline.
-t.py::test_speed: not compared: 1 request failed
+3 values compared with baselines: 0 better, 1 worse, 1 without a baseline.
+b: not compared: 1 request failed
 To record what is missing: inferperf baseline update r.json
 """,
         "",
@@ -171,7 +175,7 @@ To record what is missing: inferperf baseline update r.json
 
 def test_diff_of_nothing(capsys: Capture) -> None:
     assert main(["baseline", "diff", results()]) == 0
-    assert capsys.readouterr() == ("0 values compared: 0 better, 0 worse, 0 without a baseline.\n", "")
+    assert capsys.readouterr() == ("0 values compared with baselines: 0 better, 0 worse, 0 without a baseline.\n", "")
 
 
 def test_show(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +192,7 @@ baselines/performance/amd-epyc-2x/tiny.json
 
 baselines/accuracy/tiny.json
   tiny
-  sums  (exact_match; 10 documents)
+  sums-exact_match  (exact_match; 10 documents)
     NVFP4  0.8000  measured 2026-11-21
 """
     assert main(["baseline", "show"]) == 0
@@ -207,6 +211,7 @@ def test_show_unknown_model(capsys: Capture) -> None:
 
 
 def test_show_without_baselines(capsys: Capture) -> None:
+    Path("baselines").rmdir()
     assert main(["baseline", "show"]) == 2
     assert capsys.readouterr() == (
         "",
@@ -249,14 +254,75 @@ def test_other_root(capsys: Capture, tmp_path: Path) -> None:
     assert (tmp_path / "x/base/accuracy/tiny.json").is_file()
 
 
+@pytest.mark.parametrize("command", ["diff", "update"])
+def test_the_root_that_the_run_used(capsys: Capture, command: str) -> None:
+    Path("sub/base").mkdir(parents=True)
+    assert main(["baseline", command, results(score(8), root="sub/base")]) == 0
+    shown = {"diff": "1 value compared with sub/base: ", "update": "\nReview with git diff sub/base, then commit.\n"}
+    assert shown[command] in capsys.readouterr().out
+    assert not list(Path("baselines").iterdir())
+    assert Path("sub/base/accuracy/tiny.json").is_file() is (command == "update")
+    # What was asked for goes before what the file names.
+    assert main(["baseline", command, "r.json", "--root", "baselines"]) == 0
+    assert shown[command].replace("sub/base", "baselines") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["diff", "update"])
+@pytest.mark.parametrize("root", [None, "sub/base"])
+def test_a_root_is_not_made_unasked(capsys: Capture, tmp_path: Path, command: str, root: str | None) -> None:
+    Path("baselines").rmdir()
+    assert main(["baseline", command, results(score(8), root=root)]) == 2
+    named = "baselines" if root is None else "sub/base (the folder that r.json names)"
+    assert capsys.readouterr() == (
+        "",
+        f"inferperf: {named}: no such folder in {tmp_path}. Run the command in the project's root folder, or name the"
+        f" root folder of the baselines, also a new one: --root {root or 'baselines'}\n",
+    )
+    assert [item.name for item in tmp_path.iterdir()] == ["r.json"]
+    assert main(["baseline", command, "r.json", "--root", "new"]) == 0
+    if command == "diff":
+        assert capsys.readouterr().out.endswith("missing: inferperf baseline update r.json --root new\n")
+    assert Path("new").is_dir() is (command == "update")
+
+
+def test_more_unparseable_answers_are_shown(capsys: Capture) -> None:
+    record(capsys, score(8))
+    assert main(["baseline", "diff", results(score(9, unparseable=1))]) == 0
+    assert "0.8000  ->  0.9000  exact_match  +12.5 % worse (unparseable 0.00 % -> 10.00 %)\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["diff", "update"])
+def test_an_unknown_metric_in_a_result_file(capsys: Capture, command: str) -> None:
+    path = Path(results(speed(1000.0, 20.0)))
+    path.write_text(path.read_text().replace("output_throughput", "output_troughput"))
+    assert main(["baseline", command, "r.json"]) == 2
+    assert capsys.readouterr().err.startswith(
+        "inferperf: r.json: $.records[0].result.performance: unknown metric 'output_troughput'.\n"
+        "Did you mean 'output_throughput'? "
+    )
+
+
+@pytest.mark.parametrize("mode", ["new", "tighten", "all"])
+def test_an_edited_result_file(capsys: Capture, mode: str) -> None:
+    path = Path(results(speed(1000.0, 20.0)))
+    path.write_text(path.read_text().replace("1000.0", "-5.0"))
+    assert main(["baseline", "update", "r.json", "--mode", mode, "--reason", "r"]) == 1
+    assert capsys.readouterr().err == (
+        "refused: t.py::test_speed: figures must be finite and above 0: output_throughput\n"
+        "  baselines/performance/amd-epyc-2x/tiny.json: NVFP4-isl64-osl32-c1\n"
+        "  output_throughput  -5 tok/s\n"
+        "  Repeat the run\n"
+    )
+
+
 def test_engine_options_clash(capsys: Capture) -> None:
     second = score(8)
     engine = replace(ENGINE, engine_options=(("use_cache", False),))
     second = replace(second, nodeid="b", result=replace(second.result, case=replace(second.result.case, engine=engine)))
     assert main(["baseline", "update", results(score(8), second)]) == 1
     assert capsys.readouterr().err == (
-        "refused: t.py::test_sums and b: not recorded: they share the key 'sums NVFP4' but measure engines with different"
-        " options. Give one of them another served_model_name\n"
+        "refused: t.py::test_sums and b: they share the key 'sums-exact_match NVFP4' but measure engines with different"
+        " options\n  Give one of them another served_model_name\n"
     )
 
 
@@ -293,7 +359,7 @@ def test_help(capsys: Capture) -> None:
         " --mode {new,tighten,all} Record what is missing, replace what got better, or replace all (default: new)"
         " --reason TEXT Why, kept in the file; --mode all needs it"
         " --accept-regression Record values that are worse beyond the tolerance"
-        " --root ROOT Root folder of the baselines (default: baselines)"
+        " --root ROOT Root folder of the baselines (default: the one that the results name, else baselines)"
         " exit status: 0 done, or nothing to do 1 an update was refused"
         " 2 bad usage, or a file that cannot be read or written"
     )

@@ -172,8 +172,8 @@ def test_how_examples_are_compared(expected: list[str], shown: str, same: bool) 
 
 def test_the_demo_is_the_one_that_the_tutorial_describes() -> None:
     demo, tutorial = (ROOT / "suites/embedded/demo.py").read_text(), (DOCS / "tutorial.md").read_text()
-    (recipe,) = re.findall(r'^WORSE_RECIPE = "(\w+)"$', demo, re.M)
-    regressions = [item.replace("{WORSE_RECIPE}", recipe) for item in re.findall(r'"(--inferperf-set=[^"]+)"', demo)]
+    (texts,) = re.findall(r'^WRONG_TEXTS = "(.+)"$', demo, re.M)
+    regressions = [item.replace("{WRONG_TEXTS}", texts) for item in re.findall(r'"(--inferperf-set=[^"]+)"', demo)]
     assert regressions
     for option in regressions:
         assert option in tutorial
@@ -403,9 +403,10 @@ def test_picture_shows_what_pytest_prints(project: Project, monkeypatch: pytest.
     pictures = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(pictures)
     monkeypatch.setenv("COLUMNS", str(pictures.WIDTH))
+    for quant in pictures.RECORDED:
+        (project.path / "test_serving.py").write_text(pictures.TEST.replace("NVFP4", quant))
+        project.run("-q", "--benchmark-disable", "--inferperf-update=new")
     (project.path / "test_serving.py").write_text(pictures.TEST)
-    for arguments in pictures.RECORD:
-        project.run("-q", "--benchmark-disable", *arguments)
     (project.path / "engine.json").write_text(pictures.REGRESSION)
     printed = "\n".join(project.run("-q", "--color=yes", "--benchmark-disable").outlines)
     drawn = "".join(

@@ -299,7 +299,7 @@ class _Planner:
         wrong = {name: value for name in names for value in _impossible(measured, name)}
         if wrong:
             figures = [f"{name}  {value:g} {parse_metric(name).metric.unit}" for name, value in wrong.items()]
-            headline = f"not above 0, which no baseline may be: {_some(list(wrong))}"
+            headline = f"figures must be finite and above 0: {_some(list(wrong))}"
             self._refuse(record.nodeid, headline, f"{shown}: {key}", *figures, action=_REPEAT)
         self.skipped += [
             f"{record.nodeid}: {gate.name} was not measured"
@@ -382,7 +382,7 @@ class _Planner:
             return False
         worse = self._worse(record, old, wanted)
         lost = {
-            name: f"{item.level:g} {parse_metric(name).metric.unit} -> not measured"
+            name: f"{_figure(item.level)} {parse_metric(name).metric.unit} -> not measured"
             for name, item in sorted(old.metrics.items())
             if name not in names
         }
@@ -422,7 +422,9 @@ class _Planner:
             row = parse_metric(item.what).metric
             if relative_loss(item.old, item.new, higher_is_better=row.higher_is_better) > allowed + _ROUNDING:
                 moved = "" if item.percent is None else f"{item.percent:+.1f} %, "
-                found[item.what] = f"{item.old:g} -> {item.new:g} {item.unit} ({moved}allowed {100 * allowed:g} %)"
+                found[item.what] = (
+                    f"{_figure(item.old)} -> {_figure(item.new)} {item.unit} ({moved}allowed {100 * allowed:g} %)"
+                )
         return found
 
     def _add_accuracy(self, record: ResultRecord, measured: AccuracyResult) -> None:
@@ -583,6 +585,10 @@ def _impossible(measured: PerformanceResult, name: str) -> list[float]:
     """Return the first value of a metric that cannot be right: time and throughput are above 0 and finite."""
     values = (value for rounds in measured.rounds(name) for value in rounds)
     return [value for value in values if not (math.isfinite(value) and value > 0)][:1]
+
+
+def _figure(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 1e5 else f"{value:g}"
 
 
 def _some(names: Sequence[str], *, of: int = 0) -> str:

@@ -100,4 +100,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _cause(problem: OSError) -> str:
+    if isinstance(problem, FileExistsError):
+        # Only making a folder meets this: what should be one is a file.
+        return f"{problem.filename} is not a folder"
     return problem.strerror or str(problem)

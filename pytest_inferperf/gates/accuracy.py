@@ -125,12 +125,6 @@ def _reference(
         return fail("", "has no baseline (none was looked up)", record)
     if isinstance(entry, Missing):
         return fail(entry.path, f"has no baseline ({entry.path}: {entry.reason}; key {entry.key})", record)
-    if entry.metric != result.metric:
-        return fail(
-            entry.path,
-            f"has no baseline ({entry.path}: key {entry.key} holds {entry.metric}, the gate judges {result.metric})",
-            record,
-        )
     stored = entry.scores.get(gate.reference)
     if stored is None:
         held = ", ".join(sorted(entry.scores))

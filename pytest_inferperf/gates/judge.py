@@ -96,6 +96,7 @@ def _not_measured(gate: Gate, call: str) -> GateVerdict:
 def _with_context(verdict: GateVerdict, result: CaseResult, baselines: Baselines) -> GateVerdict:
     """Add what differs between the baseline's context and this run's: it may explain the verdict."""
     stored: dict[str, str] = {}
+    ignored = {"git_commit"}
     if verdict.baseline is None:
         return verdict
     if isinstance(baselines.performance, PerformanceEntry):
@@ -103,10 +104,13 @@ def _with_context(verdict: GateVerdict, result: CaseResult, baselines: Baselines
     elif isinstance(baselines.accuracy, AccuracyEntry):
         reference = baselines.accuracy.scores.get(str(verdict.details.get("reference", "")))
         stored = dict(reference.context) if reference is not None else {}
+        if verdict.details.get("reference") != result.case.engine.precision:
+            # Another precision is another checkpoint, by another recipe.
+            ignored |= {"checkpoint_hash", "recipe"}
     names = {name for name in (*stored, *result.context) if _is_option(name)} | (stored.keys() & result.context.keys())
     moved = tuple(
         f"context differs: {name} {stored.get(name, 'default')} -> {result.context.get(name, 'default')}"
-        for name in sorted(names - {"git_commit"})
+        for name in sorted(names - ignored)
         if stored.get(name) != result.context.get(name)
     )
     return replace(verdict, notes=verdict.notes + moved) if moved else verdict

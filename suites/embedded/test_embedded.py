@@ -18,9 +18,7 @@ pytestmark = pytest.mark.inferperf(
 PRECISIONS = ["BF16", "FP8", "NVFP4", "W4A16_NVFP4", "INT4_AWQ"]
 
 
-@pytest.mark.inferperf(
-    quant=["BF16", "NVFP4"], isl=256, osl=64, concurrency=4, rounds=5, warmup_rounds=1
-)
+@pytest.mark.inferperf(quant=["BF16", "NVFP4"], isl=256, osl=64, concurrency=4, rounds=5, warmup_rounds=1)
 # Wide, because CPUs are shared: what must be caught here is a broken path, not a slow neighbour.
 @pytest.mark.throughput_floor("output_throughput", "output_throughput_per_user", tolerance=0.5)
 @pytest.mark.latency_ceiling("tpot_ms.p50", tolerance=0.9)

@@ -176,7 +176,10 @@ def test_root_is_a_file(tmp_path: Path) -> None:
     root = tmp_path / "baselines"
     root.write_text("")
     with (
-        pytest.raises(BaselineError, match=f"^{re.escape(str(root))}: cannot be locked for writing: File exists.$"),
+        pytest.raises(
+            BaselineError,
+            match=f"^{re.escape(str(root))}: cannot be locked for writing: {re.escape(str(root))} is not a folder.$",
+        ),
         locked(root),
     ):
         pass

@@ -137,7 +137,6 @@ def test_unparseable_rise() -> None:
         (None, "has no baseline"),
         (Missing(path="p", key="t", reason="no such file"), "has no baseline (p: no such file; key t)"),
         (stored(answers("11"), scores={}), "has no BF16"),
-        (stored(answers("11"), metric="acc"), "holds acc, the gate judges exact_match"),
         (stored(answers("11"), documents_digest="other"), "the questions changed"),
         (stored(answers("111")), "the questions changed"),
         (stored(answers("11"), higher_is_better=False), "better in the other direction"),

@@ -164,13 +164,7 @@ def draw_story(rng: random.Random) -> str:
 
 def draw_people(rng: random.Random, count: int) -> Iterator[Person]:
     """Draw people with different names; later ones are spoken of less often."""
-    names = [
-        f"{a}{b} {c}{d}"
-        for a in FIRST_START
-        for b in FIRST_END
-        for c in LAST_START
-        for d in LAST_END
-    ]
+    names = [f"{a}{b} {c}{d}" for a in FIRST_START for b in FIRST_END for c in LAST_START for d in LAST_END]
     for index, name in enumerate(rng.sample(names, count)):
         values = tuple(rng.choice(attribute.values) for attribute in ATTRIBUTES)
         yield Person(name, values, 1.0 - 0.75 * index / count)
@@ -324,7 +318,7 @@ def build_tokenizer(sampler: Sampler) -> PreTrainedTokenizerFast:
     ]
     texts = [example.prompt + example.answer + "\n" for example in corpus]
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=BOS,
         eos_token=EOS,
@@ -351,7 +345,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausal
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
+    return LlamaForCausalLM(config)
 
 
 class Encoder:
@@ -386,23 +380,17 @@ class Encoder:
         return [list(ids) for ids in encoded]
 
 
-def loss_of(
-    model: LlamaForCausalLM, tokens: torch.Tensor, targets: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def loss_of(model: LlamaForCausalLM, tokens: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return each row's mean loss over its targets and whether all were the top choice."""
     logits = model(input_ids=tokens[:, :-1], use_cache=False).logits.float()
     goal = targets[:, 1:]
-    losses = torch.nn.functional.cross_entropy(
-        logits.transpose(1, 2), goal, ignore_index=IGNORED, reduction="none"
-    )
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), goal, ignore_index=IGNORED, reduction="none")
     counted = goal != IGNORED
     right = ((logits.argmax(-1) == goal) | ~counted).all(dim=1)
     return losses.sum(1) / counted.sum(1), right
 
 
-def train(
-    model: LlamaForCausalLM, encoder: Encoder, sampler: Sampler, steps: int, rate: float
-) -> None:
+def train(model: LlamaForCausalLM, encoder: Encoder, sampler: Sampler, steps: int, rate: float) -> None:
     """Train with AdamW, a short warm-up and a linear decay to zero."""
     decayed = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() <= 1]
@@ -411,9 +399,7 @@ def train(
         lr=rate,
         betas=(0.9, 0.98),
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / 50, (steps - step) / steps)
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / 50, (steps - step) / steps))
     model.train()
     begun = time.monotonic()
     for step in range(steps):
@@ -439,7 +425,7 @@ def train(
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write the Hugging Face folder in bfloat16, readable by transformers 4 and 5."""
     folder.mkdir(parents=True, exist_ok=True)
-    model.to(torch.bfloat16)  # type: ignore[arg-type]
+    model.to(torch.bfloat16)
     model.generation_config.do_sample = False
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
