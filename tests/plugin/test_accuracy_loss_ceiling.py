@@ -78,7 +78,9 @@ def test_reference_of_another_precision_is_missing(recorded: Project) -> None:
     recorded.test(TASK, 'accuracy_loss_ceiling(reference="FP8", points=1.0)', body=EVALUATE)
     result = recorded.run()
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["exact_match loss vs FP8 has no baseline (*: key gsm8k-exact_match has no FP8; it holds BF16); *"])
+    result.stdout.fnmatch_lines(
+        ["exact_match loss vs FP8 has no baseline (*: key gsm8k-exact_match has no FP8; it holds BF16); *"]
+    )
 
 
 @pytest.mark.parametrize("script", [{"digest": "d2"}, {"questions": 999, "right": {"BF16": 899}}])
