@@ -3,53 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from functools import partial
 
 from pytest_inferperf.baselines.entries import AccuracyEntry, Missing, ScoreEntry
 from pytest_inferperf.baselines.outcomes import as_stored
 from pytest_inferperf.errors import BaselineError
+from pytest_inferperf.gates.looks import Decision, Unresolvable, single_look
+from pytest_inferperf.gates.paired import PairedVerdict, judge_paired
 from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling
 from pytest_inferperf.model.results import AccuracyResult
 from pytest_inferperf.model.verdicts import GateVerdict, Status
 
-__all__ = ["Pairing", "judge_floor", "judge_loss", "pair"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pairing:
-    """Candidate and reference compared document by document."""
-
-    count: int
-    lost: int
-    """Documents where the candidate is worse than the reference (b in McNemar's table)."""
-
-    gained: int
-    """Documents where the candidate is better (c)."""
-
-    loss: float
-    """Mean over documents of the reference's outcome minus the candidate's, signed so that positive is worse."""
-
-    @property
-    def flips(self) -> float:
-        """Share of documents whose outcome changed, either way."""
-        return (self.lost + self.gained) / self.count
-
-
-def pair(reference: tuple[float, ...], candidate: tuple[float, ...], *, higher_is_better: bool) -> Pairing:
-    """Pair two outcome lists of the same documents.
-
-    Raises `ValueError` when they differ in length or are empty.
-    """
-    if len(reference) != len(candidate) or not reference:
-        raise ValueError(f"cannot pair {len(reference)} reference outcomes with {len(candidate)} of the candidate")
-    sign = 1.0 if higher_is_better else -1.0
-    losses = [sign * (old - new) for old, new in zip(reference, candidate, strict=True)]
-    return Pairing(
-        count=len(losses),
-        lost=sum(loss > 0 for loss in losses),
-        gained=sum(loss < 0 for loss in losses),
-        loss=math.fsum(losses) / len(losses),
-    )
+__all__ = ["judge_floor", "judge_loss"]
 
 
 def judge_floor(gate: AccuracyFloor, result: AccuracyResult) -> GateVerdict:
@@ -163,44 +128,86 @@ def _not_points(result: AccuracyResult) -> str:
     )
 
 
+_EVERY_QUESTION = single_look("percent of the questions", 100)
+"""lm-eval answers every question before anyone looks, so all of alpha is spent at once."""
+
+
 def _judge_paired(gate: AccuracyLossCeiling, result: AccuracyResult, reference: ScoreEntry, path: str) -> GateVerdict:
-    paired = pair(reference.outcomes, _rounded(result.outcomes), higher_is_better=result.higher_is_better)
-    details: dict[str, float | int | str] = {
-        "reference": gate.reference,
-        "questions": paired.count,
-        "lost": paired.lost,
-        "gained": paired.gained,
-        "flips_percent": 100 * paired.flips,
-    }
-    mean = math.fsum(reference.outcomes) / paired.count
-    wrong_scale = _not_points(result) if gate.points is not None else ""
-    limit = gate.points if gate.points is not None else gate.percent
-    assert limit is not None  # the mark gives one of the two
-    measured: float | None = 100 * paired.loss
-    reason = wrong_scale
-    if gate.percent is not None:
-        measured = 100 * paired.loss / abs(mean) if mean else None
-        reason = "" if mean else "the reference is 0, and a percentage of it is undefined: use points="
-    passed = not reason and measured is not None and measured <= limit
-    if measured is not None and not passed and not reason:
-        reason = (
-            f"{measured:.2f} {_unit(gate)} is above its ceiling {limit:.2f} "
-            f"({paired.lost} lost, {paired.gained} gained of {paired.count}; score {reference.score:.4f} -> "
-            f"{result.score:.4f})"
-        )
-    return GateVerdict(
+    """Judge the loss by its confidence bounds: PASS when proven below the ceiling, FAIL when proven beyond half of it.
+
+    In between the verdict is INCONCLUSIVE, and says how many more questions would decide it.
+    """
+    row = partial(
+        GateVerdict,
         gate=_name(gate, result),
-        status=Status.PASS if passed else Status.FAIL,
         unit=_unit(gate),
         higher_is_better=False,
-        measured=measured,
-        limit=limit,
+        limit=gate.points if gate.points is not None else gate.percent,
         baseline=reference.score,
         source=path,
-        reason=reason,
-        notes=(f"{paired.lost} lost, {paired.gained} gained of {paired.count}",),
-        details=details,
     )
+    mean = math.fsum(reference.outcomes) / len(reference.outcomes)
+    wrong_scale = _not_points(result) if gate.points is not None else ""
+    if gate.percent is not None and not mean:
+        wrong_scale = "the reference is 0, and a percentage of it is undefined: use points="
+    if wrong_scale:
+        return row(status=Status.FAIL, reason=wrong_scale, details={"reference": gate.reference})
+    # One unit of the row in units of the score.
+    unit = 0.01 if gate.points is not None else abs(mean) / 100
+    limit = gate.points if gate.points is not None else gate.percent
+    assert limit is not None  # the mark gives one of the two
+    try:
+        found = judge_paired(
+            reference.outcomes,
+            _rounded(result.outcomes),
+            tolerance=limit * unit,
+            higher_is_better=result.higher_is_better,
+            looks=_EVERY_QUESTION,
+        )
+    except ValueError as error:
+        return row(status=Status.FAIL, reason=f"cannot be judged: {error}", details={"reference": gate.reference})
+    if isinstance(found, Unresolvable):
+        return row(
+            status=Status.FAIL, reason=f"cannot be judged: {found.reason}", details={"reference": gate.reference}
+        )
+    loss, lower, upper = found.loss / unit, found.lower / unit, found.upper / unit
+    status = Status(found.status.value)
+    return row(
+        status=status,
+        measured=loss,
+        reason="" if status is Status.PASS else _why(gate, result, reference, found, unit),
+        notes=(
+            f"{found.lost} lost, {found.gained} gained of {found.used}; loss between {lower:.2f} and {upper:.2f} "
+            f"{_unit(gate)} at 95 % each way",
+        ),
+        details={
+            "reference": gate.reference,
+            "questions": found.used,
+            "lost": found.lost,
+            "gained": found.gained,
+            "flips_percent": 100 * found.flips,
+            "lower": lower,
+            "upper": upper,
+            "mcnemar_p": found.mcnemar_p,
+            "method": str(found.method),
+        },
+    )
+
+
+def _why(
+    gate: AccuracyLossCeiling, result: AccuracyResult, reference: ScoreEntry, found: PairedVerdict, unit: float
+) -> str:
+    loss, upper = found.loss / unit, found.upper / unit
+    limit = gate.points if gate.points is not None else gate.percent
+    counts = (
+        f"({found.lost} lost, {found.gained} gained of {found.used}; score {reference.score:.4f} -> {result.score:.4f})"
+    )
+    if found.status is Decision.FAIL and limit is not None and loss > limit:
+        return f"{loss:.2f} {_unit(gate)} is above its ceiling {limit:.2f} {counts}"
+    text = f"{loss:.2f} {_unit(gate)}, at most {upper:.2f}, is not proven below its ceiling {limit:.2f} {counts}"
+    if found.status is Decision.INCONCLUSIVE and found.needed:
+        text += f"; {found.needed} more questions would decide it"
+    return text
 
 
 def _rounded(outcomes: tuple[float, ...]) -> tuple[float, ...]:

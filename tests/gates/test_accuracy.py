@@ -8,14 +8,15 @@ from dataclasses import replace
 import pytest
 
 from pytest_inferperf.baselines.entries import AccuracyEntry, Missing, Provenance, ScoreEntry
-from pytest_inferperf.gates.accuracy import judge_floor, judge_loss, pair
+from pytest_inferperf.gates.accuracy import judge_floor, judge_loss
 from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling
 from pytest_inferperf.model.results import AccuracyResult
 from pytest_inferperf.model.verdicts import Status
 
 
 def answers(right: str, **changes: object) -> AccuracyResult:
-    outcomes = tuple(float(letter) for letter in right)
+    # Ten letters are easy to read; a thousand questions are enough to judge.
+    outcomes = tuple(float(letter) for letter in right * 100)
     base = AccuracyResult(
         task="t",
         metric="exact_match",
@@ -49,30 +50,11 @@ def stored(reference: AccuracyResult, **changes: object) -> AccuracyEntry:
 POINTS = AccuracyLossCeiling(reference="BF16", points=10.0)
 
 
-def test_pairing_worked_by_hand() -> None:
-    paired = pair((1, 1, 1, 0, 0), (1, 0, 0, 1, 0), higher_is_better=True)
-    assert (paired.lost, paired.gained, paired.count) == (2, 1, 5)
-    assert paired.loss == pytest.approx(0.2)
-    assert paired.flips == pytest.approx(0.6)
-
-
-def test_pairing_flips_its_sign_where_lower_is_better() -> None:
-    paired = pair((2.0, 3.0), (2.5, 3.0), higher_is_better=False)
-    assert (paired.lost, paired.gained) == (1, 0)
-    assert paired.loss == pytest.approx(0.25)
-
-
-@pytest.mark.parametrize(("reference", "candidate"), [((), ()), ((1.0,), (1.0, 0.0))])
-def test_unpairable(reference: tuple[float, ...], candidate: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match="cannot pair"):
-        pair(reference, candidate, higher_is_better=True)
-
-
 @pytest.mark.parametrize(
     ("candidate", "status"),
     [
         ("1111100000", Status.PASS),
-        ("1111000000", Status.PASS),
+        ("1111000000", Status.FAIL),
         ("1110000000", Status.FAIL),
         ("0000011111", Status.PASS),
         ("1111111111", Status.PASS),
@@ -81,6 +63,34 @@ def test_unpairable(reference: tuple[float, ...], candidate: tuple[float, ...]) 
 def test_loss_in_points(candidate: str, status: Status) -> None:
     (row,) = judge_loss(POINTS, answers(candidate), stored(answers("1111100000")))
     assert row.status is status
+
+
+@pytest.mark.parametrize(
+    ("lost", "status"),
+    [(0, Status.PASS), (2, Status.PASS), (5, Status.INCONCLUSIVE), (12, Status.FAIL), (50, Status.FAIL)],
+)
+def test_three_outcomes_around_a_ceiling_of_one_point(lost: int, status: Status) -> None:
+    """Of 1,000 questions, 10 lost are one point; half a point is neither proven harmless nor proven a loss."""
+    reference = answers("1111111111")
+    candidate = replace(reference, outcomes=(0.0,) * lost + (1.0,) * (1000 - lost), score=1 - lost / 1000)
+    (row,) = judge_loss(AccuracyLossCeiling(reference="BF16", points=1.0), candidate, stored(reference))
+    assert row.status is status
+    assert row.measured == pytest.approx(lost / 10)
+    if status is Status.INCONCLUSIVE:
+        assert "is not proven below its ceiling 1.00" in row.reason
+        assert "more questions would decide it" in row.reason
+
+
+def test_too_few_questions_for_the_ceiling_fail() -> None:
+    reference = replace(answers("1"), outcomes=(1.0,) * 10)
+    (row,) = judge_loss(AccuracyLossCeiling(reference="BF16", points=1.0), reference, stored(reference))
+    assert (row.status, row.reason.partition(":")[0]) == (Status.FAIL, "cannot be judged")
+
+
+def test_a_reference_that_is_all_wrong_fails() -> None:
+    (row,) = judge_loss(POINTS, answers("1"), stored(answers("0")))
+    assert row.status is Status.FAIL
+    assert "wrong on all" in row.reason
 
 
 def test_equal_scores_with_other_answers_are_shown_as_flips() -> None:
@@ -96,7 +106,7 @@ def test_all_wrong_fails() -> None:
 
 def test_percent_of_a_perplexity() -> None:
     gate = AccuracyLossCeiling(reference="BF16", percent=2.0)
-    reference = answers("1", metric="bits_per_byte", higher_is_better=False, score=2.0, outcomes=(2.0, 2.0))
+    reference = answers("1", metric="bits_per_byte", higher_is_better=False, score=2.0, outcomes=(2.0,) * 50)
     for value, status in (
         (2.03, Status.PASS),
         (2.05, Status.FAIL),
@@ -104,7 +114,7 @@ def test_percent_of_a_perplexity() -> None:
         (9e9, Status.FAIL),
         (math.nan, Status.INVALID),
     ):
-        candidate = replace(reference, score=value, outcomes=(value, value))
+        candidate = replace(reference, score=value, outcomes=(value,) * 50)
         (row,) = judge_loss(gate, candidate, stored(reference))
         assert row.status is status, value
 
@@ -122,8 +132,8 @@ def test_points_on_another_scale_fail() -> None:
 
 
 def test_unparseable_rise() -> None:
-    reference = answers("1111100000", unparseable=(False,) * 10)
-    broken = answers("1111100000", unparseable=(False,) * 8 + (True,) * 2)
+    reference = answers("1111100000", unparseable=(False,) * 1000)
+    broken = answers("1111100000", unparseable=(False,) * 800 + (True,) * 200)
     loss, unparseable = judge_loss(POINTS, broken, stored(reference))
     assert (loss.status, unparseable.status) == (Status.PASS, Status.FAIL)
     assert unparseable.measured == pytest.approx(20.0)

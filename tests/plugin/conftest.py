@@ -34,7 +34,7 @@ for _name in (
 ):
     importlib.import_module(f"pytest_inferperf.{_name}")
 # C extensions refuse to be loaded twice.
-for _name in ("numpy", "jsonschema"):
+for _name in ("numpy", "scipy.special", "scipy.stats", "jsonschema"):
     importlib.import_module(_name)
 
 PROJECT = Path(__file__).parent / "project"

@@ -32,10 +32,26 @@ def test_no_loss_passes(recorded: Project) -> None:
     )
 
 
-@pytest.mark.parametrize(("right", "outcome"), [(890, "passed"), (889, "failed"), (950, "passed"), (100, "failed")])
+@pytest.mark.parametrize(
+    ("right", "outcome"),
+    [(900, "passed"), (898, "passed"), (895, "failed"), (890, "failed"), (950, "passed"), (100, "failed")],
+)
 def test_ceiling_is_in_points(recorded: Project, right: int, outcome: str) -> None:
     recorded.engine(right={"BF16": 900, "NVFP4": right})
     recorded.run().assert_outcomes(**{outcome: 1})
+
+
+def test_inconclusive_fails_unless_the_ini_says_warn(recorded: Project) -> None:
+    recorded.engine(right={"BF16": 900, "NVFP4": 895})
+    result = recorded.run()
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        ["INCONCLUSIVE: exact_match loss vs BF16 0.50 points, at most *, is not proven below its ceiling 1.00 *"]
+    )
+    result = recorded.run("-W", "default", "-o", "inferperf_on_inconclusive=warn")
+    result.assert_outcomes(passed=1, warnings=1)
+    recorded.engine(right={"BF16": 900, "NVFP4": 800})
+    recorded.run("-W", "default", "-o", "inferperf_on_inconclusive=warn").assert_outcomes(failed=1)
 
 
 def test_regression_message(recorded: Project) -> None:
