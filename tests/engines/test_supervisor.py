@@ -76,18 +76,23 @@ def ctrl_c(when: Callable[[], object]) -> Iterator[list[int]]:
         pids.extend(worker.pid for worker in supervisor._alive)
         os.kill(os.getpid(), signal.SIGINT)
 
+    # A job that a shell put into the background ignores SIGINT; a user's Ctrl-C goes to one that does not.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     thread = threading.Thread(target=strike)
     thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        yield pids
-    thread.join()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            yield pids
+    finally:
+        thread.join()
+        signal.signal(signal.SIGINT, before)
 
 
 def test_ctrl_c_while_loading_leaves_nothing(start: Start, tmp_path: Path) -> None:
     began = time.monotonic()
     with ctrl_c(lambda: wait_for(tmp_path / "grandchild")) as pids:
         start("hangs-loading")
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 25, "the load ran into its timeout of 30 s"
     assert pids
     assert not any(is_there(pid) for pid in pids)
     assert wait_gone(wait_for(tmp_path / "grandchild"))
