@@ -14,6 +14,7 @@ from pathlib import Path
 from pytest_inferperf import __version__
 from pytest_inferperf.baselines.changes import Change, compare
 from pytest_inferperf.baselines.entries import Provenance
+from pytest_inferperf.baselines.planner import MODES, UpdatePlan
 from pytest_inferperf.baselines.result_file import ResultFile, read_result_file
 from pytest_inferperf.baselines.store import (
     AccuracyFile,
@@ -23,7 +24,7 @@ from pytest_inferperf.baselines.store import (
     read_performance,
     shown_path,
 )
-from pytest_inferperf.baselines.update import MODES, UpdatePlan, update
+from pytest_inferperf.baselines.update import update
 from pytest_inferperf.errors import InferperfError, SettingsError, choices
 from pytest_inferperf.model.metrics import parse_metric
 from pytest_inferperf.model.results import slug

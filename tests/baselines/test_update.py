@@ -17,6 +17,7 @@ import pytest
 
 from pytest_inferperf.baselines.changes import compare
 from pytest_inferperf.baselines.entries import Provenance
+from pytest_inferperf.baselines.planner import UpdatePlan
 from pytest_inferperf.baselines.result_file import ResultFile, ResultRecord, write_result_file
 from pytest_inferperf.baselines.store import (
     PerformanceFile,
@@ -24,7 +25,7 @@ from pytest_inferperf.baselines.store import (
     read_accuracy,
     read_performance,
 )
-from pytest_inferperf.baselines.update import UpdatePlan, apply_update, plan_update, update
+from pytest_inferperf.baselines.update import apply_update, plan_update, update
 from pytest_inferperf.errors import BaselineError, UpdateRefused
 from pytest_inferperf.model.gates import AccuracyLossCeiling, PerformanceGate
 from pytest_inferperf.model.metrics import parse_metric

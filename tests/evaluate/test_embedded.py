@@ -13,8 +13,6 @@ from pytest_inferperf.evaluate import evaluate
 from pytest_inferperf.evaluate.run import evaluate_lm
 from pytest_inferperf.model.case import EngineSpec, Task
 
-pytest.importorskip("lm_eval")
-
 SUITE = Path(__file__).resolve().parents[2] / "suites" / "embedded"
 LIMIT = 64
 
@@ -48,9 +46,6 @@ def test_the_tiny_model(
     assert (ours.documents_digest, ours.unparseable) == (theirs.documents_digest, theirs.unparseable)
 
 
-@pytest.mark.skipif(
-    not (SUITE / "model" / "model.safetensors").is_file(), reason="the suite's model is not trained yet"
-)
 @pytest.mark.parametrize("path", sorted((SUITE / "tasks").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_suite_s_model(path: Path, embedded: Callable[[Path], Any], hf_model: Any, hf_samples: Any) -> None:
     ours = evaluate(embedded(SUITE / "model"), Task(name=path.stem, path=str(path), limit=LIMIT))

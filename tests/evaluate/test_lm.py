@@ -10,8 +10,6 @@ import pytest
 from pytest_inferperf.engines.interface import LogLikelihood
 from pytest_inferperf.errors import EngineError, InvalidRun, TaskError
 
-pytest.importorskip("lm_eval")
-
 PAIRS = [
     ("The river near the stone is", " amber"),
     ("a context that ends in spaces  ", "lantern"),

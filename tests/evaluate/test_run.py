@@ -18,8 +18,6 @@ from pytest_inferperf.errors import EngineError, InvalidRun, TaskError
 from pytest_inferperf.evaluate import evaluate
 from pytest_inferperf.model.case import Task
 
-pytest.importorskip("lm_eval")
-
 
 @pytest.mark.parametrize("name", ["tiny_choices", "tiny_words"])
 def test_outcomes_equal_hf(

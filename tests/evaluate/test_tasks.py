@@ -12,8 +12,6 @@ from pytest_inferperf.errors import MissingExtra, TaskError
 from pytest_inferperf.evaluate import find_task
 from pytest_inferperf.model.case import Task
 
-pytest.importorskip("lm_eval")
-
 
 def test_a_file_is_found_by_its_path(tiny_tasks: Path) -> None:
     found = find_task(Task(name="tiny_words", path=str(tiny_tasks / "tiny_words.yaml")))
