@@ -128,8 +128,10 @@ def _rows(requests: Sequence[LogLikelihoodRequest], *, share: bool) -> list[_Row
         members.setdefault(request.context, []).append((index, request.continuation))
     rows: list[_Row] = []
     for context, found in members.items():
-        # A row's attention is quadratic in its length: it takes continuations up to twice the context.
-        limit = max(256, 3 * len(context)) if share else 0
+        # A row's attention is quadratic in its length: it takes continuations up to twice the context, and none beside
+        # the first where reading the context again costs less than a longer row (rolling windows share one token).
+        mean = sum(len(continuation) for _, continuation in found) / len(found)
+        limit = max(256, 3 * len(context)) if share and 4 * len(context) >= mean else 0
         rows += _split(context, found, limit=limit)
     return rows
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from pytest_inferperf.engines import scoring
 from pytest_inferperf.engines.interface import LogLikelihoodRequest
 from pytest_inferperf.engines.transformers_engine import TransformersEngine
 from pytest_inferperf.errors import EngineError
@@ -87,3 +88,17 @@ def test_row_longer_than_a_batch_is_scored_alone(engine: TransformersEngine, sou
     small = TransformersEngine(spec, checkpoint=str(source))
     expected = [item.logprob for item in engine.loglikelihood(requests, concurrency=99)]
     assert [item.logprob for item in small.loglikelihood(requests, concurrency=99)] == pytest.approx(expected, abs=1e-4)
+
+
+def test_contexts_are_shared_where_that_saves_reading() -> None:
+    """Choices of a question are packed into one row; rolling windows that share one token are not."""
+
+    def request(context: int, continuation: int) -> LogLikelihoodRequest:
+        return LogLikelihoodRequest(context=(5,) * context, continuation=(6,) * continuation)
+
+    choices = scoring._rows([request(20, 4)] * 4, share=True)
+    assert [len(row.members) for row in choices] == [4]
+    windows = scoring._rows([request(1, 40)] * 4, share=True)
+    assert [len(row.members) for row in windows] == [1, 1, 1, 1]
+    alone = scoring._rows([request(20, 4)] * 4, share=False)
+    assert [len(row.members) for row in alone] == [1, 1, 1, 1]
