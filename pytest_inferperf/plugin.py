@@ -340,6 +340,8 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
         from pytest_inferperf.collection import unread_mark
 
         message = judge_item(item, run) or unread_mark(item)
+    if message and not (RECORD in item.stash and is_a_regression(item.stash[RECORD])):
+        raise _not_a_regression(message)
     if message:
         pytest.fail(message, pytrace=False)
     return answer
@@ -357,7 +359,6 @@ def pytest_runtest_makereport(
 
         # Plain data: reports travel from xdist workers to the controller as JSON.
         report.inferperf_record = record_to_json(item.stash[RECORD])  # type: ignore[attr-defined]
-        unexpectable = not is_a_regression(item.stash[RECORD])
     if unexpectable and report.skipped and hasattr(report, "wasxfail") and call.excinfo is not None:
         # An xfail expects a regression; an invalid run, a missing baseline or a dead engine is none.
         del report.wasxfail

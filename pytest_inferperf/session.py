@@ -137,9 +137,13 @@ def is_a_regression(record: ResultRecord) -> bool:
     from pytest_inferperf.model.verdicts import Status
 
     failing = [verdict for verdict in record.verdicts if verdict.status is not Status.PASS]
-    return not record.result.invalid and all(
-        verdict.status is not Status.INVALID and verdict.measured is not None and verdict.limit is not None
-        for verdict in failing
+    return (
+        bool(failing)
+        and not record.result.invalid
+        and all(
+            verdict.status is not Status.INVALID and verdict.measured is not None and verdict.limit is not None
+            for verdict in failing
+        )
     )
 
 

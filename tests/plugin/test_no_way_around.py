@@ -236,6 +236,23 @@ def test_xfail_expects_a_regression_and_nothing_else(project: Project, script: d
     result.stdout.fnmatch_lines(["*(xfail expects a regression, and this is none)*"])
 
 
+def test_xfail_of_the_bodys_own_assert_is_the_users(project: Project) -> None:
+    project.test(
+        PERFORMANCE, "throughput_floor(output_throughput_per_user=1)", XFAIL, body="inferperf.measure(); assert 0"
+    )
+    project.run().assert_outcomes(xfailed=1)
+
+
+def test_xfail_does_not_expect_a_broken_baseline_file(project: Project) -> None:
+    path = project.path / "baselines/performance/test-cpu-2x/tiny-llama.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    project.test(PERFORMANCE, 'throughput_floor("output_throughput_per_user")', XFAIL)
+    result = project.run()
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["*(xfail expects a regression, and this is none)*"])
+
+
 def test_explicit_unparseable_limit_needs_flags(project: Project) -> None:
     gate = 'accuracy_loss_ceiling(reference="BF16", percent=1, unparseable_points=0.5)'
     project.engine(perplexity=True)
