@@ -14,11 +14,14 @@ from pytest_inferperf.model.verdicts import GateVerdict
 __all__ = ["judge_case"]
 
 
-def judge_case(result: CaseResult, gates: Sequence[Gate], *, root: Path, tolerance: float) -> tuple[GateVerdict, ...]:
+def judge_case(
+    result: CaseResult, gates: Sequence[Gate], *, root: Path, tolerance: float, alpha: float
+) -> tuple[GateVerdict, ...]:
     """Judge every gate of a case against the baseline files under `root`.
 
-    `tolerance` is the relative performance tolerance where neither mark nor entry has one. Raises `BaselineError`
-    for a baseline file that cannot be read: a broken file must not look like a missing one.
+    `tolerance` is the relative performance tolerance where neither mark nor entry has one, `alpha` the total one-sided
+    error of each gate. Raises `BaselineError` for a baseline file that cannot be read: a broken file must not look like
+    a missing one.
     """
     case = result.case
     performance = None
@@ -27,4 +30,5 @@ def judge_case(result: CaseResult, gates: Sequence[Gate], *, root: Path, toleran
     accuracy = None
     if case.task is not None and result.accuracy is not None:
         accuracy = lookup_accuracy(root, case, result.accuracy.metric)
-    return judge(gates, result, Baselines(performance=performance, accuracy=accuracy, default_tolerance=tolerance))
+    found = Baselines(performance=performance, accuracy=accuracy, default_tolerance=tolerance, alpha=alpha)
+    return judge(gates, result, found)

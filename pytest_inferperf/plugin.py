@@ -69,6 +69,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addini("inferperf_require_gpu", "Fail where requires_gpu is not met", type="bool", default=False)
     parser.addini("inferperf_task_paths", "Folders with lm-eval task files", type="paths", default=[])
     parser.addini("inferperf_tolerance", "Default relative performance tolerance", type="float", default=0.05)
+    parser.addini("inferperf_alpha", "One-sided error of each gate, over all of its looks", type="float", default=0.05)
     parser.addini("inferperf_on_inconclusive", "What an INCONCLUSIVE verdict does: fail or warn", default="fail")
     parser.addini("inferperf_load_timeout", "Seconds an engine may take to load", type="float", default=3600.0)
     parser.addini("inferperf_call_timeout", "Seconds one call of an engine may take", type="float", default=1800.0)

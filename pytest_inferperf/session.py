@@ -96,7 +96,9 @@ def judge_item(item: pytest.Item, run: Inferperf, *, invalid: str = "", body_fai
         return ""
     broken = ""
     try:
-        verdicts = judge_case(result, gates, root=settings.baselines, tolerance=settings.tolerance)
+        verdicts = judge_case(
+            result, gates, root=settings.baselines, tolerance=settings.tolerance, alpha=settings.alpha
+        )
     except BaselineError as error:
         # What was measured is kept; it can be judged again once the file is mended.
         verdicts, broken = (), f"INVALID: {reason}\n{error}" if reason else str(error)

@@ -47,6 +47,9 @@ class Settings:
     tolerance: float
     """Default relative performance tolerance."""
 
+    alpha: float
+    """Total one-sided error of each gate, over all of its looks."""
+
     on_inconclusive: Literal["fail", "warn"]
     load_timeout_s: float
     """Longest time an engine may take to load (checkpoint builds included)."""
@@ -86,6 +89,7 @@ def read_settings(config: pytest.Config) -> Settings:
         overrides=tuple(_override(item) for item in option("inferperf_set") or ()),
         task_paths=tuple(Path(item) for item in config.getini("inferperf_task_paths")),
         tolerance=_between(config, "inferperf_tolerance", 0, 1),
+        alpha=_between(config, "inferperf_alpha", 0, 0.5),
         on_inconclusive=_on_inconclusive(config),
         load_timeout_s=_between(config, "inferperf_load_timeout", 0, None),
         call_timeout_s=_between(config, "inferperf_call_timeout", 0, None),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from pytest_inferperf.baselines.entries import AccuracyEntry, Missing, PerformanceEntry
 from pytest_inferperf.gates.accuracy import judge_floor, judge_loss
+from pytest_inferperf.gates.looks import ALPHA
 from pytest_inferperf.gates.performance import judge_performance
 from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, Gate, PerformanceGate
 from pytest_inferperf.model.results import CaseResult, PerformanceResult
@@ -27,6 +28,9 @@ class Baselines:
 
     default_tolerance: float = 0.05
     """Relative performance tolerance where neither the mark nor the entry has one."""
+
+    alpha: float = ALPHA
+    """Total one-sided error of each gate, over all of its looks."""
 
 
 def judge(gates: Sequence[Gate], result: CaseResult, baselines: Baselines) -> tuple[GateVerdict, ...]:

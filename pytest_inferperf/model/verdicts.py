@@ -51,6 +51,9 @@ class GateVerdict:
     notes: tuple[str, ...] = ()
     """What a reader should know beside the verdict: `uncalibrated`, context that moved."""
 
+    next_look: int | None = None
+    """Sessions, blocks or questions, in all, at which an INCONCLUSIVE gate may decide; None where no look is left."""
+
     details: Mapping[str, float | int | str] = field(default_factory=dict)
     """Figures for the report: flips each way, number of sessions, p-values."""
 
