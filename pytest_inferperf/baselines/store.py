@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -263,6 +264,9 @@ def _parse(raw: bytes, shown: str) -> Any:
     return parse_json(raw, shown, error=BaselineError, cut_short=hint, hint=hint)
 
 
+# Every case of a suite looks into the same few files, and checking one takes half a second for 100 entries. The key is
+# the whole content, so a changed file is parsed anew whatever its time stamp says; nobody modifies what is returned.
+@functools.lru_cache(maxsize=32)
 def _parse_performance(raw: bytes, shown: str) -> PerformanceFile:
     data = _parse(raw, shown)
     check_schema(data, "performance", shown, error=BaselineError)
@@ -273,6 +277,7 @@ def _parse_performance(raw: bytes, shown: str) -> PerformanceFile:
     )
 
 
+@functools.lru_cache(maxsize=32)
 def _parse_accuracy(raw: bytes, shown: str) -> AccuracyFile:
     data = _parse(raw, shown)
     check_schema(data, "accuracy", shown, error=BaselineError)

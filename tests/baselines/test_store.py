@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -115,6 +116,32 @@ def test_files_read_back_and_are_stable(root: Path, speed: Make, answers: Make) 
     assert dump_accuracy(read_accuracy(score_file)) == score_file.read_text()
     text = speed_file.read_text()
     assert text == json.dumps(json.loads(text), indent=2, sort_keys=True) + "\n"
+
+
+def test_a_file_is_parsed_once_until_its_content_changes(
+    root: Path, hardware: Hardware, speed_case: Case, task_case: Case, speed: Make, answers: Make
+) -> None:
+    """Same size and same time stamp: only the content says that a file is another one."""
+    record(root, speed(output_throughput=100.0), answers((1.0, 0.0)))
+    path, scores = performance_path(root, hardware, speed_case), accuracy_path(root, task_case)
+    before, asked = lookup_performance(root, hardware, speed_case), lookup_accuracy(root, task_case, "exact_match")
+    assert lookup_performance(root, hardware, speed_case) is before
+    assert lookup_accuracy(root, task_case, "exact_match") is asked
+    stamps = {item: item.stat() for item in (path, scores)}
+    path.write_text(path.read_text().replace("100.0", "200.0"))
+    scores.write_text(scores.read_text().replace('"score": 0.5', '"score": 0.6'))
+    for item, stamp in stamps.items():
+        os.utime(item, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+        assert item.stat().st_size == stamp.st_size
+    found, answered = lookup_performance(root, hardware, speed_case), lookup_accuracy(root, task_case, "exact_match")
+    assert isinstance(found, PerformanceEntry)
+    assert isinstance(answered, AccuracyEntry)
+    assert found.metrics["output_throughput"].level == 200.0
+    assert {score.score for score in answered.scores.values()} == {0.6}
+    path.write_text("{")
+    for _ in range(2):
+        with pytest.raises(BaselineError, match="not JSON"):
+            lookup_performance(root, hardware, speed_case)
 
 
 def test_two_models_with_one_file_name(root: Path, hardware: Hardware, speed_case: Case, speed: Make) -> None:
