@@ -290,6 +290,36 @@ def paired_rule(
     )
 
 
+SCORES = {
+    "means of 16 samples, 300 questions": (300, 0.03),
+    "0/1 in groups of 5, 1,320 questions": (1_320, 0.03),
+    "exponential differences, 300 documents": (300, 0.04),
+}
+"""Scores that the sign-flip bound judges: documents, tolerance."""
+
+
+def scores_rule(seed: Sequence[int], replicates: int, *, kind: str, loss: float) -> Rates:
+    """Run `judge_paired` on scores that are not 0/1, or not independent."""
+    generator = np.random.default_rng(seed)
+    count, tolerance = SCORES[kind]
+    groups = [index // 5 for index in range(count)] if "groups" in kind else None
+
+    def draw() -> tuple[Array, Array]:
+        if "samples" in kind:
+            ability = generator.uniform(0.1, 0.9, count)
+            return generator.binomial(16, ability) / 16, generator.binomial(16, ability - loss) / 16
+        if "groups" in kind:
+            # Passages differ in how much they change: the flips of one come together.
+            rate = np.repeat(generator.exponential(1, (2, count // 5)), 5, axis=1)
+            lost, gained = (0.05 + loss) / 2 * rate[0], (0.05 - loss) / 2 * rate[1]
+            chance = generator.random(count)
+            return (chance < 1 - gained).astype(np.float64), (chance >= lost).astype(np.float64)
+        # Most documents lose nothing, a few lose much: the worst case for a test of symmetric differences.
+        return np.full(count, 0.5), 0.5 - loss - 0.3 * (generator.exponential(1, count) - 1)
+
+    return tally(judge_paired(*draw(), tolerance=tolerance, groups=groups) for _ in range(replicates))
+
+
 def whole_evaluation(
     seed: Sequence[int], replicates: int, *, questions: int, flips: float, tolerance: float, loss: float
 ) -> float:
@@ -452,12 +482,17 @@ def performance(pool: Executor, seed: int, replicates: int, noise: Noise) -> Sec
 def every_cell(pool: Executor, seed: int, replicates: int, grid: Sequence[Noise]) -> Section:
     """Our defaults in every cell of noise, and what each peer does to unchanged runs and to 5 % regressions there."""
     rules = (("stored, 10 sessions", stored_rule, 0.05), ("interleaved", interleaved_rule, 0.03))
+
+    def key(rule: object, noise: Noise) -> Noise:
+        """Interleaved engines share their session: what is between sessions cancels."""
+        return Noise(within=noise.within, between=0.0) if rule is interleaved_rule else noise
+
     mine = [
-        [
-            [pool.submit(rule, [seed, 1], replicates, noise=noise, tolerance=tolerance, loss=loss) for loss in LOSSES]
-            for noise in grid
-        ]
-        for _, rule, tolerance in rules
+        {
+            noise: [pool.submit(rule, [seed, 1], replicates, noise=noise, tolerance=margin, loss=at) for at in LOSSES]
+            for noise in dict.fromkeys(key(rule, noise) for noise in grid)
+        }
+        for _, rule, margin in rules
     ]
     peers = [
         [pool.submit(peer_performance, [seed, 3], replicates, noise=noise, loss=loss) for loss in (0.0, 0.05)]
@@ -465,22 +500,20 @@ def every_cell(pool: Executor, seed: int, replicates: int, grid: Sequence[Noise]
     ]
 
     def show() -> None:
-        for (name, _, tolerance), cells in zip(rules, mine, strict=True):
-            title = f"Ours in every cell: {name}, tolerance {percent(tolerance)}, default free zone"
-            rows = ((str(noise), got(futures)) for noise, futures in zip(grid, cells, strict=True))
-            table(title, ["noise", *map(percent, LOSSES)], rows)
         found = [[peer.result() for peer in pair] for pair in peers]
-        summary = {
-            f"**{name}, tolerance {percent(tolerance)}**": [
-                f"{share(futures[0].result().fail)} {share(futures[-1].result().fail)}" for futures in cells
+        summary = {}
+        for (name, rule, margin), cells in zip(rules, mine, strict=True):
+            rates = {noise: got(futures) for noise, futures in cells.items()}
+            title = f"Ours in every cell: {name}, tolerance {percent(margin)}, default free zone"
+            table(title, ["noise", *map(percent, LOSSES)], ((str(noise), row) for noise, row in rates.items()))
+            rows = [rates[key(rule, noise)] for noise in grid]
+            summary[f"**{name}, tolerance {percent(margin)}**"] = [
+                f"{share(row[0].fail)} {share(row[-1].fail)}" for row in rows
             ]
-            for (name, _, tolerance), cells in zip(rules, mine, strict=True)
-        }
         for name in found[0][0]:
             summary[name] = [f"{share(calm[name].fail)} {share(bad[name].fail)}" for calm, bad in found]
-        table(
-            "FAIL of unchanged runs and of 5 % regressions, CV / between", ["rule", *map(short, grid)], summary.items()
-        )
+        heads = ["rule", *map(short, grid)]
+        table("FAIL of unchanged runs and of 5 % regressions, by CV / between", heads, summary.items())
 
     return show
 
@@ -522,6 +555,24 @@ def accuracy(pool: Executor, seed: int, replicates: int, questions: int, flips: 
                 *((name, [column[name] for column in columns]) for name in columns[0]),
             ],
         )
+
+    return show
+
+
+def scores(pool: Executor, seed: int, replicates: int) -> Section:
+    """The two errors of the sign-flip bound at the edges of the margins, and what it finds."""
+    losses = ("no loss", "free zone", "tolerance", "twice the tolerance")
+    factors = (0.0, 0.5, 1.0, 2.0)
+    runs = {
+        f"{kind}, tolerance {points(tolerance)}": [
+            pool.submit(scores_rule, [seed, 12], replicates, kind=kind, loss=factor * tolerance) for factor in factors
+        ]
+        for kind, (_, tolerance) in SCORES.items()
+    }
+
+    def show() -> None:
+        title = "Sign-flip bound: FAIL at the free zone and PASS at the tolerance are its errors, .05 each by design"
+        table(title, ["scores", *losses], ((name, got(futures)) for name, futures in runs.items()))
 
     return show
 
@@ -744,6 +795,7 @@ def main() -> int:
                 for questions, number in ((1_319, count), (14_042, few))
                 for flips in ((0.05,) if options.quick else (0.05, 0.1))
             ]
+            sections.append(scores(pool, seed, max(200, count // 2)))
             sections.append(which_tolerance(pool, seed, max(200, count // 2)))
         good_enough = kept()
         for show in sections:
