@@ -28,6 +28,7 @@ from pytest_inferperf.baselines.documents import SchemaName, check_schema
 from pytest_inferperf.baselines.result_file import read_result_file
 from pytest_inferperf.baselines.store import read_accuracy, read_performance
 from pytest_inferperf.errors import BaselineError
+from pytest_inferperf.gates.looks import BLOCKS, QUESTIONS, SESSIONS
 from pytest_inferperf.marks.cases import KEYWORDS
 from pytest_inferperf.model.case import EngineSpec, GpuRequirement, Task, Workload
 from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling
@@ -323,6 +324,17 @@ def test_metrics() -> None:
             "source": row.source,
         }
         for row in METRICS.values()
+    ]
+
+
+def test_looks() -> None:
+    assert table("verdicts.md", "unit") == [
+        {
+            "unit": plan.unit,
+            "looks": ", ".join(map(str, plan.looks)),
+            "levels": ", ".join(f"{level:.4f}" for level in plan.levels),
+        }
+        for plan in (SESSIONS, BLOCKS, QUESTIONS)
     ]
 
 

@@ -17,6 +17,7 @@ from pytest_inferperf.gates.looks import BLOCKS, QUESTIONS, SESSIONS, LookSchedu
 from pytest_inferperf.gates.paired import judge_paired
 from pytest_inferperf.gates.sessions import judge_blocks, judge_sessions
 
+ROOT = Path(__file__).parents[1]
 SEED = [1]
 ERROR = 0.067
 """Alpha plus three Monte Carlo errors of 1,500 runs."""
@@ -24,7 +25,7 @@ ERROR = 0.067
 
 @pytest.fixture(scope="module")
 def benchmark_module() -> ModuleType:
-    path = Path(__file__).parents[1] / "benchmarks" / "operating_characteristics.py"
+    path = ROOT / "benchmarks" / "operating_characteristics.py"
     spec = importlib.util.spec_from_file_location("operating_characteristics", path)
     assert spec is not None
     assert spec.loader is not None
@@ -140,6 +141,29 @@ def test_a_broken_promise_is_said_and_returned(
     lines = capsys.readouterr().out.splitlines()
     (row,) = [line for line in lines if line.startswith("| stored, tolerance 5 %: FAIL of unchanged runs")]
     assert row.endswith("| <= 0.01 | **no** |")
+
+
+def documented() -> dict[str, list[tuple[float, float]]]:
+    """FAIL and PASS of every row of ours in `docs/verdicts.md`, by the name of the row; the first table that has it."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for line in (ROOT / "docs" / "verdicts.md").read_text().splitlines():
+        name, *cells = line.strip("| ").split(" | ")
+        if name.startswith("**") and all("/" in cell for cell in cells):
+            rates = [tuple(map(float, cell.split(" ")[0].split("/"))) for cell in cells]
+            found.setdefault(name, [(fail, passed) for fail, passed, _ in rates])
+    return found
+
+
+def test_the_documented_rates_are_those_of_the_judge(rules: Any) -> None:
+    """Every performance row of ours in the documentation, simulated anew with another seed."""
+    rows, runs = documented(), 400
+    simulated = rules.ours(Inline(), 2, runs, rules.PROMISED)
+    assert len(simulated) == 7
+    for name, futures in simulated.items():
+        for (fail, passed), future in zip(rows[name], futures, strict=True):
+            found = future.result()
+            for shown, rate in ((fail, found.fail), (passed, found.passed)):
+                assert rate == pytest.approx(shown, abs=4 * (shown * (1 - shown) / runs) ** 0.5 + 0.01), name
 
 
 def test_peers_at_their_own_threshold_are_a_coin_toss(rules: Any) -> None:
