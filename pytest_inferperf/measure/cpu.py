@@ -44,6 +44,9 @@ class _Process:
     children: int
     """Time of children that ended and were waited for."""
 
+    cpu: int
+    """Where it ran last."""
+
 
 @dataclass(frozen=True)
 class _Throttling:
@@ -130,12 +133,12 @@ class CpuWatch:
         return found
 
     def _largest(self, ours: Collection[int]) -> tuple[str, int] | None:
-        """Find the name, among the other processes, that took the most time: the one to stop."""
+        """Find the name, among the other processes on our CPUs, that took the most time: the one to stop."""
         took: Counter[str] = Counter()
         for pid, process in self._after.items():
             before = self._processes.get(pid)
             known = before is not None and before.start == process.start
-            if pid not in ours:
+            if pid not in ours and process.cpu in self._cpus:
                 took[process.name] += process.own - (before.own if known and before is not None else 0)
         return took.most_common(1)[0] if took else None
 
@@ -186,7 +189,7 @@ def _read_processes(proc: Path) -> dict[int, _Process]:
     for pid in pids:
         head, closing, rest = _read_text(proc / str(pid) / "stat").rpartition(")")
         values = rest.split()
-        if closing and len(values) > 19:
+        if closing and len(values) > 36:
             # Field n of proc_pid_stat(5) is values[n - 3].
             found[pid] = _Process(
                 name=head.partition("(")[2],
@@ -195,6 +198,7 @@ def _read_processes(proc: Path) -> dict[int, _Process]:
                 start=int(values[19]),
                 own=int(values[11]) + int(values[12]),
                 children=int(values[13]) + int(values[14]),
+                cpu=int(values[36]),
             )
     return found
 

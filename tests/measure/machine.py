@@ -42,11 +42,14 @@ class Machine:
         own: int = 0,
         children: int = 0,
         start: int = 500,
+        cpu: int = 0,
     ) -> None:
         """Write /proc/PID/stat; times in ticks."""
         head = f"{pid} ({name}) S {parent} {pid} {session} 0 -1 4194304 103 0 0 0"
         times = f"{own - own // 2} {own // 2} {children - children // 2} {children // 2}"
-        self.file(f"proc/{pid}/stat", f"{head} {times} 20 0 1 0 {start} 3133440 384 18446744073709551615 1 1 0 0 0\n")
+        # vsize to exit_signal, then the CPU.
+        rest = f"20 0 1 0 {start} 3133440 384 18446744073709551615 1 1 1 1 1 0 0 0 0 0 0 0 17 {cpu} 0 0 0 0 0 1 1 1 1 1 1 1 0"
+        self.file(f"proc/{pid}/stat", f"{head} {times} {rest}\n")
 
     def ended(self, pid: int) -> None:
         (self.root / f"proc/{pid}/stat").unlink()

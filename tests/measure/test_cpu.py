@@ -72,9 +72,15 @@ def test_a_process_number_that_is_used_again_is_another_process(machine: Machine
 
 def test_only_the_cpus_that_we_may_use_count(machine: Machine) -> None:
     watching = watch(machine, 0)
-    machine.cpus({0: (0, 100), 1: (100, 0), 2: (100, 0)})
+    machine.process(901, "elsewhere", parent=1, own=200, cpu=1)
+    machine.process(902, "here", parent=1, own=30, cpu=0)
+    machine.cpus({0: (30, 70), 1: (100, 0), 2: (100, 0)})
     found = watching.figures()
-    assert (found["cpu.others"], found["cpu.count"]) == (0, 1)
+    assert {name: value for name, value in found.items() if name.startswith(("cpu.others", "cpu.count"))} == {
+        "cpu.others": pytest.approx(0.3),
+        "cpu.others.here": pytest.approx(0.3),
+        "cpu.count": 1,
+    }
 
 
 def test_stolen_time(machine: Machine) -> None:
