@@ -192,7 +192,8 @@ def _read_processes(proc: Path) -> dict[int, _Process]:
         if closing and len(values) > 36:
             # Field n of proc_pid_stat(5) is values[n - 3].
             found[pid] = _Process(
-                name=head.partition("(")[2],
+                # A process may call itself anything.
+                name="".join(letter if letter.isprintable() else "?" for letter in head.partition("(")[2]),
                 parent=int(values[1]),
                 session=int(values[3]),
                 start=int(values[19]),

@@ -40,16 +40,16 @@ def test_own_time_is_not_interference(machine: Machine) -> None:
 
 def test_a_busy_neighbour_is_named(machine: Machine) -> None:
     machine.process(900, "bash", parent=1)
-    machine.process(901, "my (odd) name", parent=900)
+    machine.process(901, "my (odd)\n name", parent=900)
     watching = watch(machine)
     machine.process(ME, "pytest", parent=1, own=100)
-    machine.process(901, "my (odd) name", parent=900, own=70)
+    machine.process(901, "my (odd)\n name", parent=900, own=70)
     machine.process(902, "ls", parent=900, own=3, start=600)
     machine.cpus({0: (100, 0), 1: (75, 25)})
     found = watching.figures()
     assert found["cpu.others"] == pytest.approx(0.375)
     assert {name: value for name, value in found.items() if name.startswith("cpu.others.")} == {
-        "cpu.others.my (odd) name": pytest.approx(0.35)
+        "cpu.others.my (odd)? name": pytest.approx(0.35)
     }
 
 

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ import pytest
 from pytest_inferperf.measure import telemetry as module
 from pytest_inferperf.measure.session import measure_session
 from pytest_inferperf.measure.telemetry import MAX_COST, Telemetry
+from pytest_inferperf.measure.validity import check_telemetry
 from pytest_inferperf.model.case import Workload
+from pytest_inferperf.model.limits import LIMITS
 from pytest_inferperf.model.results import Hardware
 from tests.measure.machine import Machine
 from tests.measure.nvml import Gpu, NewNvml
@@ -127,3 +130,19 @@ def test_warm_up_is_not_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(engine, "generate", watched)
     session = measure_session(engine, Workload(isl=4, osl=3, rounds=2, warmup_rounds=1))
     assert session.telemetry["cpu.others"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("stranger", "reason"), [(False, ""), (True, "other processes that computed on gpu0: 1, ")])
+def test_a_stranger_on_the_gpu_of_an_engine(
+    nvml: NewNvml, monkeypatch: pytest.MonkeyPatch, stranger: bool, reason: str
+) -> None:
+    monkeypatch.setattr(nvml._gpus[0], "pids", [os.getpid(), *([os.getppid()] if stranger else [])])
+    engine = StubEngine(good)
+    engine.info = replace(engine.info, hardware=GPU)
+    session = measure_session(engine, Workload(isl=4, osl=3, rounds=2))
+    # Who else is on the CPUs of this machine is not what this is about.
+    limits = {limit.ini: limit.default for limit in LIMITS}
+    limits |= {"inferperf_max_interference": 1.0, "inferperf_max_throttled": 1.0, "inferperf_min_clock": 0.0}
+    found = check_telemetry(session.telemetry, limits)
+    assert found.startswith(reason)
+    assert bool(found) is stranger
