@@ -161,9 +161,7 @@ def forget_attempt(item: pytest.Item) -> str:
             f"look at a gate spends part of its alpha (inferperf_alpha = {alpha:g}), all of which its own looks spend.\n"
             f"{rows}"
         )
-    if RUN in item.stash:
-        del item.stash[RUN]
-    if RECORD in item.stash:
+    if record is not None:
         del item.stash[RECORD]
     return ""
 

@@ -205,7 +205,7 @@ def _read_processes(proc: Path) -> dict[int, _Process]:
 
 
 def _family(processes: dict[int, _Process], pid: int) -> set[int]:
-    """Return a process, its descendants, and whoever runs in a session that a descendant leads.
+    """Return a process, its descendants, and whoever runs in a session that one of them leads.
 
     An engine's process leads a session of its own: what it starts stays ours when its parent ends.
     """
@@ -221,7 +221,7 @@ def _family(processes: dict[int, _Process], pid: int) -> set[int]:
         if number not in found:
             found.add(number)
             waiting += children.get(number, [])
-            waiting += sessions.get(number, []) if number != pid else []
+            waiting += sessions.get(number, [])
     return found
 
 

@@ -169,3 +169,25 @@ def test_a_refused_rerun_leaves_the_verdict_recordable(project: Project) -> None
     write(project, SLOW, GOOD, marks=(PERFORMANCE, floor))
     accept = ("--inferperf-update=all", "--inferperf-accept-regression", "--inferperf-reason=slower")
     project.run("--reruns=1", *accept).stdout.fnmatch_lines(["*value* recorded in *"])
+
+
+def test_a_second_attempt_begins_without_the_record_of_the_first(project: Project) -> None:
+    conftest = project.path / "conftest.py"
+    conftest.write_text(
+        conftest.read_text()
+        + """
+
+def pytest_runtest_logreport(report):
+    print("REPORT", report.when, report.outcome, getattr(report, "inferperf_record", {}).get("status"))
+"""
+    )
+    write(project, INVALID, REPAIRED)
+    lines = run(project, "-s", "--reruns=2").outlines
+    assert [line.partition("REPORT ")[2] for line in lines if "REPORT" in line] == [
+        "setup passed None",
+        "call rerun INVALID",
+        "teardown passed None",
+        "setup passed None",
+        "call passed PASS",
+        "teardown passed None",
+    ]
