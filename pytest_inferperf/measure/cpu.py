@@ -122,9 +122,10 @@ class CpuWatch:
         ours = _family(self._after, self._pid)
         if total < MIN_TICKS or not ours:
             return {}
-        # A child that ended in between has left its time with the parent that waited for it.
-        before = _ticks(self._processes, _family(self._processes, self._pid))
-        own = max(0, _ticks(self._after, ours) - before)
+        # A child that ended in between has left its time with the parent that waited for it; an orphan has not.
+        family = _family(self._processes, self._pid)
+        left = [pid for pid in family if pid in ours or self._processes[pid].parent in family]
+        own = max(0, _ticks(self._after, ours) - _ticks(self._processes, left))
         others = max(0, busy - own)
         found = {"cpu.own": own / total, "cpu.others": others / total, "cpu.steal": steal / total}
         top = self._largest(ours)
@@ -170,11 +171,11 @@ def _read_number(path: Path) -> float:
 def _read_cpus(path: Path, cpus: Collection[int]) -> dict[int, _CpuTime]:
     found = {}
     for line in _read_text(path).splitlines():
-        name, *values = line.split()
+        name, _, values = line.partition(" ")
         if not name.startswith("cpu") or not name[3:].isdecimal() or int(name[3:]) not in cpus:
             continue
         # guest and guest_nice, the last two, are part of user and nice.
-        user, nice, system, idle, iowait, irq, softirq, steal = ([int(item) for item in values] + [0] * 8)[:8]
+        user, nice, system, idle, iowait, irq, softirq, steal = ([int(item) for item in values.split()] + [0] * 8)[:8]
         busy = user + nice + system
         found[int(name[3:])] = _CpuTime(busy, steal, busy + idle + iowait + irq + softirq + steal)
     return found

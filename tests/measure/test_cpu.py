@@ -113,6 +113,16 @@ def test_orphans_of_the_engine_are_ours(machine: Machine) -> None:
     assert watching.ours == {ME, 101, 103}
 
 
+def test_an_orphan_that_ends_takes_its_past_with_it(machine: Machine) -> None:
+    machine.process(101, "engine", parent=ME, session=101, own=10)
+    machine.process(103, "rank1", parent=1, session=101, own=90_000)
+    watching = watch(machine)
+    machine.ended(103)
+    machine.process(101, "engine", parent=ME, session=101, own=110)
+    machine.cpus({0: (100, 0), 1: (0, 100)})
+    assert watching.figures()["cpu.others"] == 0
+
+
 def test_other_jobs_of_our_shell_are_others(machine: Machine) -> None:
     machine.process(50, "bash", parent=1, session=50)
     machine.process(ME, "pytest", parent=50, session=50)
