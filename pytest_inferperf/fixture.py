@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_inferperf.errors import InvalidRun, MarkError
 from pytest_inferperf.model.case import Case
 from pytest_inferperf.model.gates import PerformanceGate
-from pytest_inferperf.model.results import AccuracyResult, CaseResult, PerformanceResult
+from pytest_inferperf.model.results import AccuracyResult, CaseResult, PerformanceResult, Session
 
 if TYPE_CHECKING:
     from pytest_inferperf.engines.interface import Engine
@@ -81,6 +81,7 @@ class Inferperf:
                 {f"inferperf.{name}": performance.median(name) for name in sorted(names)},
                 **{"inferperf.simulated": self.engine.info.simulated},
             )
+        self._check_telemetry(session)
         return performance
 
     def evaluate(self) -> AccuracyResult:
@@ -114,6 +115,15 @@ class Inferperf:
 
         reason = check_engine(self.case.engine, self.engine.info)
         if reason:
+            raise InvalidRun(reason)
+
+    def _check_telemetry(self, session: Session) -> None:
+        """Refuse a session, already kept in the result, that the machine disturbed; also where the body goes on."""
+        from pytest_inferperf.measure.validity import check_telemetry
+
+        reason = check_telemetry(session.telemetry, self._settings.limits)
+        if reason:
+            self._result = replace(self._result, invalid=reason)
             raise InvalidRun(reason)
 
 

@@ -220,6 +220,7 @@ def _performance_to_json(performance: PerformanceResult) -> dict[str, Any]:
             {
                 "warmup_rounds": session.warmup_rounds,
                 "rounds": [_as_dict(item) | {"metrics": dict(item.metrics)} for item in session.rounds],
+                "telemetry": dict(session.telemetry),
             }
             for session in performance.sessions
         ]
@@ -233,7 +234,7 @@ def _performance_from_json(data: Mapping[str, Any], where: str) -> PerformanceRe
         _metric(name, where)
     return PerformanceResult(
         sessions=tuple(
-            Session(rounds=tuple(Round(**item) for item in session["rounds"]), warmup_rounds=session["warmup_rounds"])
+            Session(**{**session, "rounds": tuple(Round(**item) for item in session["rounds"])})
             for session in data["sessions"]
         )
     )

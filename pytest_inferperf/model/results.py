@@ -90,6 +90,8 @@ class Session:
 
     rounds: tuple[Round, ...]
     warmup_rounds: int
+    telemetry: Mapping[str, float] = field(default_factory=dict)
+    """What the machine did meanwhile: figure (`cpu.others`, `gpu0.sm_clock`) to value. What is not known is absent."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,9 +22,13 @@ for _name in (
     "judging",
     "marks.cases",
     "marks.gates",
+    "measure.cpu",
     "measure.environment",
+    "measure.gpu",
     "measure.session",
+    "measure.telemetry",
     "measure.validity",
+    "model.limits",
     "report.junit",
     "report.lines",
     "report.progress",
@@ -47,7 +51,11 @@ class Project:
         self.pytester = pytester
         self.path = pytester.path
         pytester.makeconftest((PROJECT / "conftest.py").read_text())
-        pytester.makeini("[pytest]\naddopts = --strict-markers --strict-config -p no:cacheprovider\n")
+        # These tests share a machine with each other: what disturbs their runs is not what they are about.
+        pytester.makeini(
+            "[pytest]\naddopts = --strict-markers --strict-config -p no:cacheprovider\n"
+            "inferperf_max_interference = 1\ninferperf_max_throttled = 1\ninferperf_min_clock = 0\n"
+        )
         model = self.path / "tiny-llama"
         model.mkdir()
         (model / "config.json").write_text("{}")
