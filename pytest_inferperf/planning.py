@@ -70,6 +70,8 @@ class Conditions:
     """The probability with which a loss is to be found."""
 
     past: Past = field(default_factory=Past)
+    past_shown: str = ""
+    """Where the past results were read from, for the reader."""
 
 
 def make_plan(tests: Sequence[PlannedTest], conditions: Conditions) -> Plan:
@@ -84,6 +86,7 @@ def make_plan(tests: Sequence[PlannedTest], conditions: Conditions) -> Plan:
     return Plan(
         engines=tuple(_engine(spec, mine, files, conditions) for spec, mine in engines.items()),
         power=conditions.power,
+        past=conditions.past_shown if conditions.past else "",
     )
 
 
@@ -211,11 +214,12 @@ class _Files:
         if here is None and others:
             return others[0][1], _words(others[0][0])
         if wanted is None:
-            path = shown_path(self._root, self._root / "performance")
-            return Missing(path=path, key=key, reason="no entry for any hardware"), ""
-        path = shown_path(self._root, performance_path(self._root, wanted, case))
+            folder = shown_path(self._root, self._root / "performance")
+            return Missing(path=folder, key=key, reason="no entry for any hardware"), ""
+        path = performance_path(self._root, wanted, case)
+        lack = "no such entry" if self._performance.get(path) is not None else "no such file"
         stored = f" (there is one for {', '.join(_words(item) for item, _ in others)})" if others else ""
-        return Missing(path=path, key=key, reason=f"no such entry{stored}"), ""
+        return Missing(path=shown_path(self._root, path), key=key, reason=lack + stored), ""
 
     def _entry(self, case: Case, hardware: Hardware) -> PerformanceEntry | Unknown | None:
         try:

@@ -98,8 +98,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Recorder(config), "inferperf-recorder")
     asked = ("update", "json", "reason", "accept_regression", "set", "plan", "past", "power")
-    if config.getoption("inferperf_plan") and config.pluginmanager.hasplugin("xdist"):
-        # A plan is made by the one process that collects; xdist looks at this after us.
+    if config.getoption("inferperf_plan"):
+        # This process collects and plans; xdist, if it is there, looks at its option after us.
         config.option.dist = "no"
     if any(config.getoption(f"inferperf_{name}") for name in asked):
         # Wrong options end the run before anything is collected, also where no test uses them.

@@ -107,6 +107,7 @@ def plan_report(config: pytest.Config, tests: Sequence[PlannedTest]) -> list[str
         alpha=settings.alpha,
         power=settings.power,
         past=read_past(settings.past) if settings.past is not None else Past(),
+        past_shown=str(settings.past or ""),
     )
     return ["", *plan_lines(make_plan(tests, conditions))]
 

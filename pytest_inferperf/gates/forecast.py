@@ -1,7 +1,8 @@
 """Forecast: what each gate will be able to say with the baseline at hand, before anything is measured.
 
 The margins, looks and refusals are those of the judges: a gate that `judge_sessions` or `judge_paired` would refuse is
-one that cannot decide.
+one that cannot decide. A gate "finds" a loss when its verdict on it is FAIL, and "holds" a tolerance when it finds a loss
+that large and passes where there is none, both with the wanted power.
 """
 
 from __future__ import annotations
@@ -14,16 +15,10 @@ from typing import Any
 
 from pytest_inferperf.baselines.entries import AccuracyEntry, MetricBaseline, Missing, PerformanceEntry, ScoreEntry
 from pytest_inferperf.gates.looks import ALPHA, QUESTIONS, SESSIONS, Unresolvable
+from pytest_inferperf.gates.odds import Odds, least, question_odds, session_odds
 from pytest_inferperf.gates.paired import FREE_ZONE_SHARE as ACCURACY_FREE_ZONE
 from pytest_inferperf.gates.paired import judge_paired
-from pytest_inferperf.gates.power import (
-    baseline_sessions_for_power,
-    detectable_loss,
-    detectable_session_loss,
-    questions_to_prove,
-    session_power,
-    smallest_tolerance_of_questions,
-)
+from pytest_inferperf.gates.power import MOST_SESSIONS, questions_to_prove, smallest_tolerance_of_questions
 from pytest_inferperf.gates.sessions import (
     FREE_ZONE_SHARE,
     LEAST_BASELINE_SESSIONS,
@@ -38,6 +33,11 @@ __all__ = ["ASSUMED_FLIPS", "OnFile", "Unknown", "forecast"]
 
 ASSUMED_FLIPS = 0.05
 """Share of the questions taken to flip where the candidate's own answers were never stored."""
+
+LARGEST = 0.99
+"""Largest loss that is asked about: beyond it nothing is left of a metric that is better when higher."""
+
+MOST_QUESTIONS = 10_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,30 +133,38 @@ def _sessions(stored: MetricBaseline, tolerance: float, higher: bool, known: OnF
     )
     if isinstance(judged, Unresolvable):
         return Foresight.UNABLE, f"{spread}: {judged.reason}"
-    schedule = SESSIONS.at(known.alpha)
-    zone = FREE_ZONE_SHARE * tolerance
-    last: Mapping[str, Any] = {
-        "sd": sd,
-        "candidate_sessions": schedule.cap,
-        "free_zone": zone,
-        "level": schedule.levels[-1],
-        "higher_is_better": higher,
-    }
-    least = detectable_session_loss(baseline_sessions=n0, power=known.power, **last)
-    text = f"{spread}: finds {_percent(least)} with {_percent(known.power)} power in up to {schedule.cap} sessions"
-    enough = (
-        look
-        for look, level in schedule.reached(schedule.cap)
-        if session_power(baseline_sessions=n0, loss=tolerance, **{**last, "candidate_sessions": look, "level": level})
-        >= known.power
-    )
-    look = next(enough, None)
-    if look is not None:
-        return Foresight.ABLE, f"{text}, {_percent(tolerance)} after {look}"
-    power = session_power(baseline_sessions=n0, loss=tolerance, **last)
-    needed = baseline_sessions_for_power(loss=tolerance, power=known.power, **last)
-    cure = f"{needed} stored sessions would do" if needed is not None else "more stored sessions do not help"
-    return Foresight.WEAK, f"{text}, {_percent(tolerance)} with {_percent(power)}; {cure}"
+
+    def odds(loss: float, tolerance: float = tolerance, stored: int = n0) -> Odds:
+        return session_odds(
+            sd=sd,
+            baseline_sessions=stored,
+            loss=loss,
+            tolerance=tolerance,
+            alpha=known.alpha,
+            higher_is_better=higher,
+        )
+
+    def holds(tolerance: float, stored: int = n0) -> bool:
+        """Whether a loss of the tolerance fails, and none passes, with the wanted power."""
+        return (
+            odds(tolerance, tolerance, stored).fails >= known.power
+            and odds(0.0, tolerance, stored).passes >= known.power
+        )
+
+    found = least(lambda loss: odds(loss).fails >= known.power, low=FREE_ZONE_SHARE * tolerance, high=LARGEST)
+    text = f"{spread}: {_finds(found, _percent, known)} in up to {SESSIONS.cap} sessions"
+    if holds(tolerance):
+        smallest = least(holds, low=RESOLUTION, high=tolerance)
+        could = f"; could hold {_percent(smallest)}" if smallest is not None and smallest < 0.8 * tolerance else ""
+        return Foresight.ABLE, f"{text}; an unchanged engine passes after {odds(0.0).used:.1f}{could}"
+    needed = least(lambda count: holds(tolerance, math.ceil(count)), low=n0, high=MOST_SESSIONS)
+    cure = f"{math.ceil(needed)} stored sessions hold" if needed is not None else "more stored sessions do not hold"
+    return Foresight.WEAK, f"{text}; {cure} {_percent(tolerance)}"
+
+
+def _finds(loss: float | None, shown: Callable[[float], str], known: OnFile) -> str:
+    power = f"with {_percent(known.power)} power"
+    return f"finds no loss {power}" if loss is None else f"finds {shown(loss)} {power}"
 
 
 def _loss(gate: AccuracyLossCeiling, known: OnFile) -> GateForecast:
@@ -229,27 +237,27 @@ def _questions(
             f"{shown(tolerance)} cannot be resolved, the smallest is {shown(smallest)}; {needed} questions would do"
         )
         return Foresight.UNABLE, f"{head}: {reason}"
-    least = _least_loss(count, spread, tolerance, level, binary, known)
-    needed = _to_prove(tolerance, spread, level, binary, known)
-    text = f"{head}: finds {shown(least)} with {_percent(known.power)} power; {needed} prove a loss below {shown(tolerance)}"
-    return (Foresight.ABLE if least <= tolerance and needed <= count else Foresight.WEAK), text
 
+    def odds(loss: float, questions: int = count) -> Odds:
+        return question_odds(
+            spread=spread, questions=questions, loss=loss, tolerance=tolerance, alpha=known.alpha, binary=binary
+        )
 
-def _least_loss(count: int, spread: float, tolerance: float, level: float, binary: bool, known: OnFile) -> float:
-    """Smallest loss that fails the gate with the wanted power: what McNemar's test sees beyond the free zone."""
-    zone = ACCURACY_FREE_ZONE * tolerance
-    loss = 0.0
-    # A loss of 3 % of the questions takes 3 % flips at least.
-    for _ in range(30):
-        flips = max(spread, loss, 1 / count) if binary else max(spread, 1e-18)
-        loss = zone + detectable_loss(count, spread=flips, power=known.power, alpha=level)
-    return loss
+    def holds(questions: float) -> bool:
+        whole = math.ceil(questions)
+        return odds(tolerance, whole).fails >= known.power and odds(0.0, whole).passes >= known.power
 
-
-def _to_prove(tolerance: float, spread: float, level: float, binary: bool, known: OnFile) -> int:
-    """Questions that prove an unchanged engine's loss below the tolerance, without a flip too ("rule of three")."""
-    needed = questions_to_prove(margin=tolerance, spread=max(spread, 1e-18), power=known.power, alpha=level)
-    return max(needed, math.ceil(math.log(level) / math.log1p(-min(tolerance, 0.999)))) if binary else needed
+    found = least(
+        lambda loss: odds(loss).fails >= known.power,
+        low=ACCURACY_FREE_ZONE * tolerance,
+        high=LARGEST if binary else 100 * tolerance,
+    )
+    text = f"{head}: {_finds(found, shown, known)}"
+    if holds(count):
+        return Foresight.ABLE, f"{text}; an unchanged engine passes after {odds(0.0).used:.0f}"
+    needed = least(holds, low=count, high=MOST_QUESTIONS)
+    cure = f"{math.ceil(needed)} questions hold" if needed is not None else "no number of questions holds"
+    return Foresight.WEAK, f"{text}; {cure} {shown(tolerance)}"
 
 
 def _floor(gate: AccuracyFloor, known: OnFile) -> GateForecast:

@@ -14,11 +14,9 @@ from functools import lru_cache
 from pytest_inferperf.gates.looks import ALPHA, QUESTIONS, SESSIONS
 
 __all__ = [
-    "baseline_sessions_for_power",
     "baseline_sessions_to_decide",
     "blocks_to_decide",
     "detectable_loss",
-    "detectable_session_loss",
     "log_margin",
     "questions_to_decide",
     "questions_to_detect",
@@ -245,71 +243,6 @@ def sessions_for_power(
         ),
         max(1, 3 - baseline_sessions),
     )
-
-
-def baseline_sessions_for_power(
-    *,
-    sd: float,
-    candidate_sessions: int,
-    loss: float,
-    free_zone: float,
-    power: float = 0.9,
-    level: float = SESSIONS.levels[-1],
-    higher_is_better: bool = True,
-) -> int | None:
-    """Stored sessions with which one look finds a true relative `loss` with that power; None where none do."""
-    return _least(
-        lambda n0: (
-            session_power(
-                sd=sd,
-                baseline_sessions=n0,
-                candidate_sessions=candidate_sessions,
-                loss=loss,
-                free_zone=free_zone,
-                level=level,
-                higher_is_better=higher_is_better,
-            )
-            >= power
-        ),
-        max(1, 3 - candidate_sessions),
-    )
-
-
-def detectable_session_loss(
-    *,
-    sd: float,
-    baseline_sessions: int,
-    candidate_sessions: int,
-    free_zone: float,
-    power: float = 0.9,
-    level: float = SESSIONS.levels[-1],
-    higher_is_better: bool = True,
-) -> float:
-    """Smallest true relative loss that one look finds with that power: `session_power` solved for the loss."""
-
-    def found(difference: float) -> bool:
-        return (
-            session_power(
-                sd=sd,
-                baseline_sessions=baseline_sessions,
-                candidate_sessions=candidate_sessions,
-                loss=relative_loss(difference, higher_is_better=higher_is_better),
-                free_zone=free_zone,
-                level=level,
-                higher_is_better=higher_is_better,
-            )
-            >= power
-        )
-
-    # In logs: the power grows with the difference. Beyond e^30 nothing is left of a metric.
-    low = log_margin(free_zone, higher_is_better=higher_is_better)
-    high = low + sd
-    while not found(high) and high < 30:
-        low, high = high, min(2 * high, 30.0)
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (low, middle) if found(middle) else (middle, high)
-    return relative_loss(high, higher_is_better=higher_is_better)
 
 
 def _least(enough: Callable[[int], bool], start: int) -> int | None:

@@ -45,6 +45,8 @@ def duration(seconds: float) -> str:
 
 def plan_lines(plan: Plan) -> list[str]:
     """Lay a plan out: engines in the order in which they are opened, their tests, and a line for each gate."""
+    if not plan.engines:
+        return ["nothing to plan: no test with an inferperf mark was collected"]
     gates = [gate for engine in plan.engines for case in engine.cases for gate in case.gates]
     widths = [
         max((len(text) for text in texts), default=0)
@@ -56,11 +58,11 @@ def plan_lines(plan: Plan) -> list[str]:
     ]
     lines: list[str] = []
     for engine in plan.engines:
-        lines += [*_engine_lines(engine, widths), ""]
+        lines += [*_engine_lines(engine, widths, timed=bool(plan.past)), ""]
     return lines + _totals(plan, gates)
 
 
-def _engine_lines(engine: EnginePlan, widths: list[int]) -> Iterator[str]:
+def _engine_lines(engine: EnginePlan, widths: list[int], *, timed: bool) -> Iterator[str]:
     yield f"engine {engine.name}"
     if engine.problem:
         yield from _labelled("ERROR", engine.problem)
@@ -69,10 +71,10 @@ def _engine_lines(engine: EnginePlan, widths: list[int]) -> Iterator[str]:
     yield from _labelled("GPUs", engine.gpus)
     if not engine.is_opened:
         yield from _labelled("load", "not opened: no test runs on this machine")
-    else:
+    elif timed:
         yield from _labelled("load", _about(engine.load_s))
     for case in engine.cases:
-        yield f"  {case.nodeid}  {_case_words(case)}"
+        yield f"  {case.nodeid}  {_case_words(case, timed=timed)}".rstrip()
         for gate in case.gates:
             cells = (_LABEL[gate.state], gate.gate, gate.aim)
             row = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
@@ -87,13 +89,15 @@ def _labelled(label: str, text: str) -> Iterator[str]:
     yield from (f"  {'':<10}  {line}" for line in rest)
 
 
-def _case_words(case: CasePlan) -> str:
+def _case_words(case: CasePlan, *, timed: bool) -> str:
     if case.skipped:
         return f"does not run here: {case.skipped}"
     if not case.is_case:
-        return "asserts of its own, no gates"
-    longest = "" if case.longest_s is None else f", {duration(case.longest_s)} if every look is needed"
-    return _about(case.duration_s) + longest + ("" if case.gates else "; no gates")
+        return "(asserts of its own, no gates)"
+    words = [_about(case.duration_s)] if timed else []
+    if case.longest_s is not None:
+        words.append(f"{duration(case.longest_s)} if every look is needed")
+    return ", ".join(words if case.gates else [*words, "no gates"])
 
 
 def _about(seconds: float | None) -> str:
@@ -107,11 +111,12 @@ def _totals(plan: Plan, gates: list[GateForecast]) -> list[str]:
     times = [engine.load_s for engine in opened] + [case.duration_s for case in running]
     known = [seconds for seconds in times if seconds is not None]
     unknown = len(times) - len(known)
-    total = "time unknown: no past results" if not known else f"about {duration(sum(known))}"
+    total = "time unknown, no past result" if not known else f"about {duration(sum(known))}"
     if known and unknown:
         total = f"at least {duration(sum(known))} ({unknown} of {len(times)} loads and cases without a past result)"
     counts = ((len(cases), "case"), (len(plan.engines), "engine"), (len(gates), "gate"))
-    lines = [f"{', '.join(plural(*item) for item in counts)}: {total}"]
+    by = f", by {plan.past}" if known else " (--inferperf-past=RESULTS.json names one)" if not plan.past else ""
+    lines = [f"{', '.join(plural(*item) for item in counts)}: {total}{by}"]
     if len(running) < len(cases):
         lines.append(f"{plural(len(cases) - len(running), 'case')} of them cannot run on this machine")
     broken = sum(bool(engine.problem) for engine in plan.engines)
