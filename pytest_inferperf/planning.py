@@ -210,16 +210,19 @@ class _Files:
             found = self._entry(case, wanted)
             if isinstance(found, PerformanceEntry | Unknown):
                 return found, "" if wanted == here else _words(wanted)
-        others = list(self._elsewhere(case))
+        stored = self._stored(case)
+        others = [(hardware, entry) for hardware, entry in stored if isinstance(entry, PerformanceEntry)]
         if here is None and others:
             return others[0][1], _words(others[0][0])
+        if wanted is None and stored:
+            return stored[0][1], ""
         if wanted is None:
             folder = shown_path(self._root, self._root / "performance")
             return Missing(path=folder, key=key, reason="no entry for any hardware"), ""
         path = performance_path(self._root, wanted, case)
         lack = "no such entry" if self._performance.get(path) is not None else "no such file"
-        stored = f" (there is one for {', '.join(_words(item) for item, _ in others)})" if others else ""
-        return Missing(path=shown_path(self._root, path), key=key, reason=lack + stored), ""
+        there = f" (there is one for {', '.join(_words(item) for item, _ in others)})" if others else ""
+        return Missing(path=shown_path(self._root, path), key=key, reason=lack + there), ""
 
     def _entry(self, case: Case, hardware: Hardware) -> PerformanceEntry | Unknown | None:
         try:
@@ -231,9 +234,9 @@ class _Files:
         file = self._performance[path]
         return file.entries.get(performance_key(case)) if isinstance(file, PerformanceFile) else file
 
-    def _elsewhere(self, case: Case) -> list[tuple[Hardware, PerformanceEntry]]:
-        """Find the entries of a case on whatever hardware."""
-        found = []
+    def _stored(self, case: Case) -> list[tuple[Hardware | None, PerformanceEntry | Unknown]]:
+        """Find the entries of a case on whatever hardware, and the files that might hold one but cannot be read."""
+        found: list[tuple[Hardware | None, PerformanceEntry | Unknown]] = []
         name = case.engine.served_model_name
         for path in sorted((self._root / "performance").glob(f"*/{slug(name)}.json")):
             if path not in self._performance:
@@ -242,7 +245,9 @@ class _Files:
                 except BaselineError as error:
                     self._performance[path] = Unknown(reason=str(error), broken=True)
             file = self._performance[path]
-            if isinstance(file, PerformanceFile) and file.model == name:
+            if isinstance(file, Unknown):
+                found.append((None, file))
+            elif file is not None and file.model == name:
                 entry = file.entries.get(performance_key(case))
                 if entry is not None:
                     found.append((file.hardware, entry))
@@ -281,5 +286,5 @@ class _Files:
         return found or Missing(path=shown, key=key, reason="no such entry" if file is not None else "no such file")
 
 
-def _words(hardware: Hardware) -> str:
-    return f"{hardware.count} x {hardware.name}"
+def _words(hardware: Hardware | None) -> str:
+    return "" if hardware is None else f"{hardware.count} x {hardware.name}"

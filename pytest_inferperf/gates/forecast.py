@@ -232,9 +232,9 @@ def _questions(
     level = QUESTIONS.at(known.alpha).levels[-1]
     smallest = smallest_tolerance_of_questions(count, spread=spread, level=level) if binary else 0.0
     if tolerance < smallest:
-        needed = questions_to_prove(margin=tolerance, spread=spread, power=known.power, alpha=level)
+        proven = questions_to_prove(margin=tolerance, spread=spread, power=known.power, alpha=level)
         reason = (
-            f"{shown(tolerance)} cannot be resolved, the smallest is {shown(smallest)}; {needed} questions would do"
+            f"{shown(tolerance)} cannot be resolved, the smallest is {shown(smallest)}; it takes {proven} questions"
         )
         return Foresight.UNABLE, f"{head}: {reason}"
 

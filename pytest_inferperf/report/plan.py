@@ -33,10 +33,8 @@ _COUNTED = {
 
 def duration(seconds: float) -> str:
     """Say how long something takes, as precisely as a guess deserves: `8 s`, `84 s`, `6 min`, `2 h 10 min`."""
-    if seconds < 1:
-        return "under 1 s"
     if seconds < 120:
-        return f"{seconds:.0f} s"
+        return f"{max(1, round(seconds))} s"
     minutes = round(seconds / 60)
     if minutes < 120:
         return f"{minutes} min"

@@ -132,7 +132,7 @@ def test_lower_is_better() -> None:
     assert isinstance(known.performance, PerformanceEntry)
     entry = replace(known.performance, metrics={"ttft_ms.p99": known.performance.metrics["output_throughput"]})
     found = forecast(gate, replace(known, performance=entry))
-    assert found.text.startswith("10 sessions, sd 1 %: finds 4.3 % with 90 % power in up to 5 sessions; an unchanged")
+    assert found.text.startswith("10 sessions, sd 1 %: finds 4.2 % with 90 % power in up to 5 sessions; an unchanged")
 
 
 def test_power_and_alpha_are_those_asked_for() -> None:
