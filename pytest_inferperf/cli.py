@@ -38,7 +38,6 @@ exit status:
   0  done, or nothing to do
   1  an update was refused
   2  bad usage, or a file that cannot be read or written
-  plan ends as pytest does
 """
 
 _ROOT_HELP = "Root folder of the baselines (default: baselines)"
@@ -73,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="inferperf",
         description="Look at and update the baselines of pytest-inferperf, and plan runs.",
-        epilog=_EXIT_CODES,
+        epilog=f"{_EXIT_CODES}  plan ends as pytest does\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"inferperf {__version__}", help="Show the version")

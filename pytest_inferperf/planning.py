@@ -150,7 +150,7 @@ def _checkpoint(spec: EngineSpec, cache_dir: Path | None, *, by_hook: bool) -> t
         text = foresee_checkpoint(spec, cache_dir=cache_dir).text
     except InferperfError as error:
         problems.append(str(error))
-    return text, "; ".join(problems)
+    return text, "\n".join(problems)
 
 
 def _gpus(spec: EngineSpec, tests: Sequence[PlannedTest], gpus: tuple[Gpu, ...], *, by_hook: bool) -> str:
@@ -210,12 +210,11 @@ class _Files:
             found = self._entry(case, wanted)
             if isinstance(found, PerformanceEntry | Unknown):
                 return found, "" if wanted == here else _words(wanted)
-        stored = self._stored(case)
-        others = [(hardware, entry) for hardware, entry in stored if isinstance(entry, PerformanceEntry)]
+        others, broken = self._stored(case)
         if here is None and others:
             return others[0][1], _words(others[0][0])
-        if wanted is None and stored:
-            return stored[0][1], ""
+        if wanted is None and broken:
+            return broken[0], ""
         if wanted is None:
             folder = shown_path(self._root, self._root / "performance")
             return Missing(path=folder, key=key, reason="no entry for any hardware"), ""
@@ -234,10 +233,11 @@ class _Files:
         file = self._performance[path]
         return file.entries.get(performance_key(case)) if isinstance(file, PerformanceFile) else file
 
-    def _stored(self, case: Case) -> list[tuple[Hardware | None, PerformanceEntry | Unknown]]:
+    def _stored(self, case: Case) -> tuple[list[tuple[Hardware, PerformanceEntry]], list[Unknown]]:
         """Find the entries of a case on whatever hardware, and the files that might hold one but cannot be read."""
-        found: list[tuple[Hardware | None, PerformanceEntry | Unknown]] = []
         name = case.engine.served_model_name
+        entries: list[tuple[Hardware, PerformanceEntry]] = []
+        broken: list[Unknown] = []
         for path in sorted((self._root / "performance").glob(f"*/{slug(name)}.json")):
             if path not in self._performance:
                 try:
@@ -246,12 +246,12 @@ class _Files:
                     self._performance[path] = Unknown(reason=str(error), broken=True)
             file = self._performance[path]
             if isinstance(file, Unknown):
-                found.append((None, file))
+                broken.append(file)
             elif file is not None and file.model == name:
                 entry = file.entries.get(performance_key(case))
                 if entry is not None:
-                    found.append((file.hardware, entry))
-        return found
+                    entries.append((file.hardware, entry))
+        return entries, broken
 
     def accuracy(self, case: Case, gates: Sequence[Gate]) -> AccuracyEntry | Missing | Unknown | None:
         """Find the entry of a case's task, also where its metric is known only once lm-eval has loaded the task."""
@@ -286,5 +286,5 @@ class _Files:
         return found or Missing(path=shown, key=key, reason="no such entry" if file is not None else "no such file")
 
 
-def _words(hardware: Hardware | None) -> str:
-    return "" if hardware is None else f"{hardware.count} x {hardware.name}"
+def _words(hardware: Hardware) -> str:
+    return f"{hardware.count} x {hardware.name}"
