@@ -26,7 +26,7 @@ from pytest_inferperf.errors import BaselineError, InferperfError
 from pytest_inferperf.gates.forecast import OnFile, Unknown, forecast
 from pytest_inferperf.gates.looks import SESSIONS
 from pytest_inferperf.model.case import Case, EngineSpec, GpuRequirement
-from pytest_inferperf.model.gates import Gate, PerformanceGate
+from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, Gate, PerformanceGate
 from pytest_inferperf.model.plan import CasePlan, EnginePlan, Plan
 from pytest_inferperf.model.quant import KV_CACHE_DTYPES, QUANTIZATIONS
 from pytest_inferperf.model.results import Hardware, slug
@@ -268,7 +268,7 @@ class _Files:
             return file
         shown = shown_path(self._root, path)
         entries = list(file.tasks.values()) if file is not None else []
-        metrics = {gate.metric for gate in gates if not isinstance(gate, PerformanceGate)} - {None}
+        metrics = {gate.metric for gate in gates if isinstance(gate, AccuracyLossCeiling | AccuracyFloor)} - {None}
         metric = next(iter(metrics), None) or self._past.metric(case)
         if metric is not None:
             key = accuracy_key(case, metric)

@@ -207,15 +207,14 @@ def test_engines_in_the_order_of_the_run(project: Project) -> None:
     (project.path / "test_d.py").write_text("def test_plain(): raise AssertionError\n")
     result = project.run("--inferperf-plan")
     shown = [line for line in result.outlines if line.startswith(("engine", "  test"))]
-    assert shown == [
-        "engine NVFP4 tiny-llama",
-        "  test_a.py::test_a[NVFP4-isl16-osl8-c2]",
-        "  test_b.py::test_b[NVFP4-isl16-osl8-c2]",
-        "engine FP8 tiny-llama",
-        "  test_a.py::test_a[FP8-isl16-osl8-c2]",
-        "  test_b.py::test_b[FP8-isl16-osl8-c2]",
-        "  test_c.py::test_c[FP8]  (asserts of its own, no gates)",
-    ]
+    heads = [index for index, line in enumerate(shown) if line.startswith("engine")]
+    assert [shown[index] for index in heads] == ["engine NVFP4 tiny-llama", "engine FP8 tiny-llama"]
+    assert heads == [0, 3]
+    # The releases of pytest differ in the order of what shares an engine.
+    listed = project.run("--collect-only", "-q").outlines
+    order = [line for line in listed if line.startswith("test_") and "test_plain" not in line]
+    assert [line.split()[0] for line in shown if "::" in line] == order
+    assert "  test_c.py::test_c[FP8]  (asserts of its own, no gates)" in shown
     chosen = project.run("--inferperf-plan", "-k", "test_a and FP8")
     chosen.stdout.fnmatch_lines(["1 case, 1 engine, 1 gate: *"])
 
