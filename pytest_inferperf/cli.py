@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import io
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
@@ -70,12 +71,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="inferperf",
-        description="Look at and update the baselines of pytest-inferperf.",
-        epilog=_EXIT_CODES,
+        description="Look at and update the baselines of pytest-inferperf, and plan runs.",
+        epilog=f"{_EXIT_CODES}  plan ends as pytest does\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"inferperf {__version__}", help="Show the version")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    # What follows is pytest's: no argument of it is taken for an option of ours.
+    plan = commands.add_parser(
+        "plan",
+        help="Say what a pytest run would build, find and take, without running it",
+        description="Plan a pytest run: what would be built and loaded, what each gate can find, and how long it takes.",
+        epilog="The same as: pytest --inferperf-plan [PYTEST ARGUMENTS]",
+        usage="inferperf plan [-h] [PYTEST ARGUMENTS]",
+        add_help=False,
+        prefix_chars="\0",
+    )
+    plan.add_argument(
+        "arguments", metavar="PYTEST ARGUMENTS", nargs="*", help="Paths, -k, -m and other options of pytest"
+    )
+    plan.set_defaults(run=_plan, help=plan.format_help)
     baseline = commands.add_parser("baseline", help="Show, compare or update baseline files")
     actions = baseline.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
@@ -110,6 +125,14 @@ def _parser() -> argparse.ArgumentParser:
     change.add_argument("--root", type=Path, help=_RESULTS_ROOT_HELP)
     change.set_defaults(run=_update)
     return parser
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    if arguments.arguments in (["-h"], ["--help"]):
+        print(arguments.help(), end="")
+        return 0
+    # In a process of its own: this command needs no pytest for anything else.
+    return subprocess.run([sys.executable, "-m", "pytest", "--inferperf-plan", *arguments.arguments]).returncode
 
 
 def _show(arguments: argparse.Namespace) -> int:

@@ -14,8 +14,17 @@ from pytest_inferperf.session import bound_of, state_of
 
 if TYPE_CHECKING:
     from pytest_inferperf.model.case import EngineSpec
+    from pytest_inferperf.planning import PlannedTest
 
-__all__ = ["generate_cases", "group_by_engine", "marks_of", "prepare_items", "spec_of", "unread_mark"]
+__all__ = [
+    "generate_cases",
+    "group_by_engine",
+    "marks_of",
+    "planned_tests",
+    "prepare_items",
+    "spec_of",
+    "unread_mark",
+]
 
 _OURS = ("inferperf", *GATES)
 
@@ -207,3 +216,26 @@ def group_by_engine(items: list[pytest.Item]) -> None:
         order[item] = index if spec is None else first.setdefault(spec, index)
     if first:
         items.sort(key=order.__getitem__)
+
+
+def planned_tests(items: Sequence[pytest.Item]) -> list[PlannedTest]:
+    """Describe the tests of ours for a plan, in the order in which they would run."""
+    from pytest_inferperf.planning import PlannedTest
+
+    found = []
+    for item in items:
+        spec = spec_of(item)
+        if spec is None:
+            continue
+        bound = bound_of(item)
+        found.append(
+            PlannedTest(
+                nodeid=item.nodeid,
+                engine=spec,
+                case=bound.case if bound is not None else None,
+                gates=bound.gates if bound is not None else (),
+                need=parse_requires_gpu(marks_of(item, "requires_gpu")),
+                by_hook=bool(item.ihook.pytest_inferperf_make_engine.get_hookimpls()),
+            )
+        )
+    return found

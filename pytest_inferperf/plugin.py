@@ -74,6 +74,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="KEYWORD=VALUE",
         help="Override a keyword of every inferperf mark (repeatable), such as rounds=3 or engine_options.NAME=VALUE",
     )
+    option(
+        "plan",
+        action="store_true",
+        help="Run nothing: say what would be built and loaded, what each gate can find, and how long it takes",
+    )
+    option("past", metavar="PATH", help="Result file, or folder of them, that a plan takes expected times from")
+    option("power", metavar="SHARE", help="Probability with which a plan wants losses to be found, such as 0.9")
     parser.addini("inferperf_backend", "Engine backend", default="auto")
     parser.addini("inferperf_baselines", "Folder of the baseline files, relative to the rootdir", default="baselines")
     parser.addini("inferperf_cache_dir", "Folder of built checkpoints, relative to the rootdir", default="")
@@ -84,6 +91,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     for limit in LIMITS:
         parser.addini(limit.ini, limit.help, type="float", default=limit.default)
     parser.addini("inferperf_on_inconclusive", "What an INCONCLUSIVE verdict does: fail or warn", default="fail")
+    parser.addini("inferperf_past", "Past results for plans, relative to the rootdir", default="")
+    parser.addini(
+        "inferperf_power", "Probability with which a plan wants losses to be found", type="float", default=0.9
+    )
     parser.addini("inferperf_load_timeout", "Seconds an engine may take to load", type="float", default=3600.0)
     parser.addini("inferperf_call_timeout", "Seconds one call of an engine may take", type="float", default=1800.0)
 
@@ -99,8 +110,11 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", line)
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Recorder(config), "inferperf-recorder")
-    asked = ("inferperf_update", "inferperf_json", "inferperf_reason", "inferperf_accept_regression", "inferperf_set")
-    if any(config.getoption(name) for name in asked):
+    asked = ("update", "json", "reason", "accept_regression", "set", "plan", "past", "power")
+    if config.getoption("inferperf_plan"):
+        # This process collects and plans; xdist, if it is there, looks at its option after us.
+        config.option.dist = "no"
+    if any(config.getoption(f"inferperf_{name}") for name in asked):
         # Wrong options end the run before anything is collected, also where no test uses them.
         try:
             state_of(config)
@@ -141,6 +155,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         from pytest_inferperf.collection import group_by_engine
 
         group_by_engine(items)
+
+
+# A plan: the same collection, and nothing after it.
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    config = session.config
+    if not config.getoption("inferperf_plan") or session.testsfailed or hasattr(config, "workerinput"):
+        # After an error in collection pytest itself ends the run.
+        return None
+    from pytest_inferperf.collection import planned_tests
+    from pytest_inferperf.session import plan_report
+
+    try:
+        lines = plan_report(config, planned_tests(session.items))
+    except InferperfError as error:
+        raise pytest.UsageError(str(error)) from None
+    reporter = config.pluginmanager.getplugin("terminalreporter")
+    for line in lines if reporter is not None else ():
+        reporter.write_line(line)
+    return True
 
 
 # Setup: what only the run can know.

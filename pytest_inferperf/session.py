@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pytest_inferperf.fixture import Inferperf
     from pytest_inferperf.marks.cases import BoundCase
     from pytest_inferperf.model.case import EngineSpec
+    from pytest_inferperf.planning import PlannedTest
     from pytest_inferperf.report.progress import ProgressLine
     from pytest_inferperf.settings import Settings
 
@@ -31,6 +32,7 @@ __all__ = [
     "forget_attempt",
     "is_a_regression",
     "judge_item",
+    "plan_report",
     "state_of",
 ]
 
@@ -85,6 +87,31 @@ def bound_of(item: pytest.Item) -> BoundCase | None:
     callspec = getattr(item, "callspec", None)
     bound: BoundCase | None = callspec.params.get("inferperf_case") if callspec is not None else None
     return bound
+
+
+def plan_report(config: pytest.Config, tests: Sequence[PlannedTest]) -> list[str]:
+    """Plan a run instead of running it, as lines.
+
+    Raises `ResultFileError` for past results that cannot be read, `SettingsError` for a wrong setting.
+    """
+    from pytest_inferperf.baselines.past import Past, read_past
+    from pytest_inferperf.engines.hardware import find_gpus
+    from pytest_inferperf.planning import Conditions, make_plan
+    from pytest_inferperf.report.plan import plan_lines
+
+    settings = state_of(config).settings
+    conditions = Conditions(
+        baselines=settings.baselines,
+        cache_dir=settings.cache_dir,
+        gpus=find_gpus(),
+        require_gpu=settings.require_gpu,
+        tolerance=settings.tolerance,
+        alpha=settings.alpha,
+        power=settings.power,
+        past=read_past(settings.past) if settings.past is not None else Past(),
+        past_shown=str(settings.past or ""),
+    )
+    return ["", *plan_lines(make_plan(tests, conditions))]
 
 
 def judge_item(item: pytest.Item, run: Inferperf, *, invalid: str = "", body_failed: str = "") -> str:
@@ -230,7 +257,7 @@ class Recorder:
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write results and baselines; what could not be written turns the session red."""
-        if STATE not in self._config.stash:
+        if STATE not in self._config.stash or self._config.getoption("inferperf_plan"):
             return
         state = self._config.stash[STATE]
         for act in (self._write_results, self._update):

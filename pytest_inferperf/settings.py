@@ -61,6 +61,15 @@ class Settings:
     call_timeout_s: float
     """Longest time one call of an engine may take."""
 
+    plan: bool
+    """Whether the run is planned instead of run."""
+
+    past: Path | None
+    """A result file, or a folder of them, that a plan takes expected times from; None for none."""
+
+    power: float
+    """The probability with which a plan wants losses to be found."""
+
     is_worker: bool
     """Whether this is an xdist worker."""
 
@@ -98,6 +107,9 @@ def read_settings(config: pytest.Config) -> Settings:
         on_inconclusive=_on_inconclusive(config),
         load_timeout_s=_between(config, "inferperf_load_timeout", 0, None),
         call_timeout_s=_between(config, "inferperf_call_timeout", 0, None),
+        plan=bool(option("inferperf_plan")),
+        past=_past(config, path(json_path) if json_path else None),
+        power=_power(config),
         is_worker=hasattr(config, "workerinput"),
     )
     _check_update(settings, config)
@@ -150,6 +162,34 @@ def _up_to(config: pytest.Config, limit: Limit) -> float:
     return value
 
 
+def _past(config: pytest.Config, json_path: Path | None) -> Path | None:
+    """Return where past results are: the option, else the ini, else what an earlier run wrote to --inferperf-json."""
+    given, ini = config.getoption("inferperf_past"), str(config.getini("inferperf_past"))
+    if not given and not ini:
+        return json_path if json_path is not None and json_path.is_file() else None
+    folder = config.invocation_params.dir if given else config.rootpath
+    found = _absolute(folder, given or ini)
+    if not found.exists():
+        where = f"--inferperf-past={given}" if given else f"inferperf_past = {ini} in the ini file"
+        raise SettingsError(
+            f"{where}: no such file or folder: {found}. Name a file that --inferperf-json wrote, or a folder of them."
+        )
+    return found
+
+
+def _power(config: pytest.Config) -> float:
+    given = config.getoption("inferperf_power")
+    if given is None:
+        return _between(config, "inferperf_power", 0, 1)
+    try:
+        value = float(given)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise SettingsError(f"--inferperf-power={given} must be a number between 0 and 1, such as 0.9 for 90 %.")
+    return value
+
+
 def _on_inconclusive(config: pytest.Config) -> Literal["fail", "warn"]:
     value = str(config.getini("inferperf_on_inconclusive"))
     if value not in ON_INCONCLUSIVE:
@@ -168,6 +208,11 @@ def _in_ci() -> bool:
 
 def _check_update(settings: Settings, config: pytest.Config) -> None:
     """Refuse an update that nobody asked for in so many words."""
+    if settings.update is not None and settings.plan:
+        raise SettingsError(
+            "--inferperf-update does not go with --inferperf-plan: a plan measures nothing that could be recorded. "
+            "Leave one of the two options out."
+        )
     if settings.update is None:
         if settings.accept_regression or settings.reason:
             given = "--inferperf-accept-regression" if settings.accept_regression else "--inferperf-reason"

@@ -386,3 +386,27 @@ def test_reads_no_pytest() -> None:
         "import sys, pytest_inferperf.cli; sys.exit(any(name in sys.modules for name in ('pytest', 'torch', 'numpy')))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_plan_runs_pytest(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every argument after `plan` is pytest's, and so is the exit status."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    mark = 'pytest.mark.inferperf(model="org/name", isl=8, osl=8, concurrency=[1, 2])'
+    Path("test_it.py").write_text(f"import pytest\n\n@{mark}\ndef test_it(inferperf):\n    raise AssertionError\n")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main(["plan", "-q", "-k", "c2", "-p", "no:cacheprovider", "test_it.py"]) == 0
+    out, err = capfd.readouterr()
+    assert err == ""
+    assert "  checkpoint  org/name to be downloaded from the hub" in out
+    assert "test_it.py::test_it[BF16-isl8-osl8-c2]" in out
+    assert "test_it.py::test_it[BF16-isl8-osl8-c1]" not in out
+    assert main(["plan", "-q", "--inferperf-power=2", "test_it.py"]) == 4
+    assert "ERROR: --inferperf-power=2 must be a number between 0 and 1" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help_of_plan(capsys: Capture, option: str) -> None:
+    assert main(["plan", option]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: inferperf plan [-h] [PYTEST ARGUMENTS]\n")
+    assert "The same as: pytest --inferperf-plan" in shown

@@ -5,7 +5,6 @@ Imports torch: only functions of `engines/` import this module.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
@@ -19,6 +18,7 @@ from pytest_inferperf.engines.checkpoint.cache import checkpoint_hash
 from pytest_inferperf.engines.checkpoint.conformance import read_quant_config
 from pytest_inferperf.engines.checkpoint.sources import read_json
 from pytest_inferperf.engines.decoding import Completion, Decoder, cut, held_back
+from pytest_inferperf.engines.hardware import cpu_hardware
 from pytest_inferperf.engines.interface import (
     Engine,
     Generation,
@@ -321,22 +321,7 @@ def _eos_ids(folder: Path, model: Any, tokenizer: Any) -> frozenset[int]:
 def _hardware(device: str) -> Hardware:
     if device == "cuda":
         return Hardware(name=torch.cuda.get_device_name(), count=1, kind="gpu")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Hardware(name=_cpu_name(), count=cores, kind="cpu")
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        key, _, value = line.partition(":")
-        if key.strip() == "model name" and value.strip():
-            return value.strip()
-    import platform
-
-    return platform.processor() or platform.machine() or "unknown CPU"
+    return cpu_hardware()
 
 
 def _versions() -> Mapping[str, str]:

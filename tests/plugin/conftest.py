@@ -11,6 +11,7 @@ import pytest
 
 # pytester takes modules that a run imported out of sys.modules again; a second import would make second classes.
 for _name in (
+    "baselines.past",
     "baselines.result_file",
     "baselines.store",
     "baselines.update",
@@ -29,8 +30,10 @@ for _name in (
     "measure.telemetry",
     "measure.validity",
     "model.limits",
+    "planning",
     "report.junit",
     "report.lines",
+    "report.plan",
     "report.progress",
     "session",
     "settings",

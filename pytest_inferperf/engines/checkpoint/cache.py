@@ -21,7 +21,17 @@ from pytest_inferperf.errors import CheckpointError
 from pytest_inferperf.model.case import EngineSpec
 from pytest_inferperf.model.results import slug
 
-__all__ = ["MANIFEST", "Build", "cache_key", "checkpoint_hash", "default_cache_dir", "ensure_checkpoint", "hash_file"]
+__all__ = [
+    "MANIFEST",
+    "Build",
+    "cache_key",
+    "checkpoint_hash",
+    "default_cache_dir",
+    "ensure_checkpoint",
+    "entry_name",
+    "hash_file",
+    "key_inputs",
+]
 
 MANIFEST = "inferperf.json"
 """Written last: a folder without it was never finished."""
@@ -68,7 +78,7 @@ def ensure_checkpoint(spec: EngineSpec, *, cache_dir: Path | None = None, build:
         root.mkdir(parents=True, exist_ok=True)
         inputs = key_inputs(spec, source, root)
         key = cache_key(inputs)
-        entry = root / f"{slug(spec.served_model_name)}-{spec.precision}-{key}"
+        entry = root / entry_name(spec, key)
         if _is_good(entry, root, progress, repair=False):
             return entry
         with _locked(entry, progress):
@@ -79,11 +89,19 @@ def ensure_checkpoint(spec: EngineSpec, *, cache_dir: Path | None = None, build:
     return entry
 
 
-def key_inputs(spec: EngineSpec, source: Path, root: Path) -> dict[str, Any]:
-    """Collect everything that decides what a build yields."""
+def entry_name(spec: EngineSpec, key: str) -> str:
+    """Name the folder of a built checkpoint."""
+    return f"{slug(spec.served_model_name)}-{spec.precision}-{key}"
+
+
+def key_inputs(spec: EngineSpec, source: Path, root: Path, *, read_at_most: int | None = None) -> dict[str, Any]:
+    """Collect everything that decides what a build yields.
+
+    With `read_at_most`, a model file of more bytes whose hash is not remembered is not read, and has "" for its hash.
+    """
     memo = _Memo(root)
     files = {
-        path.name: memo.hash(path)
+        path.name: memo.hash(path, read_at_most=read_at_most)
         for path in sorted(source.iterdir())
         if path.is_file() and path.suffix in _MODEL_SUFFIXES and path.name != MANIFEST
     }
@@ -93,7 +111,8 @@ def key_inputs(spec: EngineSpec, source: Path, root: Path) -> dict[str, Any]:
         if not path.is_file():
             raise CheckpointError(f"calib_dataset {path}: no such file")
         calibration = {"sha256": memo.hash(path), "size": spec.calib_size}
-    memo.save()
+    if read_at_most is None:
+        memo.save()
     return {
         "files": files,
         "quant": spec.quant,
@@ -151,13 +170,15 @@ class _Memo:
             found = {}
         self._known: dict[str, Any] = found if isinstance(found, dict) else {}
 
-    def hash(self, path: Path) -> str:
+    def hash(self, path: Path, *, read_at_most: int | None = None) -> str:
         state = path.stat()
         stamp = [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
         name = str(path.absolute())
         known = self._known.get(name)
         if isinstance(known, list) and len(known) == 2 and known[0] == stamp:
             return str(known[1])
+        if read_at_most is not None and state.st_size > read_at_most:
+            return ""
         found = hash_file(path)
         self._known[name] = [stamp, found]
         self._changed = True

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pytest_inferperf.errors import CheckpointError
 
-__all__ = ["Tensor", "is_quantized", "read_headers", "read_json", "read_scalar", "resolve_source", "weight_files"]
+__all__ = [
+    "Tensor",
+    "is_quantized",
+    "local_source",
+    "read_headers",
+    "read_json",
+    "read_scalar",
+    "resolve_source",
+    "weight_files",
+]
 
 _MAX_HEADER_BYTES = 100_000_000
 
@@ -45,27 +54,21 @@ class Tensor:
         return count
 
 
+_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+"""What is downloaded of a hub model."""
+
+
 def resolve_source(model: str) -> Path:
     """Return the folder that holds `model`: itself, or a snapshot of a hub id.
 
     Raises `CheckpointError` when there is neither.
     """
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise CheckpointError(f"model {folder}: no config.json; expected a folder in Hugging Face layout")
-        return folder.resolve()
-    if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
-        raise CheckpointError(f"model {model}: no such folder")
+    folder = _folder(model)
+    if folder is not None:
+        return folder
+    download = _downloader(model)
     try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise CheckpointError(
-            f"model {model!r} is not a folder, and huggingface_hub is not installed to download it: "
-            'pip install "pytest-inferperf[embedded]"'
-        ) from None
-    try:
-        found = snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"])
+        found = download(model, allow_patterns=_PATTERNS)
     except Exception as error:  # the hub raises its own, requests', httpx's and OS errors
         first_line = str(error).strip().splitlines()[:1]
         raise CheckpointError(
@@ -73,6 +76,47 @@ def resolve_source(model: str) -> Path:
             f"({type(error).__name__}: {''.join(first_line)}). Give a local folder, or check the name and the network."
         ) from None
     return Path(found).resolve()
+
+
+def local_source(model: str) -> Path | None:
+    """Return what `resolve_source` would, without the network; None where it would download something.
+
+    Raises `CheckpointError` where there is neither a folder nor the means to download.
+    """
+    folder = _folder(model)
+    if folder is not None:
+        return folder
+    download = _downloader(model)
+    try:
+        found = Path(download(model, allow_patterns=_PATTERNS, local_files_only=True)).resolve()
+        weight_files(found)
+    except Exception:  # whatever is not whole here is downloaded
+        return None
+    return found if (found / "config.json").is_file() else None
+
+
+def _folder(model: str) -> Path | None:
+    """Return the model's folder; None for a hub id."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise CheckpointError(f"model {folder}: no config.json; expected a folder in Hugging Face layout")
+        return folder.resolve()
+    if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
+        raise CheckpointError(f"model {model}: no such folder")
+    return None
+
+
+def _downloader(model: str) -> Callable[..., str]:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise CheckpointError(
+            f"model {model!r} is not a folder, and huggingface_hub is not installed to download it: "
+            'pip install "pytest-inferperf[embedded]"'
+        ) from None
+    download: Callable[..., str] = snapshot_download
+    return download
 
 
 def read_json(path: Path) -> dict[str, Any]:

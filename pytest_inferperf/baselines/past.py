@@ -1,0 +1,82 @@
+"""Past runs: how long an engine took to load, and a case to measure. Read from result files, newest first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from pytest_inferperf.baselines.result_file import ResultFile, read_result_file
+from pytest_inferperf.errors import ResultFileError
+from pytest_inferperf.model.case import Case, EngineSpec
+from pytest_inferperf.model.results import CaseResult, Hardware
+
+__all__ = ["Past", "read_past"]
+
+
+def read_past(path: Path) -> Past:
+    """Read a result file, or every `*.json` below a folder.
+
+    Raises `ResultFileError` naming the file for one that cannot be read, and for a folder without any.
+    """
+    paths = sorted(path.rglob("*.json")) if path.is_dir() else [path]
+    if not paths:
+        raise ResultFileError(
+            f"{path}: no *.json in this folder. A run writes a result file with --inferperf-json=FILE."
+        )
+    return Past(read_result_file(item) for item in paths)
+
+
+class Past:
+    """The results of past runs. An empty one knows nothing."""
+
+    def __init__(self, files: Iterable[ResultFile] = ()) -> None:
+        newest_first = sorted(files, key=lambda file: file.created, reverse=True)
+        self._results = [record.result for file in newest_first for record in reversed(file.records)]
+
+    def __bool__(self) -> bool:
+        return bool(self._results)
+
+    def hardware(self, case: Case) -> Hardware | None:
+        """Return where the case was last measured; None when it never was."""
+        return next((item.engine.hardware for item in self._of(case, None) if item.engine is not None), None)
+
+    def metric(self, case: Case) -> str | None:
+        """Return the lm-eval metric that scored the case's task last; None when it was never evaluated."""
+        return next((item.accuracy.metric for item in self._of(case, None) if item.accuracy is not None), None)
+
+    def load_s(self, spec: EngineSpec, here: Hardware | None) -> float | None:
+        """Return the seconds the engine took to load, on the hardware `here` if it ever was, else anywhere."""
+        found = (item for item in self._results if _engine(item.case.engine) == _engine(spec))
+        return next((item.engine.load_s for item in _preferred(found, here) if item.engine is not None), None)
+
+    def session_s(self, case: Case, here: Hardware | None) -> float | None:
+        """Return the seconds of one session of the case's workload, its warm-up rounds counted like measured ones."""
+        if case.workload is None:
+            return None
+        for item in self._of(case, here):
+            if item.performance is not None:
+                rounds = [one.duration_s for session in item.performance.sessions for one in session.rounds]
+                if rounds:
+                    return sum(rounds) / len(rounds) * (case.workload.rounds + case.workload.warmup_rounds)
+        return None
+
+    def evaluation_s(self, case: Case, here: Hardware | None) -> float | None:
+        """Return the seconds that the case's task took."""
+        return next((item.accuracy.duration_s for item in self._of(case, here) if item.accuracy is not None), None)
+
+    def _of(self, case: Case, here: Hardware | None) -> Iterator[CaseResult]:
+        identity, engine = case.identity(), _engine(case.engine)
+        same = (
+            item for item in self._results if item.case.identity() == identity and _engine(item.case.engine) == engine
+        )
+        return _preferred(same, here)
+
+
+def _engine(spec: EngineSpec) -> tuple[object, ...]:
+    """What makes two engines load and run alike; where their weights lie does not."""
+    return spec.served_model_name, spec.precision, spec.tp, spec.pp, spec.ep
+
+
+def _preferred(results: Iterable[CaseResult], here: Hardware | None) -> Iterator[CaseResult]:
+    """Order by hardware, `here` first; stable in all else."""
+    return iter(sorted(results, key=lambda item: here is None or item.engine is None or item.engine.hardware != here))
