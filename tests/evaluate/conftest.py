@@ -222,7 +222,7 @@ def tiny_tasks(tiny: TinyEngine, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def tiny_task(tiny_tasks: Path) -> Any:
     """Make the `Task` of one of the test tasks: `tiny_task("tiny_words", limit=3)`."""
 
-    def make(name: str, **options: int) -> Task:
+    def make(name: str, **options: Any) -> Task:
         return Task(name=name, path=str(tiny_tasks / f"{name}.yaml"), **options)
 
     return make
