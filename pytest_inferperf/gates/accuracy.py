@@ -285,7 +285,7 @@ def _why(
 ) -> str:
     loss, upper = found.loss / unit, found.upper / unit
     limit = gate.points if gate.points is not None else gate.percent
-    counts = f"({found.lost} lost, {found.gained} gained of {found.used}"
+    counts = f"({_counts(found)}"
     if found.used == found.planned:
         counts += f"; score {reference.score:.4f} -> {result.score:.4f}"
     counts += ")"
@@ -299,6 +299,11 @@ def _why(
     return text
 
 
+def _counts(found: PairedVerdict) -> str:
+    planned = f" ({found.planned} planned)" if found.used < found.planned else ""
+    return f"{found.lost} lost, {found.gained} gained of {found.used}{planned}"
+
+
 def _loss_notes(
     gate: AccuracyLossCeiling,
     reference: ScoreEntry,
@@ -308,11 +313,7 @@ def _loss_notes(
     own: tuple[str, Drift] | None,
 ) -> tuple[str, ...]:
     assert found.level is not None  # only before the first look
-    of = f"{found.used}" if found.used == found.planned else f"{found.used} (of {found.planned})"
-    bounds = (
-        f"{found.lost} lost, {found.gained} gained of {of}; loss between {found.lower / unit:.2f} and "
-        f"{found.upper / unit:.2f} {_unit(gate)} at {100 * (1 - found.level):.3g} % each way"
-    )
+    bounds = f"{_counts(found)}; loss between {found.lower / unit:.2f} and {found.upper / unit:.2f} {_unit(gate)} at {100 * (1 - found.level):.3g} % each way"
     parts = [f"{100 * found.flips:.2f} % flips"]
     if reference.repeat is not None:
         parts.append(f"A/A flips of {gate.reference}: {reference.repeat.flips} of {reference.repeat.questions}")
