@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -244,8 +245,14 @@ def _logprobs(
             values = [float(item[0][0]) for item in answered[number]["resps"]]
             top = max(values)
             total = top + math.log(math.fsum(math.exp(value - top) for value in values))
-            kept[number] = tuple(value - total for value in values)
+            kept[number] = tuple(_half(value - total) for value in values)
     return kept
+
+
+def _half(value: float) -> float:
+    """Round to float16, as files keep it, so that a result read back is judged like the one in memory."""
+    rounded: float = struct.unpack("<e", struct.pack("<e", max(value, -65504.0)))[0]
+    return rounded
 
 
 def _first_filter(samples: Sequence[Sample]) -> list[Sample]:

@@ -17,9 +17,10 @@ __all__ = ["FLIPS_LEVEL", "KL_LIMIT", "Drift", "drift_against", "kl_divergence",
 FLIPS_LEVEL = 0.01
 """More flips than those of the engine asked twice count as drift when chance explains them with less than this."""
 
-KL_LIMIT = 0.002
-"""Mean divergence, nats, above which probabilities count as moved. By Pinsker's inequality the probability of any
-choice then has moved by at most sqrt(KL/2), 3 points, on average."""
+KL_LIMIT = 0.001
+"""Mean divergence, nats, above which probabilities count as moved: by Pinsker's inequality, below it no choice's
+probability moves by more than sqrt(KL/2) = 2.2 points on average. The embedded suite's model, asked about its facts in
+other batches, measured below 1e-13, FP8 against BF16 0.0003, NVFP4 against BF16 0.004."""
 
 
 @dataclass(frozen=True, kw_only=True)

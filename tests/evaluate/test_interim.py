@@ -214,7 +214,7 @@ def test_choices_keep_their_probabilities(tiny: Any, tiny_task: Any) -> None:
     assert found.logprobs is not None
     assert set(found.logprobs) == set(range(48))
     for document, row in found.logprobs.items():
-        assert math.fsum(map(math.exp, row)) == pytest.approx(1.0)
+        assert math.fsum(map(math.exp, row)) == pytest.approx(1.0, rel=1e-3)
         assert len(row) == 4, document
     assert evaluate(tiny, tiny_task("tiny_words")).logprobs is None
     assert evaluate(tiny, tiny_task("tiny_text")).logprobs is None
