@@ -374,6 +374,8 @@ def _details(
 
 def _rounded(outcomes: Sequence[float]) -> tuple[float, ...]:
     """Round like stored outcomes are, or every document of an unchanged perplexity would count as a flip."""
+    if set(outcomes) <= {0.0, 1.0}:
+        return tuple(outcomes)
     try:
         return as_stored(outcomes)
     except BaselineError:

@@ -52,10 +52,8 @@ def drift_against(
 
     `outcomes` are rounded like stored ones.
     """
-    worse = [
-        (own.outcomes[document] - new) * (1 if higher_is_better else -1)
-        for document, new in zip(order, outcomes, strict=False)
-    ]
+    sign = 1 if higher_is_better else -1
+    worse = [sign * (own.outcomes[document] - new) for document, new in zip(order, outcomes, strict=False)]
     lost, gained = sum(value > 0 for value in worse), sum(value < 0 for value in worse)
     kl = kl_divergence(own.logprobs, logprobs) if own.logprobs and logprobs else None
     causes = []

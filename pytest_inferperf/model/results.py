@@ -188,7 +188,7 @@ class AccuracyResult:
     @property
     def is_binary(self) -> bool:
         """Whether every outcome is 0 or 1."""
-        return all(value in (0.0, 1.0) for value in self.outcomes)
+        return set(self.outcomes) <= {0.0, 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)
