@@ -155,6 +155,8 @@ class Interim:
         """Whether somebody has looked at a part of the answers."""
 
         self.repeat: Repeat | None = None
+        self.failure: Exception | None = None
+        """What came out of `Asking.decided`, so that a caller can tell it from an error of a task's code."""
 
     def __call__(self, requests: Sequence[Any], ask: Callable[[Sequence[int]], list[T]]) -> list[T]:
         """Ask all requests, given by their numbers to `ask`, and return the answers in order.
@@ -189,7 +191,12 @@ class Interim:
         if found is None:
             return
         self.looked = True
-        if self._asking.decided is not None and self._asking.decided(found):
+        try:
+            enough = self._asking.decided is not None and self._asking.decided(found)
+        except Exception as error:
+            self.failure = error
+            raise
+        if enough:
             raise Stopped(found)
 
     def _repeat(

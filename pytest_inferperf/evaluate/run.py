@@ -167,7 +167,8 @@ def _run(lm: Any, found: FoundTask, task: Task) -> Mapping[str, Any]:
             log_samples=True,
         )
     except Exception as error:
-        if isinstance(error, InferperfError | Stopped) or error is getattr(lm, "engine_failure", None):
+        known = (getattr(lm, "engine_failure", None), getattr(lm.in_parts, "failure", None))
+        if isinstance(error, InferperfError | Stopped) or any(error is item for item in known):
             raise
         raise TaskError(
             f"the task {found.name!r} ({found.source}) failed in its own code: {type(error).__name__}: {error}. "
