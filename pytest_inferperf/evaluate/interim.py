@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import math
+import struct
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,15 +23,12 @@ from pytest_inferperf.errors import TaskError, choices
 from pytest_inferperf.evaluate.tasks import FoundTask
 from pytest_inferperf.model.results import AccuracyResult, Repeat
 
-__all__ = ["Asking", "Documents", "Interim", "Sample", "Stopped"]
+__all__ = ["Asking", "Documents", "Interim", "Sample", "Stopped", "half", "partial_table"]
 
 T = TypeVar("T")
 Sample = Mapping[str, Any]
 Samples = Mapping[str, Sequence[Sample]]
 """By name of the task: one for each document, as the first filter of the task left it, in document order."""
-
-SAME = 1e-3
-"""Relative difference below which two values of a metric are no flip: baselines keep them as float16."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,8 +215,8 @@ class Interim:
             again[number] = answer
         second = self._try(requests, again, documents)
         if second is not None:
-            pairs = zip(first.outcomes, second.outcomes, strict=True)
-            flips = sum(not math.isclose(old, new, rel_tol=SAME, abs_tol=SAME) for old, new in pairs)
+            # As baselines keep them, so that these flips and those against a baseline are counted alike.
+            flips = sum(half(old) != half(new) for old, new in zip(first.outcomes, second.outcomes, strict=True))
             self.repeat = Repeat(questions=len(documents), flips=flips)
 
     def _try(self, requests: Sequence[Any], answers: Sequence[Any], documents: Sequence[int]) -> AccuracyResult | None:
@@ -265,6 +262,15 @@ class Interim:
                     }
                 )
         return found
+
+
+def half(value: float) -> float:
+    """Round to float16, as files keep it; what float16 cannot hold stays as it is."""
+    try:
+        rounded: float = struct.unpack("<e", struct.pack("<e", value))[0]
+    except OverflowError:
+        return value
+    return rounded
 
 
 def _answered(instance: Any, responses: list[Any]) -> Any:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 import numbers
-import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_inferperf.errors import InferperfError, InvalidRun, TaskError, choices
-from pytest_inferperf.evaluate.interim import Asking, Documents, Interim, Sample, Stopped
+from pytest_inferperf.evaluate.interim import Asking, Documents, Interim, Sample, Stopped, half
 from pytest_inferperf.evaluate.isolation import FEWSHOT_SEED, isolated
 from pytest_inferperf.evaluate.tasks import FoundTask, find_task
 from pytest_inferperf.model.case import Task
@@ -246,14 +245,9 @@ def _logprobs(
             values = [float(item[0][0]) for item in answered[number]["resps"]]
             top = max(values)
             total = top + math.log(math.fsum(math.exp(value - top) for value in values))
-            kept[number] = tuple(_half(value - total) for value in values)
+            # Rounded, so that a result read back from a file is judged like the one in memory.
+            kept[number] = tuple(half(max(value - total, -65504.0)) for value in values)
     return kept
-
-
-def _half(value: float) -> float:
-    """Round to float16, as files keep it, so that a result read back is judged like the one in memory."""
-    rounded: float = struct.unpack("<e", struct.pack("<e", max(value, -65504.0)))[0]
-    return rounded
 
 
 def _first_filter(samples: Sequence[Sample]) -> list[Sample]:
