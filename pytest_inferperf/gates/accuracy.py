@@ -300,8 +300,8 @@ def _why(
 
 
 def _counts(found: PairedVerdict) -> str:
-    planned = f" ({found.planned} planned)" if found.used < found.planned else ""
-    return f"{found.lost} lost, {found.gained} gained of {found.used}{planned}"
+    part = f"in {found.used} of {found.planned} questions" if found.used < found.planned else f"of {found.used}"
+    return f"{found.lost} lost, {found.gained} gained {part}"
 
 
 def _loss_notes(

@@ -60,9 +60,9 @@ def test_regression_message(recorded: Project) -> None:
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
         [
-            "exact_match loss vs BF16 2.80 points is above its ceiling 1.00 (14 lost, 0 gained of 500 (1000 planned)); "
+            "exact_match loss vs BF16 2.80 points is above its ceiling 1.00 (14 lost, 0 gained in 500 of 1000 questions); "
             "1 of 2 gates failed",
-            "  note: vs BF16: 14 lost, 0 gained of 500 (1000 planned); loss between 1.23 and 4.82 points at 98.3 % each way",
+            "  note: vs BF16: 14 lost, 0 gained in 500 of 1000 questions; loss between 1.23 and 4.82 points at 98.3 % each way",
             "  note: vs BF16: 2.80 % flips, A/A flips of BF16: 0 of 250, McNemar mid-p 3.1e-05, detectable loss 1.86 "
             "points, KL 0 nats",
         ]

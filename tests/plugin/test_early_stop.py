@@ -47,7 +47,7 @@ def test_an_unchanged_engine_passes_after_a_quarter(recorded: Project) -> None:
     result.stdout.fnmatch_lines(
         [
             "  ok  exact_match loss vs BF16  0.000 <= 2.000 points *",
-            "  note: vs BF16: 0 lost, 0 gained of 250 (1000 planned); loss between -1.75 and 1.75 points at 98.8 % each way",
+            "  note: vs BF16: 0 lost, 0 gained in 250 of 1000 questions; loss between -1.75 and 1.75 points at 98.8 % each way",
         ]
     )
     found = accuracy(recorded)
@@ -60,7 +60,7 @@ def test_a_clear_regression_fails_after_a_quarter(recorded: Project) -> None:
     result.assert_outcomes(failed=1)
     assert recorded.asked() == "250"
     result.stdout.fnmatch_lines(
-        ["exact_match loss vs BF16 * points is above its ceiling 2.00 (* of 250 (1000 planned)*"]
+        ["exact_match loss vs BF16 * points is above its ceiling 2.00 (* in 250 of 1000 questions)*"]
     )
 
 
