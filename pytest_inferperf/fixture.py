@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pytest_inferperf.errors import InvalidRun, MarkError
+from pytest_inferperf.errors import BaselineError, InvalidRun, MarkError
 from pytest_inferperf.model.case import Case
 from pytest_inferperf.model.gates import PerformanceGate
 from pytest_inferperf.model.results import AccuracyResult, CaseResult, PerformanceResult, Session
+from pytest_inferperf.model.verdicts import Status
 
 if TYPE_CHECKING:
     from pytest_inferperf.engines.interface import Engine
@@ -85,19 +86,25 @@ class Inferperf:
         return performance
 
     def evaluate(self) -> AccuracyResult:
-        """Run the lm-eval task and keep the outcome of every document.
+        """Run the lm-eval task and keep the outcome of every document asked.
 
-        Raises `MarkError` when the case has no task or was evaluated before, `TaskError` for a wrong task,
+        The answers are judged after a quarter, half and three quarters of the documents, and the evaluation ends once
+        every accuracy gate is decided. Where baselines are recorded, every document is asked. Raises `MarkError` when the case has no task or was evaluated before, `TaskError` for a wrong task,
         `InvalidRun` when the answers cannot be trusted, `EngineError` when the engine fails.
         """
+        from pytest_inferperf.evaluate.interim import Asking
         from pytest_inferperf.evaluate.run import evaluate
+        from pytest_inferperf.gates.asking import asking_looks, asking_order
 
         if self.case.task is None:
             raise MarkError("inferperf.evaluate(): the case has no task; give the inferperf mark task=.")
         if self._result.accuracy is not None:
             raise MarkError("inferperf.evaluate() was called twice; one test evaluates its task once.")
         self._check_validity()
-        metrics = {gate.metric for gate in self.bound.gates if not isinstance(gate, PerformanceGate)}
+        gates = [gate for gate in self.bound.gates if not isinstance(gate, PerformanceGate)]
+        metrics = {gate.metric for gate in gates}
+        records = self._settings.update is not None
+        may_stop = bool(gates) and self.case.task.early_stop and not records
         start = time.perf_counter()
         accuracy = evaluate(
             self.engine,
@@ -105,10 +112,38 @@ class Inferperf:
             metric=next(iter(metrics), None),
             search_paths=self._settings.task_paths,
             progress=self._progress,
+            asking=Asking(
+                order=asking_order,
+                looks=asking_looks,
+                decided=self._decided if may_stop else None,
+                repeat=records,
+            ),
         )
         accuracy = replace(accuracy, duration_s=time.perf_counter() - start)
         self._result = replace(self._result, accuracy=accuracy, context=dict(self._context()))
         return accuracy
+
+    def _decided(self, answers: AccuracyResult) -> bool:
+        """Say whether every accuracy gate passes or fails by the answers so far.
+
+        A gate that has no figure (no baseline, the wrong scale) decides nothing: its test needs all answers, to be
+        recorded from.
+        """
+        from pytest_inferperf.judging import judge_case
+
+        gates = [gate for gate in self.bound.gates if not isinstance(gate, PerformanceGate)]
+        settings = self._settings
+        try:
+            verdicts = judge_case(
+                replace(self._result, accuracy=answers),
+                gates,
+                root=settings.baselines,
+                tolerance=settings.tolerance,
+                alpha=settings.alpha,
+            )
+        except BaselineError:
+            return False  # It is reported when the test is judged.
+        return all(item.measured is not None and item.status in (Status.PASS, Status.FAIL) for item in verdicts)
 
     def _check_validity(self) -> None:
         from pytest_inferperf.measure.validity import check_engine
