@@ -14,6 +14,9 @@ from pytest_inferperf.model.case import Scalar
 if TYPE_CHECKING:
     import pytest
 
+    from pytest_inferperf.baselines.against import RunReference
+    from pytest_inferperf.marks.against import EngineReference
+
 __all__ = ["ON_INCONCLUSIVE", "UPDATE_MODES", "Settings", "read_settings"]
 
 UPDATE_MODES = ("new", "tighten", "all")
@@ -41,6 +44,9 @@ class Settings:
     json_path: Path | None
     require_gpu: bool
     overrides: tuple[tuple[str, Scalar], ...]
+    against: EngineReference | RunReference | None
+    """What stands in for the baselines; None for the baseline files."""
+
     task_paths: tuple[Path, ...]
     """Folders with task YAML files that names may refer to."""
 
@@ -59,6 +65,13 @@ class Settings:
 
     is_worker: bool
     """Whether this is an xdist worker."""
+
+    @property
+    def against_run(self) -> RunReference | None:
+        """The run that stands in for the baseline files; None where they or an engine are compared with."""
+        from pytest_inferperf.baselines.against import RunReference
+
+        return self.against if isinstance(self.against, RunReference) else None
 
 
 def read_settings(config: pytest.Config) -> Settings:
@@ -87,6 +100,7 @@ def read_settings(config: pytest.Config) -> Settings:
         json_path=path(json_path) if json_path else None,
         require_gpu=bool(option("inferperf_require_gpu") or config.getini("inferperf_require_gpu")),
         overrides=tuple(_override(item) for item in option("inferperf_set") or ()),
+        against=_against(config),
         task_paths=tuple(Path(item) for item in config.getini("inferperf_task_paths")),
         tolerance=_between(config, "inferperf_tolerance", 0, 1),
         alpha=_between(config, "inferperf_alpha", 0, 0.5),
@@ -117,6 +131,15 @@ def _override(text: str) -> tuple[str, Scalar]:
     if isinstance(parsed, list | dict):
         raise SettingsError(f"--inferperf-set {text!r}: takes one value, not a list or an object.")
     return name, cast("Scalar", parsed)
+
+
+def _against(config: pytest.Config) -> EngineReference | RunReference | None:
+    text = config.getoption("inferperf_against")
+    if text is None:
+        return None
+    from pytest_inferperf.marks.against import parse_against
+
+    return parse_against(text, config.invocation_params.dir)
 
 
 def _between(config: pytest.Config, name: str, low: float, high: float | None) -> float:
@@ -153,6 +176,11 @@ def _check_update(settings: Settings, config: pytest.Config) -> None:
             given = "--inferperf-accept-regression" if settings.accept_regression else "--inferperf-reason"
             raise SettingsError(f"{given} goes with --inferperf-update; without it nothing is recorded.")
         return
+    if settings.against is not None:
+        raise SettingsError(
+            "--inferperf-update does not go with --inferperf-against: what is recorded is judged by the baselines. Leave "
+            "one of the two options out."
+        )
     if settings.is_worker:
         return
     if config.getoption("numprocesses", None) or config.getoption("dist", "no") != "no":

@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from pytest_inferperf import __version__
 from pytest_inferperf.engines import wire
 from pytest_inferperf.engines.interface import (
     Engine,
@@ -27,7 +28,10 @@ __all__ = ["EngineProcess", "build_in_process"]
 
 
 class EngineProcess(Engine):
-    """An engine behind a pipe. `class_path` names the backend as `module:Class`."""
+    """An engine behind a pipe. `class_path` names the backend as `module:Class`.
+
+    `python` is the interpreter it runs under, which must have this package in this version; "" for this one.
+    """
 
     can_relaunch = True
 
@@ -41,17 +45,19 @@ class EngineProcess(Engine):
         call_timeout_s: float = 600.0,
         log_dir: Path | None = None,
         progress: Progress | None = None,
+        python: str = "",
     ) -> None:
         self.spec = spec
         self._call_timeout_s = call_timeout_s
         self._load_timeout_s = load_timeout_s
         self._log_dir = log_dir
         self._progress = progress
+        self._python = python
         self._arguments = {
             "class_path": class_path,
             "spec": wire.dump(spec),
             "checkpoint": str(checkpoint),
-            "sys_path": list(sys.path),
+            "sys_path": None if python else list(sys.path),
         }
         self.info = self._launch()
 
@@ -61,8 +67,11 @@ class EngineProcess(Engine):
             what=f"engine {self.spec.served_model_name} {self.spec.precision}",
             log_dir=self._log_dir,
             progress=self._progress,
+            python=self._python,
         )
         try:
+            if self._python:
+                self._check_version(self._python)
             loaded = self._worker.call("load", self._arguments, timeout_s=self._load_timeout_s)
             self._prefix_token_id = int(loaded["prefix_token_id"])
             self._eos_token_id = int(loaded["eos_token_id"])
@@ -89,6 +98,16 @@ class EngineProcess(Engine):
     def pid(self) -> int:
         """Process id of the engine."""
         return self._worker.pid
+
+    def _check_version(self, python: str) -> None:
+        """Check that the other environment speaks our protocol. Raises `EngineError`."""
+        cure = f"Install it there: {python} -m pip install pytest-inferperf=={__version__}"
+        try:
+            found = self._call("version")
+        except EngineError as error:
+            raise EngineError(f"{python} does not run pytest-inferperf {__version__}. {cure}\n{error}") from None
+        if found != __version__:
+            raise EngineError(f"{python} has pytest-inferperf {found}, and this run is {__version__}. {cure}")
 
     def _call(self, name: str, **args: Any) -> Any:
         return self._worker.call(name, args, timeout_s=self._call_timeout_s)

@@ -14,7 +14,7 @@ from pytest_inferperf.measure.workload import make_requests
 from pytest_inferperf.model.case import Workload
 from pytest_inferperf.model.results import Round, Session
 
-__all__ = ["RoundTimer", "measure_session"]
+__all__ = ["RoundTimer", "measure_session", "run_round"]
 
 
 class RoundTimer(Protocol):
@@ -43,15 +43,16 @@ def measure_session(
             kind = f"round {index - workload.warmup_rounds + 1}/{workload.rounds}" if measured else "warm-up round"
             progress(f"measure isl {workload.isl} osl {workload.osl} concurrency {workload.concurrency}: {kind}")
         requests = make_requests(engine, workload, round_index=index)
-        result = _run_round(engine, workload, requests, timer=timer if measured else None)
+        result = run_round(engine, workload, requests, timer=timer if measured else None)
         if measured:
             rounds.append(result)
     return Session(rounds=tuple(rounds), warmup_rounds=workload.warmup_rounds)
 
 
-def _run_round(
-    engine: Engine, workload: Workload, requests: Sequence[GenerationRequest], *, timer: RoundTimer | None
+def run_round(
+    engine: Engine, workload: Workload, requests: Sequence[GenerationRequest], *, timer: RoundTimer | None = None
 ) -> Round:
+    """Send one round's requests and return its figures. Raises like `measure_session`."""
     generations: list[Generation] = []
     duration_s = 0.0
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pytest_inferperf.model.quant import precision_key
 
-__all__ = ["Case", "EngineSpec", "GpuRequirement", "Scalar", "Task", "Workload"]
+__all__ = ["Case", "EngineSpec", "GpuRequirement", "ReferenceEngine", "Scalar", "Task", "Workload"]
 
 Scalar = str | int | float | bool | None
 
@@ -51,6 +51,21 @@ class EngineSpec:
     def world_size(self) -> int:
         """Devices the engine spans."""
         return self.tp * self.pp
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceEngine:
+    """The engine a case is compared with in the same run."""
+
+    label: str
+    """What reports call it: `BF16`, `engine_options.use_cache=false`."""
+
+    spec: EngineSpec
+    python: str = ""
+    """The interpreter it runs under, absolute; "" for the one that runs pytest."""
+
+    reload: bool = False
+    """Whether it cannot be held beside the candidate: one of the two is closed while the other runs."""
 
 
 @dataclass(frozen=True, kw_only=True)

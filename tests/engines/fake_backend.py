@@ -51,6 +51,7 @@ class FakeEngine(Engine):
             max_model_len=64,
             checkpoint=checkpoint,
             checkpoint_hash="0",
+            versions={"prefix": sys.prefix, "path": os.pathsep.join(sys.path)},
             options={"launches": self.launches} if spec.served_model_name == "changes" else {},
             load_s=float(self.launches),
         )

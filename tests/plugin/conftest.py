@@ -11,6 +11,7 @@ import pytest
 
 # pytester takes modules that a run imported out of sys.modules again; a second import would make second classes.
 for _name in (
+    "baselines.against",
     "baselines.result_file",
     "baselines.store",
     "baselines.update",
@@ -20,8 +21,11 @@ for _name in (
     "collection",
     "fixture",
     "judging",
+    "gates.speedup",
+    "marks.against",
     "marks.cases",
     "marks.gates",
+    "measure.blocks",
     "measure.environment",
     "measure.session",
     "measure.validity",

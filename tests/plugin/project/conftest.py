@@ -8,6 +8,8 @@ logged in `engines.log`, so that a test can count them. `session_factors` are th
 from __future__ import annotations
 
 import json
+import math
+import random
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -47,7 +49,10 @@ DEFAULTS: dict[str, Any] = {
     "questions": 1000,
     "digest": "d1",
     "perplexity": False,
+    "noise": 0.0,
+    "by": {},
 }
+"""`by` overrides the rest for a precision ("BF16") or an engine option ("use_cache=false")."""
 
 
 def script(root: Path) -> dict[str, Any]:
@@ -63,6 +68,12 @@ class ScriptedEngine(Engine):
         self.spec = spec
         self.root = root
         self.script = script(root)
+        self.options = [f"{name}={json.dumps(value)}" for name, value in spec.engine_options]
+        for name in (spec.precision, *self.options):
+            self.script |= self.script["by"].get(name, {})
+        if self.script["build_error"]:
+            raise EngineError(self.script["build_error"])
+        self.noise = random.Random(spec.precision)
         type(self).can_relaunch = self.script["can_relaunch"]
         self.session = 0
         quant = QUANTIZATIONS.get(spec.quant)
@@ -82,7 +93,7 @@ class ScriptedEngine(Engine):
 
     def log(self, event: str) -> None:
         with (self.root / "engines.log").open("a") as stream:
-            stream.write(f"{event} {self.spec.precision}\n")
+            stream.write(" ".join([event, self.spec.precision, *self.options]) + "\n")
 
     def encode(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[tuple[int, ...]]:
         return [tuple(text.encode()) for text in texts]
@@ -110,12 +121,13 @@ class ScriptedEngine(Engine):
         if self.script["generate_error"]:
             raise EngineError(self.script["generate_error"])
         time.sleep(self.script["round_s"])
+        slower = math.exp(self.noise.gauss(0, self.script["noise"]))
         answers = []
         for index, request in enumerate(requests):
             tokens = 0 if index < self.script["failed"] else request.max_tokens - self.script["short_by"]
             factors = self.script["session_factors"]
             speed = 1000 * factors[min(self.session, len(factors) - 1)]
-            first, step = self.script["ttft_ms"] / speed, self.script["tpot_ms"] / speed
+            first, step = self.script["ttft_ms"] / speed, slower * self.script["tpot_ms"] / speed
             answers.append(
                 Generation(
                     token_ids=(65,) * tokens,
@@ -192,9 +204,6 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_inferperf_make_engine(config: pytest.Config, spec: EngineSpec) -> Engine:
-    build_error = script(config.rootpath)["build_error"]
-    if build_error:
-        raise EngineError(build_error)
     return ScriptedEngine(spec, config.rootpath)
 
 
