@@ -11,6 +11,7 @@ from pytest_inferperf.errors import BaselineError, InvalidRun, MarkError
 from pytest_inferperf.model.case import Case, ReferenceEngine, Task, Workload
 from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, PerformanceGate, SpeedupFloor
 from pytest_inferperf.model.results import AccuracyResult, CaseResult, Comparison, PerformanceResult, Session
+from pytest_inferperf.model.verdicts import Status
 
 if TYPE_CHECKING:
     from pytest_inferperf.engines.interface import Engine
@@ -195,22 +196,27 @@ class Inferperf:
         )
 
     def evaluate(self) -> AccuracyResult:
-        """Run the lm-eval task and keep the outcome of every document.
+        """Run the lm-eval task and keep the outcome of every document asked.
 
-        Raises `MarkError` when the case has no task or was evaluated before, `TaskError` for a wrong task,
+        The answers are judged after a quarter, half and three quarters of the documents, and the evaluation ends once
+        every accuracy gate is decided. Where baselines are recorded, every document is asked. Raises `MarkError` when the case has no task or was evaluated before, `TaskError` for a wrong task,
         `InvalidRun` when the answers cannot be trusted, `EngineError` when the engine fails.
         """
+        from pytest_inferperf.evaluate.interim import Asking
         from pytest_inferperf.evaluate.run import evaluate
+        from pytest_inferperf.gates.asking import asking_looks, asking_order
 
         if self.case.task is None:
             raise MarkError("inferperf.evaluate(): the case has no task; give the inferperf mark task=.")
         if self._result.accuracy is not None:
             raise MarkError("inferperf.evaluate() was called twice; one test evaluates its task once.")
         self._check_validity()
-        metrics = {gate.metric for gate in self.bound.gates if isinstance(gate, AccuracyLossCeiling | AccuracyFloor)}
-        metric = next(iter(metrics), None)
-        if self.bound.against is not None and any(isinstance(gate, AccuracyLossCeiling) for gate in self.bound.gates):
+        gates = [gate for gate in self.bound.gates if isinstance(gate, AccuracyLossCeiling | AccuracyFloor)]
+        metric = next((gate.metric for gate in gates), None)
+        if self.bound.against is not None and any(isinstance(gate, AccuracyLossCeiling) for gate in gates):
             self._keep(self._reference_answers(self.bound.against, self.case.task, metric))
+        records = self._settings.update is not None
+        may_stop = bool(gates) and self.case.task.early_stop and not records
         start = time.perf_counter()
         accuracy = evaluate(
             self.engine,
@@ -218,6 +224,12 @@ class Inferperf:
             metric=metric,
             search_paths=self._settings.task_paths,
             progress=self._progress,
+            asking=Asking(
+                order=asking_order,
+                looks=asking_looks,
+                decided=self._decided if may_stop else None,
+                repeat=records,
+            ),
         )
         accuracy = replace(accuracy, duration_s=time.perf_counter() - start)
         self._result = replace(self._result, accuracy=accuracy, context=dict(self._context()))
@@ -225,7 +237,9 @@ class Inferperf:
 
     def _reference_answers(self, reference: ReferenceEngine, task: Task, metric: str | None) -> Comparison:
         """Let a reference engine answer the task, once in a run. Raises like `evaluate`."""
+        from pytest_inferperf.evaluate.interim import Asking
         from pytest_inferperf.evaluate.run import evaluate
+        from pytest_inferperf.gates.asking import asking_looks, asking_order
         from pytest_inferperf.measure.blocks import held_reference
         from pytest_inferperf.measure.validity import check_engine
 
@@ -237,10 +251,40 @@ class Inferperf:
                 reason = check_engine(reference.spec, engine.info)
                 if reason:
                     raise InvalidRun(f"the reference {reference.label}: {reason}")
-                paths = self._settings.task_paths
-                found = evaluate(engine, task, metric=metric, search_paths=paths, progress=self._progress)
+                found = evaluate(
+                    engine,
+                    task,
+                    metric=metric,
+                    search_paths=self._settings.task_paths,
+                    progress=self._progress,
+                    asking=Asking(order=asking_order, looks=asking_looks),
+                )
                 self._answers[key] = Comparison(reference=reference, engine=engine.info, accuracy=found)
         return self._answers[key]
+
+    def _decided(self, answers: AccuracyResult) -> bool:
+        """Say whether every accuracy gate passes or fails by the answers so far.
+
+        A gate that has no figure (no baseline, the wrong scale) decides nothing: its test needs all answers, to be
+        recorded from.
+        """
+        from pytest_inferperf.judging import judge_case
+
+        gates = [gate for gate in self.bound.gates if isinstance(gate, AccuracyLossCeiling | AccuracyFloor)]
+        settings = self._settings
+        try:
+            verdicts = judge_case(
+                replace(self._result, accuracy=answers),
+                gates,
+                root=settings.baselines,
+                tolerance=settings.tolerance,
+                alpha=settings.alpha,
+                against=settings.against_run,
+                nodeid=self._nodeid,
+            )
+        except BaselineError:
+            return False  # It is reported when the test is judged.
+        return all(item.measured is not None and item.status in (Status.PASS, Status.FAIL) for item in verdicts)
 
     def _check_validity(self) -> None:
         from pytest_inferperf.measure.validity import check_engine

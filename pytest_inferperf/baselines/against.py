@@ -120,6 +120,8 @@ def answers_entry(
                 unparseable=answers.unparseable,
                 provenance=Provenance(kind="measured", recorded=recorded),
                 context=context,
+                repeat=answers.repeat,
+                logprobs=answers.logprobs,
             )
         },
     )

@@ -151,6 +151,12 @@ def why_unusable(record: ResultRecord) -> str:
     failed = result.performance.num_failed_requests if result.performance is not None else 0
     if failed:
         return f"{failed} {'request' if failed == 1 else 'requests'} failed"
+    answers = result.accuracy
+    if answers is not None and answers.is_partial:
+        return (
+            f"the evaluation stopped after {len(answers.outcomes)} of {answers.planned} questions, and a baseline needs "
+            "all: evaluate with --inferperf-set=early_stop=false"
+        )
     if result.performance is not None and result.engine is None:
         return "the result does not say which hardware it ran on"
     return ""

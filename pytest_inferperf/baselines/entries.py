@@ -8,6 +8,7 @@ from statistics import median
 from typing import Literal
 
 from pytest_inferperf.model.case import Case
+from pytest_inferperf.model.results import Repeat
 
 __all__ = [
     "AccuracyEntry",
@@ -87,6 +88,11 @@ class ScoreEntry:
     unparseable: tuple[bool, ...] | None
     provenance: Provenance
     context: Mapping[str, str] = field(default_factory=dict)
+    repeat: Repeat | None = None
+    """The engine asked twice when the score was recorded (A/A); None where it was not."""
+
+    logprobs: Mapping[int, tuple[float, ...]] | None = None
+    """Document number to the log-probabilities of its choices; see `AccuracyResult.logprobs`."""
 
 
 @dataclass(frozen=True, kw_only=True)

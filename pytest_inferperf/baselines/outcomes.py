@@ -1,4 +1,7 @@
-"""Per-sample outcomes as text: one bit each where all are 0 or 1, else little-endian floats, in base64."""
+"""Per-sample outcomes as text: one bit each where all are 0 or 1, else little-endian floats, in base64.
+
+Log-probabilities of choices are a matrix of float16, a row per document; a row with fewer choices ends in -infinity.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import Any, Literal
 
 from pytest_inferperf.errors import BaselineError, InferperfError
 
-__all__ = ["as_stored", "decode", "decode_bits", "encode", "encode_bits"]
+__all__ = ["as_stored", "decode", "decode_bits", "decode_logprobs", "encode", "encode_bits", "encode_logprobs"]
 
 _FLOATS = {"float16": ("e", 2), "float64": ("d", 8)}
 """Encoding to `struct` code and bytes per value."""
@@ -78,6 +81,49 @@ def decode_bits(
 def as_stored(values: Sequence[float]) -> tuple[float, ...]:
     """Return the outcomes as a baseline file would give them back: rounded to float16 unless all are 0 or 1."""
     return decode(encode(values))
+
+
+def encode_logprobs(values: Mapping[int, Sequence[float]]) -> dict[str, Any]:
+    """Encode document numbers (32 bits, unsigned) and the log-probabilities of each document's choices (float16).
+
+    What float16 cannot hold is cut to its smallest value: a probability of 0 for any purpose.
+    """
+    width = max((len(row) for row in values.values()), default=0)
+    cells = [
+        max(-65504.0, row[column]) if column < len(row) else -math.inf
+        for row in values.values()
+        for column in range(width)
+    ]
+    return {
+        "choices": width,
+        "count": len(values),
+        "documents": base64.b64encode(struct.pack(f"<{len(values)}I", *values)).decode("ascii"),
+        "data": base64.b64encode(struct.pack(f"<{len(cells)}e", *cells)).decode("ascii"),
+    }
+
+
+def decode_logprobs(
+    stored: Mapping[str, Any], *, where: str = "logprobs", error: type[InferperfError] = BaselineError
+) -> dict[int, tuple[float, ...]]:
+    """Decode what `encode_logprobs` made. Raises `error`, which starts with `where`, for damaged data."""
+    width, count = stored["choices"], stored["count"]
+    found = []
+    for name, code, size in (("documents", "I", 4), ("data", "e", 2 * width)):
+        try:
+            packed = base64.b64decode(stored[name], validate=True)
+        except (binascii.Error, ValueError) as problem:
+            raise error(f"{where}: {name} is not base64: {problem}.") from None
+        if len(packed) != count * size:
+            raise error(f"{where}: {name} of {count} documents takes {count * size} bytes, but has {len(packed)}.")
+        found.append(struct.unpack(f"<{count * size // struct.calcsize(code)}{code}", packed))
+    documents, cells = found
+    if any(math.isnan(cell) or cell > 0 for cell in cells):
+        raise error(f"{where}: data holds a log-probability that is NaN or above 0.")
+    rows = (cells[place * width : (place + 1) * width] for place in range(count))
+    return {
+        document: tuple(cell for cell in row if cell != -math.inf)
+        for document, row in zip(documents, rows, strict=True)
+    }
 
 
 def _unpack(stored: Mapping[str, Any], *, where: str, error: type[InferperfError]) -> tuple[str, int, bytes]:

@@ -372,7 +372,10 @@ class Planner:
         same_questions = old is not None and _same_questions(old, measured)
         answers = (measured.score, outcomes, measured.unparseable)
         if stored is not None and same_questions and (stored.score, stored.outcomes, stored.unparseable) == answers:
-            return
+            lacks_repeat = stored.repeat is None and measured.repeat is not None
+            lacks_logprobs = stored.logprobs is None and measured.logprobs is not None
+            if not (lacks_repeat or lacks_logprobs):
+                return
         moved = accuracy_change(shown, key, precision, stored, measured)
         if (old is None or same_questions) and not self._wanted([moved]):
             if self.mode == "tighten" and moved.unparseable is not None and moved.unparseable[0] < moved.unparseable[1]:
@@ -389,6 +392,8 @@ class Planner:
             unparseable=measured.unparseable,
             provenance=self._provenance(),
             context=dict(record.result.context),
+            repeat=measured.repeat,
+            logprobs=measured.logprobs,
         )
         entry = AccuracyEntry(
             path=shown,

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from pytest_inferperf.baselines.documents import SCHEMA_VERSION, check_schema, dump_json, json_path, parse_json
-from pytest_inferperf.baselines.outcomes import decode, decode_bits, encode, encode_bits
+from pytest_inferperf.baselines.outcomes import (
+    decode,
+    decode_bits,
+    decode_logprobs,
+    encode,
+    encode_bits,
+    encode_logprobs,
+)
 from pytest_inferperf.baselines.write import write_atomic
 from pytest_inferperf.errors import MarkError, ResultFileError
 from pytest_inferperf.model.case import Case, EngineSpec, ReferenceEngine, Task, Workload
@@ -23,6 +30,7 @@ from pytest_inferperf.model.results import (
     EngineInfo,
     Hardware,
     PerformanceResult,
+    Repeat,
     Round,
     Session,
 )
@@ -304,9 +312,13 @@ def _performance_from_json(data: Mapping[str, Any], where: str) -> PerformanceRe
 
 
 def _accuracy_to_json(accuracy: AccuracyResult) -> dict[str, Any]:
-    flags = accuracy.unparseable
+    flags, asked, repeat = accuracy.unparseable, accuracy.asked, accuracy.repeat
     return _as_dict(accuracy) | {
         "outcomes": encode(accuracy.outcomes, floats="float64"),
+        "asked": None if asked is None else encode_bits(asked),
+        "groups": None if accuracy.groups is None else list(accuracy.groups),
+        "logprobs": None if accuracy.logprobs is None else encode_logprobs(accuracy.logprobs),
+        "repeat": None if repeat is None else _as_dict(repeat),
         "unparseable": None if flags is None else encode_bits(flags),
         "scores": dict(accuracy.scores),
     }
@@ -314,15 +326,32 @@ def _accuracy_to_json(accuracy: AccuracyResult) -> dict[str, Any]:
 
 def _accuracy_from_json(data: Mapping[str, Any], where: str) -> AccuracyResult:
     outcomes = decode(data["outcomes"], where=f"{where}.outcomes", error=ResultFileError)
-    flags = data["unparseable"]
-    unparseable = None
-    if flags is not None:
-        unparseable = decode_bits(flags, where=f"{where}.unparseable", error=ResultFileError)
-        if len(unparseable) != len(outcomes):
-            raise ResultFileError(
-                f"{where}.unparseable: {len(unparseable)} for {len(outcomes)} documents. Every document has one."
-            )
-    return AccuracyResult(**{**data, "outcomes": outcomes, "unparseable": unparseable})
+    flags = {
+        name: None if data[name] is None else decode_bits(data[name], where=f"{where}.{name}", error=ResultFileError)
+        for name in ("asked", "unparseable")
+    }
+    groups, repeat, logprobs = data["groups"], data["repeat"], data["logprobs"]
+    result = AccuracyResult(
+        **{
+            **data,
+            **flags,
+            "outcomes": outcomes,
+            "groups": None if groups is None else tuple(groups),
+            "repeat": None if repeat is None else Repeat(**repeat),
+            "logprobs": None
+            if logprobs is None
+            else decode_logprobs(logprobs, where=f"{where}.logprobs", error=ResultFileError),
+        }
+    )
+    counts = (
+        ("unparseable", result.unparseable, len(outcomes)),
+        ("groups", result.groups, result.planned),
+        ("asked", tuple(filter(None, result.asked or ())) if result.asked is not None else None, len(outcomes)),
+    )
+    for name, found, expected in counts:
+        if found is not None and len(found) != expected:
+            raise ResultFileError(f"{where}.{name}: {len(found)} for {expected} documents. Every document has one.")
+    return result
 
 
 def _verdict_to_json(verdict: GateVerdict) -> dict[str, Any]:

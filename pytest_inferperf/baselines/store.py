@@ -22,12 +22,19 @@ from pytest_inferperf.baselines.entries import (
     accuracy_key,
     performance_key,
 )
-from pytest_inferperf.baselines.outcomes import decode, decode_bits, encode, encode_bits
+from pytest_inferperf.baselines.outcomes import (
+    decode,
+    decode_bits,
+    decode_logprobs,
+    encode,
+    encode_bits,
+    encode_logprobs,
+)
 from pytest_inferperf.errors import BaselineError, MarkError, choices
 from pytest_inferperf.model.case import Case, EngineSpec, Task, Workload
 from pytest_inferperf.model.metrics import parse_metric
 from pytest_inferperf.model.quant import KV_CACHE_DTYPES, check_quant
-from pytest_inferperf.model.results import Hardware, slug
+from pytest_inferperf.model.results import Hardware, Repeat, slug
 
 __all__ = [
     "AccuracyFile",
@@ -377,6 +384,8 @@ def _score_from_json(where: str, precision: str, data: dict[str, Any], count: in
         unparseable=unparseable,
         provenance=Provenance(**data["provenance"]),
         context=data.get("context", {}),
+        repeat=Repeat(**data["repeat"]) if "repeat" in data else None,
+        logprobs=decode_logprobs(data["logprobs"], where=f"{where}.logprobs") if "logprobs" in data else None,
     )
 
 
@@ -400,6 +409,10 @@ def _score_to_json(score: ScoreEntry) -> dict[str, Any]:
     if score.provenance.kind == "measured":
         data["outcomes"] = encode(score.outcomes)
         data["unparseable"] = None if score.unparseable is None else encode_bits(score.unparseable)
+    if score.repeat is not None:
+        data["repeat"] = {"questions": score.repeat.questions, "flips": score.repeat.flips}
+    if score.logprobs is not None:
+        data["logprobs"] = encode_logprobs(score.logprobs)
     return data
 
 

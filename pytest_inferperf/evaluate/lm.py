@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 else:
     from lm_eval.api.model import LM
 
-__all__ = ["DEFAULT_MAX_GEN_TOKS", "EngineLM", "GenerationOptions"]
+__all__ = ["DEFAULT_MAX_GEN_TOKS", "EngineLM", "GenerationOptions", "InParts"]
 
 P = ParamSpec("P")
 Q = TypeVar("Q")
@@ -32,6 +32,8 @@ T = TypeVar("T")
 Tokens = tuple[int, ...]
 
 DEFAULT_MAX_GEN_TOKS = 256
+InParts = Callable[[Sequence[Any], Callable[[Sequence[int]], list[Any]]], list[Any]]
+
 _LENGTH_KEYS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _OTHER_KEYS = ("until", "do_sample", "temperature", "top_p", "num_beams")
 
@@ -84,6 +86,9 @@ class EngineLM(LM):
         self._prefix = engine.prefix_token_id
         self._prefix_text = engine.decode([[self._prefix]], skip_special_tokens=False)[0]
         self._eos_text = engine.decode([[engine.eos_token_id]], skip_special_tokens=False)[0]
+        self.in_parts: InParts | None = None
+        """What splits the requests up before the engine is asked; None asks all at once."""
+
         self.engine_failure: Exception | None = None
         """The last exception that came out of the engine, so that a caller can tell it from one of a task's code."""
 
@@ -97,29 +102,38 @@ class EngineLM(LM):
                     "Remove the empty choice or target from the task."
                 )
         self._check_length(requests, pairs)
-        answers = self._score(requests, pairs, kind="loglikelihood")
-        return [(item.logprob, item.is_greedy) for item in answers]
+
+        def ask(numbers: Sequence[int]) -> list[tuple[float, bool]]:
+            chosen = [requests[number] for number in numbers]
+            answers = self._score(chosen, [pairs[number] for number in numbers], kind="loglikelihood")
+            return [(item.logprob, item.is_greedy) for item in answers]
+
+        return self._split(requests, ask)
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Score each whole text, in windows of the engine's length that overlap in one token."""
         texts = self._encode([str(item.args[0]) for item in requests])
-        windows: list[tuple[Tokens, Tokens]] = []
-        owners: list[int] = []
-        for index, tokens in enumerate(texts):
-            for window in get_rolling_token_windows(
-                token_list=list(tokens),
-                prefix_token=self._prefix,
-                max_seq_len=self._engine.info.max_model_len,
-                context_len=1,
-            ):
-                context, continuation = make_disjoint_window(window)
-                windows.append((tuple(context), tuple(continuation)))
-                owners.append(index)
-        answers = self._score([requests[index] for index in owners], windows, kind="loglikelihood_rolling")
-        totals = [0.0] * len(requests)
-        for index, answer in zip(owners, answers, strict=True):
-            totals[index] += answer.logprob
-        return totals
+
+        def ask(numbers: Sequence[int]) -> list[float]:
+            windows: list[tuple[Tokens, Tokens]] = []
+            owners: list[int] = []
+            for place, number in enumerate(numbers):
+                for window in get_rolling_token_windows(
+                    token_list=list(texts[number]),
+                    prefix_token=self._prefix,
+                    max_seq_len=self._engine.info.max_model_len,
+                    context_len=1,
+                ):
+                    context, continuation = make_disjoint_window(window)
+                    windows.append((tuple(context), tuple(continuation)))
+                    owners.append(place)
+            owned = [requests[numbers[place]] for place in owners]
+            totals = [0.0] * len(numbers)
+            for place, answer in zip(owners, self._score(owned, windows, kind="loglikelihood_rolling"), strict=True):
+                totals[place] += answer.logprob
+            return totals
+
+        return self._split(requests, ask)
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Complete each prompt up to the first of its stop strings."""
@@ -134,27 +148,37 @@ class EngineLM(LM):
             ],
             total=len(requests),
         )
-        self._say(f"generate {len(requests)} answers")
-        answers = self._ask(
-            self._engine.generate,
-            [
-                GenerationRequest(
-                    prompt=prompt,
-                    max_tokens=option.max_gen_toks,
-                    stop=option.until,
-                    temperature=option.temperature,
-                    top_p=option.top_p,
-                    # Repeats of one document must differ, and differ in the same way in the next run.
-                    seed=index,
-                )
-                for index, (prompt, option) in enumerate(zip(prompts, options, strict=True))
-            ],
-            concurrency=self._concurrency,
-        )
-        # The end-of-sequence token ends the output; its spelling, written out character by character, does too.
-        return [
-            _cut(answer.text, (*option.until, self._eos_text)) for answer, option in zip(answers, options, strict=True)
+        asked = [
+            GenerationRequest(
+                prompt=prompt,
+                max_tokens=option.max_gen_toks,
+                stop=option.until,
+                temperature=option.temperature,
+                top_p=option.top_p,
+                # Repeats of one document must differ, and differ in the same way in the next run.
+                seed=index,
+            )
+            for index, (prompt, option) in enumerate(zip(prompts, options, strict=True))
         ]
+
+        def ask(numbers: Sequence[int]) -> list[str]:
+            self._say(f"generate {len(numbers)} answers")
+            chosen = [asked[number] for number in numbers]
+            answers = self._ask(self._engine.generate, chosen, concurrency=self._concurrency)
+            # The end-of-sequence token ends the output; its spelling, written out character by character, does too.
+            return [
+                _cut(answer.text, (*request.stop, self._eos_text))
+                for answer, request in zip(answers, chosen, strict=True)
+            ]
+
+        return self._split(requests, ask)
+
+    def _split(self, requests: Sequence[Any], ask: Callable[[Sequence[int]], list[T]]) -> list[T]:
+        """Have all requests answered by `ask`, which takes their numbers: at once, or as `in_parts` splits them up.
+
+        What is checked of the requests is checked of all before the first is asked.
+        """
+        return ask(range(len(requests))) if self.in_parts is None else self.in_parts(requests, ask)
 
     def _encode(self, texts: Sequence[str]) -> list[Tokens]:
         """Tokenize as `hf` does: with the tokenizer's special tokens, unless the text brings the prefix token along."""

@@ -14,16 +14,18 @@ of `AccuracyResult.scores` are lm-eval's own and name the filter: `exact_match,s
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import numbers
+import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_inferperf.errors import InferperfError, InvalidRun, TaskError, choices
+from pytest_inferperf.evaluate.interim import Asking, Documents, Interim, Sample, Stopped
 from pytest_inferperf.evaluate.isolation import FEWSHOT_SEED, isolated
 from pytest_inferperf.evaluate.tasks import FoundTask, find_task
 from pytest_inferperf.model.case import Task
@@ -37,7 +39,8 @@ __all__ = ["evaluate", "evaluate_lm"]
 # lm-eval aggregations (by function name) that are undefined or meaningless for one document.
 _CORPUS_ONLY = frozenset({"f1_score", "matthews_corrcoef", "weighted_f1_score"})
 
-Sample = Mapping[str, Any]
+LOGPROB_DOCUMENTS = 256
+"""Documents, from the first asked on, whose choices' log-probabilities are kept: 2 KB for four choices."""
 
 
 def evaluate(
@@ -48,10 +51,12 @@ def evaluate(
     concurrency: int = 64,
     search_paths: Sequence[Path] = (),
     progress: Callable[[str], None] | None = None,
+    asking: Asking | None = None,
 ) -> AccuracyResult:
     """Run `task` on `engine`; `metric` is the one that counts, by default the first one the task lists.
 
-    `task.limit` keeps the first documents; in a group of tasks, the first of each, as in lm-eval.
+    `task.limit` keeps the first documents; in a group of tasks, the first of each, as in lm-eval. `asking` may end the
+    evaluation before every document is asked: `AccuracyResult.asked` then says which were.
 
     Raises `TaskError` for a task or a metric that does not exist or cannot run, `InvalidRun` when a prompt does not fit
     or a score is not a number, `MissingExtra` without lm-eval; whatever the engine raises passes through.
@@ -60,11 +65,21 @@ def evaluate(
         from pytest_inferperf.evaluate.lm import EngineLM
 
         lm = EngineLM(engine, concurrency=concurrency, progress=progress)
-        return evaluate_lm(lm, task, metric=metric, search_paths=search_paths)
+        return evaluate_lm(lm, task, metric=metric, search_paths=search_paths, asking=asking)
 
 
-def evaluate_lm(lm: Any, task: Task, *, metric: str | None = None, search_paths: Sequence[Path] = ()) -> AccuracyResult:
-    """Run `task` on any lm-eval model, as `evaluate` does on an engine: this is how two of them are compared."""
+def evaluate_lm(
+    lm: Any,
+    task: Task,
+    *,
+    metric: str | None = None,
+    search_paths: Sequence[Path] = (),
+    asking: Asking | None = None,
+) -> AccuracyResult:
+    """Run `task` on any lm-eval model, as `evaluate` does on an engine: this is how two of them are compared.
+
+    Only an `EngineLM` asks in parts.
+    """
     if task.limit is not None and task.limit < 1:
         raise TaskError(f"task {task.name!r}: limit={task.limit} leaves no document. Give 1 or more, or leave it out.")
     with isolated():
@@ -72,10 +87,24 @@ def evaluate_lm(lm: Any, task: Task, *, metric: str | None = None, search_paths:
         chosen = _choose_metric(found, metric)
         for leaf in found.tasks.values():
             _set_fewshot(leaf, task, found)
+        documents = Documents(found, group_by=task.group_by)
+        collect = partial(_collect, found, task, chosen, documents, asking)
+        interim = Interim(found, documents, asking, collect, chosen) if asking is not None else None
+        lm.in_parts = interim
         started = time.perf_counter()
-        results = _run(lm, found, task)
+        try:
+            results = _run(lm, found, task)
+        except Stopped as stopped:
+            return replace(stopped.result, sequential=True, duration_s=time.perf_counter() - started)
         duration_s = time.perf_counter() - started
-        return _collect(results, found, task, chosen, duration_s)
+        samples = {name: _first_filter(results["samples"][name]) for name in found.tasks}
+        result = collect(samples, results["groups" if found.is_group else "results"][found.name])
+        return replace(
+            result,
+            sequential=interim is not None and interim.looked,
+            repeat=interim.repeat if interim is not None else None,
+            duration_s=duration_s,
+        )
 
 
 def _choose_metric(found: FoundTask, metric: str | None) -> str:
@@ -138,7 +167,8 @@ def _run(lm: Any, found: FoundTask, task: Task) -> Mapping[str, Any]:
             log_samples=True,
         )
     except Exception as error:
-        if isinstance(error, InferperfError) or error is getattr(lm, "engine_failure", None):
+        known = (getattr(lm, "engine_failure", None), getattr(lm.in_parts, "failure", None))
+        if isinstance(error, InferperfError | Stopped) or any(error is item for item in known):
             raise
         raise TaskError(
             f"the task {found.name!r} ({found.source}) failed in its own code: {type(error).__name__}: {error}. "
@@ -148,23 +178,29 @@ def _run(lm: Any, found: FoundTask, task: Task) -> Mapping[str, Any]:
 
 
 def _collect(
-    results: Mapping[str, Any], found: FoundTask, task: Task, metric: str, duration_s: float
+    found: FoundTask,
+    task: Task,
+    metric: str,
+    documents: Documents,
+    asking: Asking | None,
+    samples: Mapping[str, Sequence[Sample]],
+    table: Mapping[str, Any],
 ) -> AccuracyResult:
+    """Turn the samples of some or all documents, and the table lm-eval's aggregation gives for them, into a result."""
     outcomes: list[float] = []
     unparseable: list[bool] = []
-    digest = hashlib.sha256()
+    answered: dict[int, Sample] = {}
     filters: set[str] = set()
     parsed = True
     for name, leaf in found.tasks.items():
-        samples = _first_filter(results["samples"][name])
-        filters.add(samples[0]["filter"])
-        outcomes += [_own_value(sample, leaf, metric) for sample in samples]
-        invalid = _unparseable(samples, leaf)
+        mine = samples[name]
+        filters.add(mine[0]["filter"])
+        outcomes += [_own_value(sample, leaf, metric) for sample in mine]
+        invalid = _unparseable(mine, leaf)
         parsed = parsed and invalid is not None
         unparseable += invalid or []
-        for sample in samples:
-            digest.update(_canonical(sample))
-    table = results["groups" if found.is_group else "results"][found.name]
+        answered |= {documents.numbers[name, int(sample["doc_id"])]: sample for sample in mine}
+    planned = len(documents.rows)
     scores = {
         key: float(value)
         for key, value in table.items()
@@ -184,11 +220,40 @@ def _collect(
         higher_is_better=_higher_is_better(found, metric),
         score=score,
         outcomes=tuple(outcomes),
-        documents_digest=digest.hexdigest(),
+        documents_digest=documents.digest,
+        asked=None if len(answered) == planned else tuple(number in answered for number in range(planned)),
+        groups=documents.groups,
+        logprobs=_logprobs(found, answered, asking.order(planned, documents.groups) if asking else range(planned)),
         unparseable=tuple(unparseable) if parsed else None,
         scores=scores,
-        duration_s=duration_s,
     )
+
+
+def _logprobs(
+    found: FoundTask, answered: Mapping[int, Sample], order: Sequence[int]
+) -> dict[int, tuple[float, ...]] | None:
+    """Return how probable the engine finds each choice of the first documents asked; None where there are no choices.
+
+    Normalized over the choices, so that what float16 keeps of it is exact where it matters.
+    """
+    for leaf in found.tasks.values():
+        # acc_mutual_info doubles the requests: those without the question are no choices.
+        if leaf.OUTPUT_TYPE != "multiple_choice" or "acc_mutual_info" in leaf.aggregation():
+            return None
+    kept: dict[int, tuple[float, ...]] = {}
+    for number in order[:LOGPROB_DOCUMENTS]:
+        if number in answered:
+            values = [float(item[0][0]) for item in answered[number]["resps"]]
+            top = max(values)
+            total = top + math.log(math.fsum(math.exp(value - top) for value in values))
+            kept[number] = tuple(_half(value - total) for value in values)
+    return kept
+
+
+def _half(value: float) -> float:
+    """Round to float16, as files keep it, so that a result read back is judged like the one in memory."""
+    rounded: float = struct.unpack("<e", struct.pack("<e", max(value, -65504.0)))[0]
+    return rounded
 
 
 def _first_filter(samples: Sequence[Sample]) -> list[Sample]:
@@ -232,13 +297,6 @@ def _unparseable(samples: Sequence[Sample], leaf: Any) -> list[bool] | None:
                 was or all(item == stage.fallback for item in found) for was, found in zip(lost, answers, strict=True)
             ]
     return lost
-
-
-def _canonical(sample: Sample) -> bytes:
-    """Write down what makes a document the same question: the texts sent for it (prompt, choices) and its target."""
-    requests = [[item for item in arguments if isinstance(item, str)] for arguments in sample["arguments"]]
-    document = {"requests": requests, "target": sample["target"]}
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str).encode() + b"\n"
 
 
 def _score(table: Mapping[str, Any], metric: str, filters: set[str], found: FoundTask) -> float:

@@ -63,8 +63,9 @@ def _judge_one(gate: Gate, result: CaseResult, baselines: Baselines) -> list[Gat
     if result.accuracy is None:
         return [_not_measured(gate, "evaluate()")]
     if isinstance(gate, AccuracyFloor):
-        return [judge_floor(gate, result.accuracy)]
-    return judge_loss(gate, result.accuracy, baselines.accuracy)
+        return [judge_floor(gate, result.accuracy, alpha=baselines.alpha)]
+    precision = result.case.engine.precision
+    return judge_loss(gate, result.accuracy, baselines.accuracy, alpha=baselines.alpha, precision=precision)
 
 
 def failed_requests(performance: PerformanceResult | None, comparisons: Sequence[Comparison] = ()) -> str:

@@ -52,10 +52,12 @@ __all__ = [
     "FREE_ZONE_SHARE",
     "Method",
     "PairedVerdict",
+    "binomial_bounds",
     "exact_bounds",
     "judge_paired",
     "look_sizes",
     "mcnemar_mid_p",
+    "paired_bounds",
     "question_order",
     "score_bounds",
     "sign_flip_bounds",
@@ -300,11 +302,22 @@ def exact_bounds(lost: int, gained: int, questions: int, level: float) -> tuple[
     return -_exact_upper(gained, lost, questions, level), _exact_upper(lost, gained, questions, level)
 
 
-def _exact_upper(lost: int, gained: int, questions: int, level: float) -> float:
+def binomial_bounds(count: int, questions: int, level: float) -> tuple[float, float]:
+    """Clopper-Pearson bounds of a share seen `count` times, each one-sided at `level`.
+
+    Raises `ValueError` where the count does not fit the questions.
+    """
     from scipy.special import betaincinv
 
-    up = 1.0 if lost == questions else float(betaincinv(lost + 1, questions - lost, 1 - level))
-    low = 0.0 if gained == 0 else float(betaincinv(gained, questions - gained + 1, level))
+    _check_counts(count, 0, questions)
+    lower = 0.0 if count == 0 else float(betaincinv(count, questions - count + 1, level))
+    upper = 1.0 if count == questions else float(betaincinv(count + 1, questions - count, 1 - level))
+    return lower, upper
+
+
+def _exact_upper(lost: int, gained: int, questions: int, level: float) -> float:
+    up = binomial_bounds(lost, questions, level)[1]
+    low = binomial_bounds(gained, questions, level)[0]
     share_lost, share_gained = lost / questions, gained / questions
     return share_lost - share_gained + math.hypot(up - share_lost, share_gained - low)
 
@@ -356,6 +369,21 @@ def _random_subsets(units: int, seed: int) -> NDArray[np.float32]:
     empty = ~member.any(axis=1)
     member[empty, 0] = 1.0
     return member
+
+
+def paired_bounds(
+    differences: Outcomes, level: float, *, groups: Sequence[int | str] | None = None, seed: int = 0
+) -> tuple[float, float]:
+    """Bound the mean of differences of -1, 0 and 1 by the method that `judge_paired` would take; each at `level`.
+
+    Raises `ValueError` for no differences, or a group list of another length.
+    """
+    import numpy as np
+
+    x = np.asarray(differences, dtype=np.float64)
+    if len(x) == 0 or (groups is not None and len(groups) != len(x)):
+        raise ValueError(f"{len(x)} differences have {len(x) if groups is None else len(groups)} groups")
+    return _bounds(x, _codes(groups) if groups is not None else None, level, True, seed)[1]
 
 
 def _bounds(

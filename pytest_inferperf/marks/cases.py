@@ -55,6 +55,8 @@ KEYWORDS: dict[str, Keyword] = {
     "task": Keyword(target="task", kind=str),
     "num_fewshot": Keyword(target="task", kind=int),
     "limit": Keyword(target="task", kind=int, minimum=1),
+    "group_by": Keyword(target="task", kind=str),
+    "early_stop": Keyword(target="task", kind=bool),
 }
 """Every keyword of the `inferperf` mark. A list value is a cross product, except in `engine_options`."""
 
@@ -141,7 +143,7 @@ def check_value(name: str, value: object) -> None:
 
 
 def _check_value(name: str, keyword: Keyword, value: object) -> None:
-    if not isinstance(value, keyword.kind) or isinstance(value, bool):
+    if not isinstance(value, keyword.kind) or isinstance(value, bool) is not (keyword.kind is bool):
         raise MarkError(
             f"inferperf: {name}={value!r} is {article(type(value).__name__)}; {name} takes "
             f"{article(keyword.kind.__name__)}{'' if keyword.kind is dict else ', or a list of them'}."
@@ -311,7 +313,7 @@ def _existing(name: str, folder: Path) -> Path | None:
 
 
 def _task(values: dict[str, Any], origin: Origin) -> Task:
-    name = str(values["task"])
+    name = str(values.pop("task"))
     path = ""
     if name.endswith((".yaml", ".yml")):
         found = _existing(name, origin.folder)
@@ -320,7 +322,7 @@ def _task(values: dict[str, Any], origin: Origin) -> Task:
             valid = f" Tasks there: {', '.join(near)}." if near else ""
             raise MarkError(f"inferperf: task={name!r}: no such file, relative to {origin.folder}.{valid}")
         path, name = str(found), found.stem
-    return Task(name=name, path=path, num_fewshot=values.get("num_fewshot"), limit=values.get("limit"))
+    return Task(**{**values, "name": name, "path": path})
 
 
 _ID_PREFIX = {"concurrency": "c", "num_requests": "n", "isl": "isl", "osl": "osl", "num_fewshot": "fewshot"}

@@ -115,6 +115,12 @@ class Task:
     limit: int | None = None
     """Only the first `limit` documents; None for all."""
 
+    group_by: str = ""
+    """A field of the document: documents with equal values (a passage they share) are judged as one group."""
+
+    early_stop: bool = True
+    """Whether the evaluation may end before every document is asked, once every gate is decided."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GpuRequirement:

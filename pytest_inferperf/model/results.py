@@ -18,6 +18,7 @@ __all__ = [
     "EngineInfo",
     "Hardware",
     "PerformanceResult",
+    "Repeat",
     "Round",
     "Session",
     "slug",
@@ -126,6 +127,15 @@ class PerformanceResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Repeat:
+    """Some documents asked a second time of the same engine, in other batches (A/A): what its own noise flips."""
+
+    questions: int
+    flips: int
+    """Documents whose outcome was another one the second time."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class AccuracyResult:
     """The answers to one task: a score, and the outcome of every document."""
 
@@ -138,13 +148,29 @@ class AccuracyResult:
     """As lm-eval aggregates it: 0.658 for accuracy, 12.3 for a perplexity."""
 
     outcomes: tuple[float, ...]
-    """One per document, in document order: 0/1, or the document's own value of the metric."""
+    """One per document asked, in document order: 0/1, or the document's own value of the metric."""
 
     documents_digest: str
-    """SHA-256 over the documents in order (prompt and target): equal digests mean the same questions."""
+    """SHA-256 over all documents in order, asked or not (prompt and target): equal digests mean the same questions."""
+
+    asked: tuple[bool, ...] | None = None
+    """Per document of the task, whether it was asked; None where all were."""
+
+    sequential: bool = False
+    """Whether someone looked at the answers as they came in, and could have stopped."""
+
+    groups: tuple[int, ...] | None = None
+    """Per document of the task, asked or not, the number of its group (`group_by`); None where each stands alone."""
+
+    logprobs: Mapping[int, tuple[float, ...]] | None = None
+    """Document number to the log-probability (nats, normalized) of each of its choices, for the first documents asked;
+    None where the task has no choices to compare."""
+
+    repeat: Repeat | None = None
+    """The A/A comparison; None where nothing was asked twice."""
 
     unparseable: tuple[bool, ...] | None = None
-    """Per document, whether no answer could be read from the output; None where nothing is parsed."""
+    """Per document asked, whether no answer could be read from the output; None where nothing is parsed."""
 
     scores: Mapping[str, float] = field(default_factory=dict)
     """Every metric lm-eval reports for the task."""
@@ -152,9 +178,19 @@ class AccuracyResult:
     duration_s: float = 0.0
 
     @property
+    def planned(self) -> int:
+        """Documents of the task, asked or not."""
+        return len(self.outcomes) if self.asked is None else len(self.asked)
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether the evaluation ended before every document was asked."""
+        return self.asked is not None
+
+    @property
     def is_binary(self) -> bool:
         """Whether every outcome is 0 or 1."""
-        return all(value in (0.0, 1.0) for value in self.outcomes)
+        return set(self.outcomes) <= {0.0, 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)

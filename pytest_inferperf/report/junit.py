@@ -24,6 +24,7 @@ def junit_properties(result: CaseResult, verdicts: Sequence[GateVerdict]) -> lis
         accuracy = result.accuracy
         found += [(f"inferperf.metric.{name}", value) for name, value in sorted(accuracy.scores.items())]
         found.append(("inferperf.questions", len(accuracy.outcomes)))
+        found.append(("inferperf.questions_planned", accuracy.planned))
         found.append(("inferperf.documents_digest", accuracy.documents_digest))
         if accuracy.unparseable is not None:
             found.append(("inferperf.metric.unparseable", sum(accuracy.unparseable)))

@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-from pytest_inferperf.baselines.outcomes import as_stored, decode, decode_bits, encode, encode_bits
+from pytest_inferperf.baselines.outcomes import (
+    as_stored,
+    decode,
+    decode_bits,
+    decode_logprobs,
+    encode,
+    encode_bits,
+    encode_logprobs,
+)
 from pytest_inferperf.errors import BaselineError
 
 
@@ -87,3 +95,37 @@ def test_damaged_data(stored: dict[str, Any], message: str) -> None:
 def test_flags_are_bits() -> None:
     with pytest.raises(BaselineError, match=r"^unparseable: encoding 'float16' cannot hold flags\. Encodings: bits\.$"):
         decode_bits(encode((0.5,)))
+
+
+def test_logprobs_round_trip() -> None:
+    values = {7: (-0.5, -1.25, -2.0), 3: (-0.25, -3.0), 70_000: (0.0,)}
+    stored = encode_logprobs(values)
+    assert (stored["choices"], stored["count"]) == (3, 3)
+    found = decode_logprobs(stored)
+    assert found == values
+    assert list(found) == [7, 3, 70_000], "in the order of asking"
+    assert decode_logprobs(encode_logprobs({})) == {}
+    assert decode_logprobs(encode_logprobs({0: (-1e9, -0.0)})) == {0: (-65504.0, 0.0)}
+
+
+def test_logprobs_are_small() -> None:
+    stored = encode_logprobs(dict.fromkeys(range(256), (-0.5,) * 4))
+    assert len(stored["data"]) + len(stored["documents"]) < 4200
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": "ä"}, "logprobs: data is not base64: "),
+        ({"documents": "AAAA"}, "logprobs: documents of 2 documents takes 8 bytes, but has 3."),
+        ({"count": 3}, "logprobs: documents of 3 documents takes 12 bytes, but has 8."),
+        ({"choices": 3}, "logprobs: data of 2 documents takes 12 bytes, but has 8."),
+        ({"data": "AH4AvgC+AL4="}, "logprobs: data holds a log-probability that is NaN or above 0."),
+        ({"data": "ADwAvgC+AL4="}, "logprobs: data holds a log-probability that is NaN or above 0."),
+    ],
+)
+def test_damaged_logprobs(changes: dict[str, Any], message: str) -> None:
+    stored = encode_logprobs({0: (-1.5, -1.5), 1: (-1.5, -1.5)}) | changes
+    with pytest.raises(BaselineError) as caught:
+        decode_logprobs(stored)
+    assert str(caught.value).startswith(message)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ from pytest_inferperf.errors import ResultFileError
 from pytest_inferperf.model.case import Case, EngineSpec, ReferenceEngine
 from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, Gate, PerformanceGate, SpeedupFloor
 from pytest_inferperf.model.metrics import parse_metric
-from pytest_inferperf.model.results import Abba, Comparison
+from pytest_inferperf.model.results import Abba, Comparison, Repeat
 from pytest_inferperf.model.verdicts import GateVerdict, Status
 
 Make = Callable[..., ResultRecord]
@@ -71,10 +72,21 @@ VERDICT = GateVerdict(
 
 @pytest.fixture
 def file(speed: Make, answers: Make) -> ResultFile:
+    stopped = answers((1.0, 0.0), quant="FP8")
+    assert stopped.result.accuracy is not None
+    partial = replace(
+        stopped.result.accuracy,
+        asked=(False, True, False, True),
+        sequential=True,
+        groups=(0, 0, 1, 2),
+        logprobs={3: (-0.5, -1.25, -2.0), 1: (-0.25, -3.0)},
+        repeat=Repeat(questions=2, flips=1),
+    )
     records = (
         replace(speed({"ttft_ms.p99": 12.5}), gates=tuple(GATES[:3]), verdicts=(VERDICT,), status=Status.FAIL),
         replace(answers((0.1, math.pi, -1e300)), gates=tuple(GATES[3:]), status=Status.PASS),
         answers((1.0, 0.0)),
+        replace(stopped, result=replace(stopped.result, accuracy=partial)),
         ResultRecord(nodeid="t.py::none", result=replace(answers((1.0,)).result, accuracy=None, invalid="throttled")),
     )
     return ResultFile(created="2026-11-21T00:00:00+00:00", environment={"driver": "580"}, records=records)
@@ -206,6 +218,24 @@ def test_wrong_content(tmp_path: Path, file: ResultFile, old: str, new: str, mes
         assert str(caught.value) == f"{path}: {message}"
     else:
         assert re.match(rf"{re.escape(str(path))}: \$\.records\[0\]\.", str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"asked": (True, False, False, False)}, "accuracy.asked: 1 for 2 documents. Every document has one."),
+        ({"groups": (0, 0, 1)}, "accuracy.groups: 3 for 4 documents. Every document has one."),
+        ({"unparseable": (True,)}, "accuracy.unparseable: 1 for 2 documents. Every document has one."),
+    ],
+)
+def test_counts_that_do_not_fit(tmp_path: Path, file: ResultFile, changes: dict[str, Any], message: str) -> None:
+    path = tmp_path / "r.json"
+    record = file.records[3]
+    assert record.result.accuracy is not None
+    wrong = replace(record, result=replace(record.result, accuracy=replace(record.result.accuracy, **changes)))
+    write_result_file(path, replace(file, records=(wrong,)))
+    with pytest.raises(ResultFileError, match=re.escape(message)):
+        read_result_file(path)
 
 
 def test_a_record_that_is_not_finite_is_left_out_alone(tmp_path: Path, file: ResultFile, speed: Make) -> None:

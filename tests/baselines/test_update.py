@@ -21,6 +21,7 @@ from pytest_inferperf.baselines.planner import UpdatePlan
 from pytest_inferperf.baselines.result_file import ResultFile, ResultRecord, write_result_file
 from pytest_inferperf.baselines.store import (
     PerformanceFile,
+    dump_accuracy,
     dump_performance,
     read_accuracy,
     read_performance,
@@ -29,6 +30,7 @@ from pytest_inferperf.baselines.update import apply_update, plan_update, update
 from pytest_inferperf.errors import BaselineError, UpdateRefused
 from pytest_inferperf.model.gates import AccuracyLossCeiling, PerformanceGate
 from pytest_inferperf.model.metrics import parse_metric
+from pytest_inferperf.model.results import Repeat
 from pytest_inferperf.model.verdicts import GateVerdict, Status
 
 Make = Callable[..., ResultRecord]
@@ -517,6 +519,46 @@ def test_all_takes_more_unparseable_answers_with_consent(
     assert run(root, record, mode="all", reason="r").refusals == (expected,) * refused
     assert run(root, record, mode="all", reason="r", accept=True).refusals == ()
     assert sum(read_accuracy(root.parent / SCORES).tasks[TASK].scores["BF16"].unparseable or ()) == count
+
+
+def with_answers(record: ResultRecord, **changes: Any) -> ResultRecord:
+    assert record.result.accuracy is not None
+    return replace(record, result=replace(record.result, accuracy=replace(record.result.accuracy, **changes)))
+
+
+REPEAT, LOGPROBS = Repeat(questions=3, flips=1), {4: (-0.5, -1.0), 2: (-0.25, -1.5)}
+
+
+def test_what_was_asked_twice_and_the_choices_are_kept(root: Path, answers: Make) -> None:
+    run(root, with_answers(answers(GOOD), repeat=REPEAT, logprobs=LOGPROBS))
+    found = read_accuracy(root.parent / SCORES).tasks[TASK].scores["BF16"]
+    assert (found.repeat, found.logprobs) == (REPEAT, LOGPROBS)
+    assert dump_accuracy(read_accuracy(root.parent / SCORES)) == (root.parent / SCORES).read_text()
+
+
+def test_all_adds_them_to_answers_that_have_not_moved(root: Path, answers: Make) -> None:
+    run(root, answers(GOOD))
+    more = with_answers(answers(GOOD), repeat=REPEAT, logprobs=LOGPROBS)
+    assert not run(root, more).changes
+    assert moves(run(root, more, mode="all", reason="A/A")) == [("BF16", 0.9, 0.9, None)]
+    assert read_accuracy(root.parent / SCORES).tasks[TASK].scores["BF16"].repeat == REPEAT
+    assert not run(root, with_answers(more, repeat=Repeat(questions=3, flips=0)), mode="all", reason="again").changes
+
+
+@pytest.mark.parametrize("mode", ["new", "tighten", "all"])
+def test_a_part_of_the_answers_is_refused(root: Path, answers: Make, mode: str) -> None:
+    asked = tuple(number < 5 for number in range(10))
+    part = with_answers(answers(GOOD[:5], unparseable=(False,) * 5), asked=asked, sequential=True)
+    plan = run(root, part, mode=mode, reason="x", accept=True)
+    assert not plan.changes
+    assert plan.refusals == (
+        "t.py::test_sums[BF16]: the evaluation stopped after 5 of 10 questions, and a baseline needs all: evaluate with "
+        "--inferperf-set=early_stop=false\n  Repeat the run",
+    )
+    assert compare(root, [part])[1] == (
+        "t.py::test_sums[BF16]: not compared: the evaluation stopped after 5 of 10 questions, and a baseline needs all: "
+        "evaluate with --inferperf-set=early_stop=false",
+    )
 
 
 def test_two_metrics_of_one_task(root: Path, answers: Make) -> None:

@@ -21,8 +21,9 @@ from pytest_inferperf.engines.interface import (
     LogLikelihoodRequest,
     TokenChunk,
 )
+from pytest_inferperf.evaluate.interim import Interim, partial_table
 from pytest_inferperf.model.case import EngineSpec, Task
-from pytest_inferperf.model.results import EngineInfo, Hardware
+from pytest_inferperf.model.results import AccuracyResult, EngineInfo, Hardware
 
 TASKS = Path(__file__).parent / "tasks"
 MAX_LENGTH = 128
@@ -222,7 +223,7 @@ def tiny_tasks(tiny: TinyEngine, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def tiny_task(tiny_tasks: Path) -> Any:
     """Make the `Task` of one of the test tasks: `tiny_task("tiny_words", limit=3)`."""
 
-    def make(name: str, **options: int) -> Task:
+    def make(name: str, **options: Any) -> Task:
         return Task(name=name, path=str(tiny_tasks / f"{name}.yaml"), **options)
 
     return make
@@ -262,3 +263,19 @@ def hf_samples() -> Any:
         return [item for item in samples if item["filter"] == samples[0]["filter"]], results["results"][path.stem]
 
     return run
+
+
+@pytest.fixture
+def whole_in_part(monkeypatch: pytest.MonkeyPatch) -> list[AccuracyResult]:
+    """Score all answers on the interim road too, before lm-eval gets them."""
+    found: list[AccuracyResult] = []
+    plain = Interim.__call__
+
+    def call(self: Interim, requests: Sequence[Any], ask: Callable[[Sequence[int]], list[Any]]) -> list[Any]:
+        answers = plain(self, requests, ask)
+        samples = self._samples(requests, answers, range(len(self._documents.rows)))
+        found.append(self._score(samples, partial_table(self._found, samples, self._metric)))
+        return answers
+
+    monkeypatch.setattr(Interim, "__call__", call)
+    return found

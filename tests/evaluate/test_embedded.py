@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 
 from pytest_inferperf.evaluate import evaluate
+from pytest_inferperf.evaluate.interim import Asking
 from pytest_inferperf.evaluate.run import evaluate_lm
+from pytest_inferperf.gates.asking import asking_looks, asking_order
 from pytest_inferperf.model.case import EngineSpec, Task
+from pytest_inferperf.model.results import AccuracyResult
 
 SUITE = Path(__file__).resolve().parents[2] / "suites" / "embedded"
 LIMIT = 64
@@ -56,3 +59,14 @@ def test_the_suite_s_model(path: Path, embedded: Callable[[Path], Any], hf_model
     if ours.is_binary:
         assert ours.outcomes == tuple(float(item[ours.metric]) for item in samples)
     assert ours.score == pytest.approx(results[f"{ours.metric},{samples[0]['filter']}"], rel=1e-5)
+
+
+@pytest.mark.parametrize("path", sorted((SUITE / "tasks").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_suite_s_tasks_score_in_part_as_they_do_whole(
+    path: Path, embedded: Callable[[Path], Any], whole_in_part: list[AccuracyResult]
+) -> None:
+    asking = Asking(order=asking_order, looks=asking_looks)
+    theirs = evaluate(embedded(SUITE / "model"), Task(name=path.stem, path=str(path), limit=LIMIT), asking=asking)
+    (ours,) = whole_in_part
+    assert (ours.outcomes, ours.unparseable, ours.score) == (theirs.outcomes, theirs.unparseable, theirs.score)
+    assert (ours.documents_digest, ours.logprobs) == (theirs.documents_digest, theirs.logprobs)

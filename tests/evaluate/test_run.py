@@ -102,6 +102,8 @@ def test_the_digest_is_that_of_the_documents(tiny: Any, tiny_tasks: Path, tmp_pa
         row[key] = value if key != "label" else (row["label"] + 1) % 4
         documents.write_text("\n".join([*lines[:3], json.dumps(row), *lines[4:]]) + "\n", encoding="utf-8")
         assert evaluate(tiny, task).documents_digest != first.documents_digest, key
+    documents.write_text("\n".join([*lines[1:3], lines[0], *lines[3:]]) + "\n", encoding="utf-8")
+    assert evaluate(tiny, task).documents_digest != first.documents_digest, "another order"
 
 
 def test_few_shot_examples_are_the_same_every_time(tiny: Any, tiny_task: Any) -> None:

@@ -14,10 +14,12 @@ from pytest_inferperf.gates.looks import QUESTIONS, Decision, Unresolvable, sing
 from pytest_inferperf.gates.paired import (
     FEW_FLIPS,
     PairedVerdict,
+    binomial_bounds,
     exact_bounds,
     judge_paired,
     look_sizes,
     mcnemar_mid_p,
+    paired_bounds,
     question_order,
     score_bounds,
     sign_flip_bounds,
@@ -387,3 +389,25 @@ def test_both_errors_stay_below_alpha(loss: float, wrong: Decision) -> None:
         assert isinstance(found, PairedVerdict)
         seen += found.status is wrong
     assert seen / 1500 < 0.067
+
+
+def test_binomial_bounds_are_clopper_pearson() -> None:
+    for count, questions, level in ((0, 20, 0.05), (7, 250, 0.0121), (250, 250, 0.05)):
+        found = stats.binomtest(count, questions).proportion_ci(confidence_level=1 - 2 * level, method="exact")
+        lower, upper = binomial_bounds(count, questions, level)
+        assert lower == pytest.approx(found.low if count else 0.0)
+        assert upper == pytest.approx(found.high if count < questions else 1.0)
+    with pytest.raises(ValueError, match="do not fit"):
+        binomial_bounds(3, 2, 0.05)
+
+
+def test_paired_bounds_take_the_method_of_the_verdict() -> None:
+    few, many = [1] * 5 + [-1] * 2 + [0] * 93, [1] * 30 + [-1] * 10 + [0] * 60
+    assert paired_bounds(few, 0.05) == exact_bounds(5, 2, 100, 0.05)
+    assert paired_bounds(many, 0.05) == score_bounds(30, 10, 100, 0.05)
+    groups = [number // 10 for number in range(100)]
+    assert paired_bounds(many, 0.05, groups=groups)[1] > paired_bounds(many, 0.05)[1]
+    with pytest.raises(ValueError, match="0 differences"):
+        paired_bounds([], 0.05)
+    with pytest.raises(ValueError, match="100 differences have 99 groups"):
+        paired_bounds(few, 0.05, groups=groups[1:])

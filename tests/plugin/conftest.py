@@ -17,9 +17,12 @@ for _name in (
     "baselines.update",
     "engines.hardware",
     "engines.interface",
+    "evaluate.interim",
     "evaluate.run",
     "collection",
     "fixture",
+    "gates.asking",
+    "gates.drift",
     "judging",
     "gates.speedup",
     "marks.against",
@@ -74,6 +77,10 @@ class Project:
     def run(self, *arguments: str) -> pytest.RunResult:
         """Run pytest in this process."""
         return self.pytester.runpytest_inprocess("-p", "no:xdist", *arguments)
+
+    def asked(self) -> str:
+        """Return how many questions the last evaluation asked: `250`, `1000 and 250 twice`."""
+        return (self.path / "asked.log").read_text()
 
     def engines(self) -> list[str]:
         """Return what happened to engines: `build NVFP4`, `close NVFP4`."""

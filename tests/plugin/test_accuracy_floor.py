@@ -20,10 +20,30 @@ def test_message(project: Project) -> None:
     result = project.run()
     result.stdout.fnmatch_lines(
         [
-            "exact_match 80.00 points is below its floor 85.00; 1 of 1 gate failed",
-            "  FAIL  exact_match  80.00 >= 85.00 points  *mark",
+            "exact_match 80.80 points is below its floor 85.00 (500 of 1000 questions; score between 76.76 and 84.42 "
+            "points at 98.3 % each way); 1 of 1 gate failed",
+            "  FAIL  exact_match  80.80 >= 85.00 points  *mark",
         ]
     )
+
+
+def test_message_of_all_questions(project: Project) -> None:
+    """A floor is not a bound: once every question is answered, the score itself is compared."""
+    project.engine(right={"BF16": 849})
+    project.test(TASK, "accuracy_floor(points=85)", body="inferperf.evaluate()")
+    project.run().stdout.fnmatch_lines(["exact_match 84.90 points is below its floor 85.00; 1 of 1 gate failed"])
+    assert project.asked() == "1000"
+    project.engine(right={"BF16": 850})
+    project.run().assert_outcomes(passed=1)
+    assert project.asked() == "1000"
+
+
+@pytest.mark.parametrize(("right", "outcome"), [(990, "passed"), (600, "failed")])
+def test_a_clear_score_stops_early(project: Project, right: int, outcome: str) -> None:
+    project.engine(right={"BF16": right})
+    project.test(TASK, "accuracy_floor(points=85)", body="inferperf.evaluate()")
+    project.run().assert_outcomes(**{outcome: 1})
+    assert project.asked() == "250"
 
 
 def test_a_perplexity_has_no_floor_in_points(project: Project) -> None:

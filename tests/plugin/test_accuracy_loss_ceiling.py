@@ -60,8 +60,11 @@ def test_regression_message(recorded: Project) -> None:
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
         [
-            "exact_match loss vs BF16 3.00 points is above its ceiling 1.00 (30 lost, 0 gained of 1000; score 0.9000 -> "
-            "0.8700); 1 of 2 gates failed",
+            "exact_match loss vs BF16 2.80 points is above its ceiling 1.00 (14 lost, 0 gained of 500 (1000 planned)); "
+            "1 of 2 gates failed",
+            "  note: vs BF16: 14 lost, 0 gained of 500 (1000 planned); loss between 1.23 and 4.82 points at 98.3 % each way",
+            "  note: vs BF16: 2.80 % flips, A/A flips of BF16: 0 of 250, McNemar mid-p 3.1e-05, detectable loss 1.86 "
+            "points, KL 0 nats",
         ]
     )
 
@@ -73,7 +76,8 @@ def test_unparseable_answers_are_a_gate_of_their_own(recorded: Project) -> None:
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
         [
-            "unparseable rise vs BF16 6.00 points is above its ceiling 1.00 (0.00 % -> 6.00 % of answers unparseable); *",
+            "unparseable rise vs BF16 5.20 points is above its ceiling 1.00 (0.00 % -> 5.20 % of answers "
+            "unparseable; rise between 2.01 and 9.30 at 98.8 % each way); *",
         ]
     )
 

@@ -12,6 +12,7 @@ import math
 import random
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,10 @@ from pytest_inferperf.engines.interface import (
 )
 from pytest_inferperf.errors import EngineError
 from pytest_inferperf.evaluate import run as evaluate_run
+from pytest_inferperf.evaluate.interim import Asking
 from pytest_inferperf.model.case import EngineSpec, Task
 from pytest_inferperf.model.quant import KV_CACHE_DTYPES, QUANTIZATIONS
-from pytest_inferperf.model.results import AccuracyResult, EngineInfo, Hardware
+from pytest_inferperf.model.results import AccuracyResult, EngineInfo, Hardware, Repeat
 
 DEFAULTS: dict[str, Any] = {
     "round_s": 0.0,
@@ -51,6 +53,9 @@ DEFAULTS: dict[str, Any] = {
     "perplexity": False,
     "noise": 0.0,
     "by": {},
+    "passage": 10,
+    "shift": {},
+    "aa_flips": 0,
 }
 """`by` overrides the rest for a precision ("BF16") or an engine option ("use_cache=false")."""
 
@@ -161,12 +166,47 @@ class ScriptedEngine(Engine):
         self.log("close")
 
 
-def scripted_evaluate(engine: Engine, task: Task, **_: object) -> AccuracyResult:
-    """Answer `right[precision]` of the questions, the first ones."""
+def scripted_evaluate(engine: Engine, task: Task, *, asking: Asking | None = None, **_: object) -> AccuracyResult:
+    """Answer the scripted questions in the order of asking, look by look, as the real evaluation does.
+
+    How many were asked, and asked twice, is logged in `asked.log`.
+    """
     assert isinstance(engine, ScriptedEngine)
+    assert asking is not None
+    decided = asking.decided
     said = script(engine.root)
+    whole = scripted_answers(said, engine.spec.precision, task)
+    count = len(whole.outcomes)
+    groups = tuple(number // said["passage"] for number in range(count)) if task.group_by else None
+    order = asking.order(count, groups)
+    looks = [size for size in asking.looks(count) if size < count]
+    shift = said["shift"].get(engine.spec.precision, 0.0)
+    logprobs = {document: (math.log(0.5 + shift), math.log(0.5 - shift)) for document in order[:256]}
+    whole = replace(whole, groups=groups, logprobs=None if said["perplexity"] else logprobs)
+    log = engine.root / "asked.log"
+    for size in looks if decided is not None else ():
+        asked = sorted(order[:size])
+        flags = whole.unparseable
+        part = replace(
+            whole,
+            asked=tuple(document in set(asked) for document in range(count)),
+            outcomes=tuple(whole.outcomes[document] for document in asked),
+            score=sum(whole.outcomes[document] for document in asked) / size,
+            unparseable=None if flags is None else tuple(flags[document] for document in asked),
+            logprobs={document: row for document, row in logprobs.items() if document in set(asked)},
+            sequential=True,
+        )
+        if decided is not None and decided(part):
+            log.write_text(f"{size}")
+            return part
+    log.write_text(f"{count}" + (f" and {looks[0]} twice" if asking.repeat else ""))
+    repeat = Repeat(questions=looks[0], flips=said["aa_flips"]) if asking.repeat else None
+    return replace(whole, sequential=decided is not None and bool(looks), repeat=repeat)
+
+
+def scripted_answers(said: dict[str, Any], precision: str, task: Task) -> AccuracyResult:
+    """Answer `right[precision]` of the questions, the first ones."""
     count = said["questions"]
-    precision = engine.spec.precision
     right = said["right"].get(precision, said["right"]["BF16"])
     unparseable = said["unparseable"].get(precision, 0)
     if said["perplexity"]:
