@@ -97,6 +97,17 @@ def test_the_reference_answers_a_task_once_in_a_run(project: Project) -> None:
     assert project.engines().count("build BF16") == 1
 
 
+def test_the_reference_is_asked_everything_and_the_candidate_until_it_is_decided(project: Project) -> None:
+    project.test(TASK, 'accuracy_loss_ceiling(reference="BF16", points=5)', body=EVALUATE)
+    result = project.run("--inferperf-against=quant=BF16", "--inferperf-json=r.json")
+    result.assert_outcomes(passed=1)
+    (record,) = read_result_file(project.path / "r.json").records
+    assert record.result.accuracy is not None
+    assert record.result.comparisons[0].accuracy is not None
+    assert record.result.accuracy.is_partial
+    assert len(record.result.comparisons[0].accuracy.outcomes) == 1000
+
+
 def test_an_accuracy_floor_alone_needs_no_reference(project: Project) -> None:
     project.test(TASK, "accuracy_floor(points=50)", body=EVALUATE)
     project.run("--inferperf-against=quant=BF16").assert_outcomes(passed=1)
@@ -229,6 +240,17 @@ def test_what_is_no_reference(project: Project, script: dict[str, object], body:
     result.assert_outcomes(failed=1)
     why = f"its result of this case is no reference: {reason}" if reason else "its performance was not measured"
     result.stdout.fnmatch_lines([f"{USER} has no baseline (against old.json: {why}; key *"])
+
+
+def test_an_evaluation_that_ended_early_is_no_reference(project: Project) -> None:
+    project.test(TASK, "accuracy_floor(points=50)", body=EVALUATE)
+    project.run("--inferperf-json=old.json").assert_outcomes(passed=1)
+    project.test(TASK, CEILING, body=EVALUATE)
+    result = project.run("--inferperf-against=old.json")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        ["*its result of this case is no reference: the evaluation stopped after 250 of 1000 questions, *"]
+    )
 
 
 def test_of_two_tests_of_a_case_the_same_test_counts(project: Project) -> None:
