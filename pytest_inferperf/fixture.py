@@ -109,6 +109,7 @@ class Inferperf:
             sessions.append(self._measure_session(workload, len(sessions) + 1, wanted, timer))
             performance = PerformanceResult(sessions=tuple(sessions))
             self._result = replace(self._result, performance=performance, context=dict(self._context()))
+            self._check_telemetry(sessions[-1].telemetry)
             wanted = self._sessions_wanted(workload, performance)
         if self._benchmark is not None:
             names = {name for session in sessions for item in session.rounds for name in item.metrics}
@@ -185,6 +186,8 @@ class Inferperf:
                 progress=self._progress,
             )
             self._keep(found)
+            for telemetry in found.telemetry:
+                self._check_telemetry(telemetry)
 
     def _keep(self, found: Comparison) -> None:
         # The candidate may have been launched anew.
@@ -291,6 +294,15 @@ class Inferperf:
 
         reason = check_engine(self.case.engine, self.engine.info)
         if reason:
+            raise InvalidRun(reason)
+
+    def _check_telemetry(self, telemetry: Mapping[str, float]) -> None:
+        """Refuse figures, already kept in the result, that the machine disturbed; also where the body goes on."""
+        from pytest_inferperf.measure.validity import check_telemetry
+
+        reason = check_telemetry(telemetry, self._settings.limits)
+        if reason:
+            self._result = replace(self._result, invalid=reason)
             raise InvalidRun(reason)
 
 

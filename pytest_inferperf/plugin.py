@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_inferperf.errors import EngineError, InferperfError, InvalidRun, MarkError, SettingsError
-from pytest_inferperf.session import RECORD, RUN, STATE, Recorder, bound_of, is_a_regression, judge_item, state_of
+from pytest_inferperf.model.limits import LIMITS
+from pytest_inferperf.session import (
+    RECORD,
+    RUN,
+    STATE,
+    Recorder,
+    bound_of,
+    forget_attempt,
+    is_a_regression,
+    judge_item,
+    state_of,
+)
 
 if TYPE_CHECKING:
     from pytest_inferperf.engines.interface import Engine
@@ -78,6 +89,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addini("inferperf_task_paths", "Folders with lm-eval task files", type="paths", default=[])
     parser.addini("inferperf_tolerance", "Default relative performance tolerance", type="float", default=0.05)
     parser.addini("inferperf_alpha", "One-sided error of each gate, over all of its looks", type="float", default=0.05)
+    for limit in LIMITS:
+        parser.addini(limit.ini, limit.help, type="float", default=limit.default)
     parser.addini("inferperf_on_inconclusive", "What an INCONCLUSIVE verdict does: fail or warn", default="fail")
     parser.addini("inferperf_load_timeout", "Seconds an engine may take to load", type="float", default=3600.0)
     parser.addini("inferperf_call_timeout", "Seconds one call of an engine may take", type="float", default=1800.0)
@@ -145,7 +158,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if next(_ours(item), None) is None:
         return
-    message, lacking = _unfit(item)
+    # Another plugin may run the same item a second time.
+    message = forget_attempt(item)
+    lacking = ""
+    if not message:
+        message, lacking = _unfit(item)
     if message:
         pytest.fail(message, pytrace=False)
     if lacking:
@@ -397,7 +414,8 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     unexpectable = call.excinfo is not None and hasattr(call.excinfo.value, "inferperf_not_a_regression")
-    if call.when == "call" and RECORD in item.stash:
+    # In setup it is that of an attempt that stands.
+    if call.when != "teardown" and RECORD in item.stash:
         from pytest_inferperf.baselines.result_file import record_to_json
 
         # Plain data: reports travel from xdist workers to the controller as JSON.

@@ -23,7 +23,18 @@ if TYPE_CHECKING:
     from pytest_inferperf.report.progress import ProgressLine
     from pytest_inferperf.settings import Settings
 
-__all__ = ["RECORD", "RUN", "STATE", "Recorder", "State", "bound_of", "is_a_regression", "judge_item", "state_of"]
+__all__ = [
+    "RECORD",
+    "RUN",
+    "STATE",
+    "Recorder",
+    "State",
+    "bound_of",
+    "forget_attempt",
+    "is_a_regression",
+    "judge_item",
+    "state_of",
+]
 
 
 @dataclass
@@ -61,6 +72,7 @@ class State:
 STATE = pytest.StashKey[State]()
 RUN = pytest.StashKey["Inferperf"]()
 RECORD = pytest.StashKey["ResultRecord"]()
+_MESSAGE = pytest.StashKey[str]()
 
 
 def state_of(config: pytest.Config) -> State:
@@ -134,7 +146,7 @@ def judge_item(item: pytest.Item, run: Inferperf, *, invalid: str = "", body_fai
         return f"INVALID: {reason}" if reason else ""
     timed = result.performance is not None or any(compared.blocks for compared in result.comparisons)
     simulated = result.engine is not None and result.engine.simulated and timed
-    message = failure_message(verdicts, _rerun(item, settings), simulated=simulated)
+    message = item.stash[_MESSAGE] = failure_message(verdicts, _rerun(item, settings), simulated=simulated)
     if status is Status.INCONCLUSIVE and settings.on_inconclusive == "warn":
         warnings.warn(pytest.PytestWarning(f"{item.nodeid}: {message}"), stacklevel=2)
         return ""
@@ -150,6 +162,32 @@ def _without_relaunch(verdict: GateVerdict) -> GateVerdict:
         reason=f"{verdict.reason}; the engine cannot be launched again, so there is one session",
         next_step="implement relaunch() in the engine and set can_relaunch = True, or give the gate a wider tolerance",
     )
+
+
+def forget_attempt(item: pytest.Item) -> str:
+    """Make an item ready to run again, or say why it may not; "" for the first attempt too.
+
+    A verdict stands: with a second chance, a regression of any size passes sooner or later. What was INVALID, or failed
+    before a gate was judged, and what passed all gates, decided nothing by itself.
+    """
+    from pytest_inferperf.model.verdicts import Status
+
+    record = item.stash.get(RECORD, None)
+    if record is not None and any(
+        verdict.status is Status.INCONCLUSIVE
+        or (verdict.status is Status.FAIL and verdict.measured is not None and verdict.limit is not None)
+        for verdict in record.verdicts
+    ):
+        alpha = state_of(item.config).settings.alpha
+        first, _, rows = item.stash[_MESSAGE].partition("\n")
+        return (
+            f"{first}\nNot run again: the verdict of the first attempt stands. A rerun would re-roll it, and each further "
+            f"look at a gate spends part of its alpha (inferperf_alpha = {alpha:g}), all of which its own looks spend.\n"
+            f"{rows}"
+        )
+    if record is not None:
+        del item.stash[RECORD]
+    return ""
 
 
 def _rerun(item: pytest.Item, settings: Settings) -> str:
@@ -208,12 +246,12 @@ class Recorder:
             from pytest_inferperf.baselines.result_file import record_from_json
 
             state_of(self._config).add(record_from_json(record))
-        if report.failed and STATE in self._config.stash and not self._stands_for_a_verdict(report, record):
+        if report.failed and STATE in self._config.stash and not self._stands_for_a_verdict(record):
             self._config.stash[STATE].failed.add(report.nodeid)
 
     @staticmethod
-    def _stands_for_a_verdict(report: pytest.TestReport, record: Mapping[str, Any] | None) -> bool:
-        return report.when == "call" and record is not None and record["status"] not in (None, "PASS")
+    def _stands_for_a_verdict(record: Mapping[str, Any] | None) -> bool:
+        return record is not None and record["status"] not in (None, "PASS")
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:

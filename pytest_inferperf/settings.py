@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
+import pytest
+
 from pytest_inferperf.errors import SettingsError
 from pytest_inferperf.model.case import Scalar
+from pytest_inferperf.model.limits import LIMITS, Limit
 
 if TYPE_CHECKING:
-    import pytest
-
     from pytest_inferperf.baselines.against import RunReference
     from pytest_inferperf.marks.against import EngineReference
 
@@ -55,6 +57,9 @@ class Settings:
 
     alpha: float
     """Total one-sided error of each gate, over all of its looks."""
+
+    limits: Mapping[str, float]
+    """How much a machine may disturb a measurement: a value for each setting of `model.limits`."""
 
     on_inconclusive: Literal["fail", "warn"]
     load_timeout_s: float
@@ -104,6 +109,7 @@ def read_settings(config: pytest.Config) -> Settings:
         task_paths=tuple(Path(item) for item in config.getini("inferperf_task_paths")),
         tolerance=_between(config, "inferperf_tolerance", 0, 1),
         alpha=_between(config, "inferperf_alpha", 0, 0.5),
+        limits={limit.ini: _up_to(config, limit) for limit in LIMITS},
         on_inconclusive=_on_inconclusive(config),
         load_timeout_s=_between(config, "inferperf_load_timeout", 0, None),
         call_timeout_s=_between(config, "inferperf_call_timeout", 0, None),
@@ -142,14 +148,29 @@ def _against(config: pytest.Config) -> EngineReference | RunReference | None:
     return parse_against(text, config.invocation_params.dir)
 
 
-def _between(config: pytest.Config, name: str, low: float, high: float | None) -> float:
+def _number(config: pytest.Config, name: str) -> float:
     try:
-        value = float(config.getini(name))
-    except ValueError:
-        raise SettingsError(f"{name} in the ini file is not a number.") from None
+        return float(config.getini(name))
+    except (ValueError, pytest.UsageError) as error:
+        # pytest 8.4 raises the one, pytest 9 the other.
+        message = f"{name} in the ini file is not a number: {error}."
+    raise SettingsError(message)
+
+
+def _between(config: pytest.Config, name: str, low: float, high: float | None) -> float:
+    value = _number(config, name)
     if not (low < value and (high is None or value < high)):
         span = f"above {low}" if high is None else f"between {low} and {high}"
         raise SettingsError(f"{name} = {value:g} in the ini file must be {span}.")
+    return value
+
+
+def _up_to(config: pytest.Config, limit: Limit) -> float:
+    """Read a limit whose ends are values too: they switch the check off, or allow nothing."""
+    value = _number(config, limit.ini)
+    if not (value >= 0 and (limit.high is None or value <= limit.high)):
+        span = "0 or more" if limit.high is None else f"from 0 to {limit.high:g}"
+        raise SettingsError(f"{limit.ini} = {value:g} in the ini file must be {span}.")
     return value
 
 

@@ -34,6 +34,7 @@ from pytest_inferperf.model.case import EngineSpec, GpuRequirement, Task, Worklo
 from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, SpeedupFloor
 from pytest_inferperf.model.metrics import METRICS
 from pytest_inferperf.model.quant import KV_CACHE_DTYPES, QUANTIZATIONS
+from tests.measure.test_validity import QUIET
 from tests.plugin.conftest import Project
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -307,6 +308,11 @@ def ini_text(value: object) -> str:
         if isinstance(value, float)
         else str(value or "empty")
     )
+
+
+def test_telemetry() -> None:
+    rows = [row["figure"] for row in table("reference/files.md", "figure")]
+    assert sorted(rows) == sorted({"cpu.others.NAME", *(name.replace("gpu0", "gpuN") for name in QUIET)})
 
 
 def test_help_block_of_the_readme(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,18 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("torch", "transformers", "modelopt", "lm_eval", "tensorrt_llm", "numpy", "scipy", "jsonschema", "filelock")
+HEAVY = (
+    "torch",
+    "transformers",
+    "modelopt",
+    "lm_eval",
+    "tensorrt_llm",
+    "numpy",
+    "scipy",
+    "jsonschema",
+    "filelock",
+    "pynvml",
+)
 OURS = ("fixture", "marks", "settings", "judging", "engines", "baselines", "evaluate", "measure", "gates", "report")
 
 
@@ -65,4 +76,4 @@ def test_no_git_and_no_subprocess_where_it_is_not_used(tmp_path: Path) -> None:
 )
 def test_no_module_of_the_parent_process_imports_torch(module: str, tmp_path: Path) -> None:
     loaded = modules_after(f"import pytest_inferperf.{module}", tmp_path)
-    assert not loaded & {"torch", "transformers", "modelopt", "lm_eval", "tensorrt_llm"}
+    assert not loaded & {"torch", "transformers", "modelopt", "lm_eval", "tensorrt_llm", "pynvml"}

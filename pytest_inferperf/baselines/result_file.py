@@ -263,6 +263,7 @@ def _comparison_to_json(comparison: Comparison) -> dict[str, Any]:
         ],
         "warmup_rounds": comparison.warmup_rounds,
         "accuracy": None if comparison.accuracy is None else _accuracy_to_json(comparison.accuracy),
+        "telemetry": [dict(item) for item in comparison.telemetry],
     }
 
 
@@ -280,6 +281,7 @@ def _comparison_from_json(data: Mapping[str, Any], where: str) -> Comparison:
         ),
         warmup_rounds=data["warmup_rounds"],
         accuracy=None if accuracy is None else _accuracy_from_json(accuracy, f"{where}.accuracy"),
+        telemetry=tuple(data["telemetry"]),
     )
 
 
@@ -296,7 +298,11 @@ def _rounds_from_json(data: Sequence[Mapping[str, Any]], where: str) -> tuple[Ro
 def _performance_to_json(performance: PerformanceResult) -> dict[str, Any]:
     return {
         "sessions": [
-            {"warmup_rounds": session.warmup_rounds, "rounds": _rounds_to_json(session.rounds)}
+            {
+                "warmup_rounds": session.warmup_rounds,
+                "rounds": _rounds_to_json(session.rounds),
+                "telemetry": dict(session.telemetry),
+            }
             for session in performance.sessions
         ]
     }
@@ -305,7 +311,7 @@ def _performance_to_json(performance: PerformanceResult) -> dict[str, Any]:
 def _performance_from_json(data: Mapping[str, Any], where: str) -> PerformanceResult:
     return PerformanceResult(
         sessions=tuple(
-            Session(rounds=_rounds_from_json(session["rounds"], where), warmup_rounds=session["warmup_rounds"])
+            Session(**{**session, "rounds": _rounds_from_json(session["rounds"], where)})
             for session in data["sessions"]
         )
     )

@@ -8,11 +8,13 @@ each block launches each engine anew for two rounds, the reference first in ever
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 from pytest_inferperf.engines.interface import Engine
 from pytest_inferperf.errors import EngineError, InvalidRun
 from pytest_inferperf.measure.session import run_round
+from pytest_inferperf.measure.telemetry import Telemetry
 from pytest_inferperf.measure.validity import check_engine
 from pytest_inferperf.measure.workload import draw_requests, vocabulary_of
 from pytest_inferperf.model.case import ReferenceEngine, Workload
@@ -140,8 +142,12 @@ class _Blocks:
         # Prompts must fit both engines; the candidate may be closed when the reference is there.
         self._vocabulary = vocabulary_of(candidate, workload)
         self._found: Comparison | None = None
+        self._telemetry: list[Mapping[str, float]] = []
 
     def measure(self, next_look: Callable[[Comparison], int | None]) -> Comparison:
+        return replace(self._measure(next_look), telemetry=tuple(self._telemetry))
+
+    def _measure(self, next_look: Callable[[Comparison], int | None]) -> Comparison:
         if self._reference.reload:
             with _turns(self._candidate) as turns:
                 return self._grow(next_look, lambda number: self._reloaded_block(turns, number))
@@ -149,7 +155,14 @@ class _Blocks:
             self._meet(engine)
             for one in (engine, self._candidate):
                 self._warm_up(one)
-            return self._grow(next_look, lambda number: self._held_block(engine, number))
+            with self._watched(self._candidate, engine):
+                return self._grow(next_look, lambda number: self._held_block(engine, number))
+
+    @contextlib.contextmanager
+    def _watched(self, *engines: Engine) -> Iterator[None]:
+        with Telemetry(max((one.info.hardware for one in engines), key=lambda found: found.count)) as telemetry:
+            yield
+        self._telemetry.append(telemetry.figures)
 
     def _grow(self, next_look: Callable[[Comparison], int | None], block: Callable[[int], Abba]) -> Comparison:
         blocks: tuple[Abba, ...] = ()
@@ -200,7 +213,8 @@ class _Blocks:
 
     def _two_rounds(self, engine: Engine, number: int) -> tuple[Round, ...]:
         self._warm_up(engine)
-        return tuple(self._round(engine, index) for index in self._rounds(number))
+        with self._watched(engine):
+            return tuple(self._round(engine, index) for index in self._rounds(number))
 
     def _rounds(self, number: int) -> tuple[int, int]:
         first = self._workload.warmup_rounds + 2 * number

@@ -10,6 +10,7 @@ from typing import Protocol
 from pytest_inferperf.engines.interface import Engine, Generation, GenerationRequest
 from pytest_inferperf.errors import InvalidRun
 from pytest_inferperf.measure.summary import summarise_round
+from pytest_inferperf.measure.telemetry import Telemetry
 from pytest_inferperf.measure.workload import make_requests
 from pytest_inferperf.model.case import Workload
 from pytest_inferperf.model.results import Round, Session
@@ -34,19 +35,22 @@ def measure_session(
     """Run the workload's warm-up and measured rounds and return their figures.
 
     Raises `InvalidRun` when a request does not fit or an output is not exactly `osl` tokens long, and passes the
-    engine's `EngineError` on.
+    engine's `EngineError` on. Telemetry covers the measured rounds.
     """
-    rounds = []
-    for index in range(workload.warmup_rounds + workload.rounds):
-        measured = index >= workload.warmup_rounds
+
+    def run(index: int, kind: str, timer: RoundTimer | None) -> Round:
         if progress is not None:
-            kind = f"round {index - workload.warmup_rounds + 1}/{workload.rounds}" if measured else "warm-up round"
             progress(f"measure isl {workload.isl} osl {workload.osl} concurrency {workload.concurrency}: {kind}")
-        requests = make_requests(engine, workload, round_index=index)
-        result = run_round(engine, workload, requests, timer=timer if measured else None)
-        if measured:
-            rounds.append(result)
-    return Session(rounds=tuple(rounds), warmup_rounds=workload.warmup_rounds)
+        return run_round(engine, workload, make_requests(engine, workload, round_index=index), timer=timer)
+
+    for index in range(workload.warmup_rounds):
+        run(index, "warm-up round", None)
+    with Telemetry(engine.info.hardware) as telemetry:
+        rounds = tuple(
+            run(workload.warmup_rounds + number, f"round {number + 1}/{workload.rounds}", timer)
+            for number in range(workload.rounds)
+        )
+    return Session(rounds=rounds, warmup_rounds=workload.warmup_rounds, telemetry=telemetry.figures)
 
 
 def run_round(

@@ -93,6 +93,8 @@ class Session:
 
     rounds: tuple[Round, ...]
     warmup_rounds: int
+    telemetry: Mapping[str, float] = field(default_factory=dict)
+    """What the machine did meanwhile: figure (`cpu.others`, `gpu0.sm_clock`) to value. What is not known is absent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +216,8 @@ class Comparison:
     """Warm-up rounds of each engine: once before the first block, or with `reload` after every launch."""
 
     accuracy: AccuracyResult | None = None
+    telemetry: tuple[Mapping[str, float], ...] = ()
+    """What the machine did meanwhile, as in `Session.telemetry`: once for all blocks, or with `reload` for each launch."""
 
     @property
     def candidate(self) -> PerformanceResult:

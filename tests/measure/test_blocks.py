@@ -16,7 +16,7 @@ from pytest_inferperf.engines.interface import (
     TokenChunk,
 )
 from pytest_inferperf.errors import EngineError, InvalidRun
-from pytest_inferperf.measure import session
+from pytest_inferperf.measure import blocks, session
 from pytest_inferperf.measure.blocks import held_reference, measure_blocks
 from pytest_inferperf.model.case import EngineSpec, ReferenceEngine, Workload
 from pytest_inferperf.model.results import Comparison, EngineInfo, Hardware
@@ -132,13 +132,13 @@ class World:
         self.prepare(engine)
         return engine
 
-    def measure(self, blocks: int = 1, *, reload: bool = False, workload: Workload = WORKLOAD) -> Comparison:
+    def measure(self, count: int = 1, *, reload: bool = False, workload: Workload = WORKLOAD) -> Comparison:
         return measure_blocks(
             self.candidate,
             replace(REFERENCE, reload=reload),
             workload,
             open_reference=self.open,
-            next_look=lambda found: blocks if len(found.blocks) < blocks else None,
+            next_look=lambda found: count if len(found.blocks) < count else None,
         )
 
 
@@ -286,6 +286,32 @@ def test_no_block_is_added_to_failed_requests(world: World) -> None:
     world.prepare = prepare
     found = world.measure(10)
     assert (len(found.blocks), found.num_failed_requests) == (1, 2)
+
+
+@pytest.mark.parametrize(("reload", "stretches"), [(False, 1), (True, 4)])
+def test_the_machine_is_watched_while_rounds_are_measured(
+    world: World, monkeypatch: pytest.MonkeyPatch, reload: bool, stretches: int
+) -> None:
+    """Not while an engine loads or warms up: an idle GPU has a low clock."""
+
+    class Watch:
+        def __init__(self, hardware: Hardware) -> None:
+            self.figures = {"cpu.others": float(hardware.count)}
+
+        def __enter__(self) -> Watch:
+            world.log.append("watch")
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            world.log.append("stop")
+
+    monkeypatch.setattr(blocks, "Telemetry", Watch)
+    found = world.measure(2, reload=reload)
+    assert found.telemetry == ({"cpu.others": 2.0},) * stretches
+    text = " ".join(world.log)
+    warm, watched = text.split("watch ", 1)
+    assert warm.endswith("round A " if reload else "round A round B ")
+    assert watched.startswith("round A round A stop" if reload else "round A round B round B round A round A")
 
 
 def test_looks_are_asked_for_after_every_block(world: World) -> None:

@@ -29,9 +29,13 @@ for _name in (
     "marks.cases",
     "marks.gates",
     "measure.blocks",
+    "measure.cpu",
     "measure.environment",
+    "measure.gpu",
     "measure.session",
+    "measure.telemetry",
     "measure.validity",
+    "model.limits",
     "report.junit",
     "report.lines",
     "report.progress",
@@ -54,7 +58,11 @@ class Project:
         self.pytester = pytester
         self.path = pytester.path
         pytester.makeconftest((PROJECT / "conftest.py").read_text())
-        pytester.makeini("[pytest]\naddopts = --strict-markers --strict-config -p no:cacheprovider\n")
+        # These tests share a machine with each other: what disturbs their runs is not what they are about.
+        pytester.makeini(
+            "[pytest]\naddopts = --strict-markers --strict-config -p no:cacheprovider\n"
+            "inferperf_max_interference = 1\ninferperf_max_throttled = 1\ninferperf_min_clock = 0\n"
+        )
         model = self.path / "tiny-llama"
         model.mkdir()
         (model / "config.json").write_text("{}")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from pytest_inferperf import judging
+from pytest_inferperf.model.verdicts import GateVerdict
 from tests.plugin.conftest import PERFORMANCE, TASK, Project
 
 SHOW = (
@@ -84,6 +88,33 @@ def test_baselines_folder(project: Project) -> None:
             "ERROR: inferperf_on_inconclusive = ignore in the ini file is not one of: *",
         ),
         ("inferperf_tolerance=5", "ERROR: inferperf_tolerance = 5 in the ini file must be between 0 and 1."),
+        ("inferperf_alpha=0.5", "ERROR: inferperf_alpha = 0.5 in the ini file must be between 0 and 0.5."),
+        ("inferperf_alpha=0", "ERROR: inferperf_alpha = 0 in the ini file must be between 0 and 0.5."),
+        ("inferperf_alpha=-0.1", "ERROR: inferperf_alpha = -0.1 in the ini file must be between 0 and 0.5."),
+        ("inferperf_alpha=nan", "ERROR: inferperf_alpha = nan in the ini file must be between 0 and 0.5."),
+        (
+            "inferperf_alpha=5%",
+            "ERROR: inferperf_alpha in the ini file is not a number: could not convert string to float: '5%'.",
+        ),
+        (
+            "inferperf_max_interference=20",
+            "ERROR: inferperf_max_interference = 20 in the ini file must be from 0 to 1.",
+        ),
+        (
+            "inferperf_max_interference=nan",
+            "ERROR: inferperf_max_interference = nan in the ini file must be from 0 to 1.",
+        ),
+        ("inferperf_max_throttled=-1", "ERROR: inferperf_max_throttled = -1 in the ini file must be from 0 to 1."),
+        ("inferperf_min_clock=1500", "ERROR: inferperf_min_clock = 1500 in the ini file must be from 0 to 1."),
+        ("inferperf_min_power_limit=2", "ERROR: inferperf_min_power_limit = 2 in the ini file must be from 0 to 1."),
+        (
+            "inferperf_max_gpu_processes=-1",
+            "ERROR: inferperf_max_gpu_processes = -1 in the ini file must be 0 or more.",
+        ),
+        (
+            "inferperf_max_gpu_processes=none",
+            "ERROR: inferperf_max_gpu_processes in the ini file is not a number: could not convert string to float: 'none'.",
+        ),
         ("inferperf_call_timeout=0", "ERROR: inferperf_call_timeout = 0 in the ini file must be above 0."),
     ],
 )
@@ -94,3 +125,18 @@ def test_wrong_ini(project: Project, ini: str, expected: str) -> None:
     text = "\n".join([*result.outlines, *result.errlines])
     assert expected.rstrip("*").removeprefix("ERROR: ") in text
     assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("value", [0.001, 0.499])
+def test_alpha_reaches_the_judge(project: Project, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+    seen: list[float] = []
+    real = judging.judge_case
+
+    def watched(*given: Any, alpha: float, **named: Any) -> tuple[GateVerdict, ...]:
+        seen.append(alpha)
+        return real(*given, alpha=alpha, **named)
+
+    monkeypatch.setattr(judging, "judge_case", watched)
+    project.test(PERFORMANCE, "throughput_floor(output_throughput_per_user=1)")
+    project.run("-o", f"inferperf_alpha={value}").assert_outcomes(passed=1)
+    assert seen == [value]
