@@ -326,6 +326,15 @@ def test_it_does_not_go_with_an_update(project: Project) -> None:
     result.stderr.fnmatch_lines(["ERROR: --inferperf-update does not go with --inferperf-against: *"])
 
 
+def test_accuracy_is_compared_under_xdist(project: Project) -> None:
+    recorded(project, TASK, CEILING, body=EVALUATE, right={"BF16": 900})
+    project.engine(right={"BF16": 900, "NVFP4": 850})
+    for against in ("old.json", "quant=BF16"):
+        result = project.pytester.runpytest_subprocess("-n", "1", f"--inferperf-against={against}")
+        result.assert_outcomes(failed=1)
+        result.stdout.fnmatch_lines([f"  FAIL  exact_match loss vs {against} *  against {against}"])
+
+
 def test_performance_is_refused_under_xdist(project: Project) -> None:
     project.test(PERFORMANCE, FLOOR)
     result = project.pytester.runpytest_subprocess("-n", "1", "--inferperf-against=quant=BF16")
