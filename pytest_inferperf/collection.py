@@ -10,10 +10,14 @@ import pytest
 from pytest_inferperf.errors import MarkError, SettingsError
 from pytest_inferperf.marks.cases import BoundCase, Origin, parse_cases, parse_requires_gpu
 from pytest_inferperf.marks.gates import GATES, parse_gates
+from pytest_inferperf.model.gates import SpeedupFloor
 from pytest_inferperf.session import bound_of, state_of
 
 if TYPE_CHECKING:
-    from pytest_inferperf.model.case import EngineSpec
+    from pytest_inferperf.baselines.against import RunReference
+    from pytest_inferperf.marks.against import EngineReference
+    from pytest_inferperf.model.case import Case, EngineSpec
+    from pytest_inferperf.model.gates import Gate
     from pytest_inferperf.planning import PlannedTest
 
 __all__ = [
@@ -100,7 +104,10 @@ def _params(
     parse_requires_gpu(marks_of(definition, "requires_gpu"))
     params = []
     for case_id, case in parse_cases(marks, origin):
-        bound = BoundCase(case=case, gates=parse_gates(gates, case))
+        bound = _bind(case, parse_gates(gates, case, origin), state.settings.against, origin)
+        speedups = [gate.reference for gate in bound.gates if isinstance(gate, SpeedupFloor)]
+        for reference in (*speedups, *filter(None, [bound.against])):
+            _remember_hook(definition, reference.spec)
         _remember_hook(definition, case.engine)
         values = {"inferperf_engine": case.engine, "inferperf_case": bound}
         resolved = pytest.mark.inferperf(**case.identity())
@@ -108,6 +115,18 @@ def _params(
         params.append(pytest.param(*(values[name] for name in uses), id=case_id, marks=resolved))
     state.read |= {id(mark): mark for mark in (*marks, *gates)}
     return params
+
+
+def _bind(
+    case: Case, gates: tuple[Gate, ...], against: EngineReference | RunReference | None, origin: Origin
+) -> BoundCase:
+    """Put a case and its gates together; `--inferperf-against` takes the place of the baselines."""
+    if against is None:
+        return BoundCase(case=case, gates=gates)
+    from pytest_inferperf.marks.against import EngineReference, gates_against
+
+    reference = against.engine(case.engine, origin) if isinstance(against, EngineReference) else None
+    return BoundCase(case=case, gates=gates_against(gates, against, reference), against=reference)
 
 
 def _backends(definition: pytest.Function) -> tuple[str, ...]:

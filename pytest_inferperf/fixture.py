@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_inferperf.errors import BaselineError, InvalidRun, MarkError
-from pytest_inferperf.model.case import Case
-from pytest_inferperf.model.gates import PerformanceGate
-from pytest_inferperf.model.results import AccuracyResult, CaseResult, PerformanceResult, Session
+from pytest_inferperf.model.case import Case, ReferenceEngine, Task, Workload
+from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, PerformanceGate, SpeedupFloor
+from pytest_inferperf.model.results import AccuracyResult, CaseResult, Comparison, PerformanceResult, Session
 from pytest_inferperf.model.verdicts import Status
 
 if TYPE_CHECKING:
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from pytest_inferperf.marks.cases import BoundCase
     from pytest_inferperf.settings import Settings
 
-__all__ = ["Inferperf"]
+__all__ = ["RECORDED_SESSIONS", "Inferperf"]
+
+RECORDED_SESSIONS = 10
+"""Sessions of a baseline where the mark says nothing. Their number bounds what any later run can resolve."""
 
 
 class Inferperf:
@@ -33,6 +36,9 @@ class Inferperf:
         benchmark: Any | None = None,
         progress: Callable[[str], None] | None = None,
         context: Callable[[], Mapping[str, str]] = dict,
+        open_reference: Callable[[ReferenceEngine], Engine] | None = None,
+        answers: dict[Any, Comparison] | None = None,
+        nodeid: str = "",
     ) -> None:
         self.bound = bound
         self.engine = engine
@@ -42,6 +48,9 @@ class Inferperf:
         self._benchmark = benchmark
         self._progress = progress
         self._context = context
+        self._open_reference = open_reference or _no_reference
+        self._answers = {} if answers is None else answers
+        self._nodeid = nodeid
         self._result = CaseResult(case=bound.case, engine=engine.info)
 
     @property
@@ -57,33 +66,137 @@ class Inferperf:
     @property
     def measured(self) -> bool:
         """Whether anything was measured or evaluated."""
-        return self._result.performance is not None or self._result.accuracy is not None
+        found = self._result
+        return found.performance is not None or found.accuracy is not None or bool(found.comparisons)
 
     def measure(self) -> PerformanceResult:
-        """Run the workload: warm-up rounds, then measured rounds, on the loaded engine.
+        """Run the workload in one session or more: each is one launch of the engine, with warm-up and measured rounds.
+
+        Begins with the `sessions` of the mark. A run that is judged goes on while a gate is undecided and a look is
+        left; a run that records goes on to 10 sessions, where the mark says nothing.
+
+        Speedup gates are measured in blocks of rounds interleaved with their reference engines; with no other gate,
+        those rounds are all that is measured.
 
         Raises `MarkError` when the case has no workload or was measured before, `InvalidRun` when the figures
-        cannot be trusted, `EngineError` when the engine fails.
+        cannot be trusted, `EngineError` when the engine fails, or cannot be launched again and `sessions` asks for it.
         """
-        from pytest_inferperf.measure.session import measure_session
-
-        if self.case.workload is None:
+        workload = self.case.workload
+        if workload is None:
             raise MarkError("inferperf.measure(): the case has no workload; give the inferperf mark isl= and osl=.")
-        if self._result.performance is not None:
+        if self._result.performance is not None or self._result.comparisons:
             raise MarkError("inferperf.measure() was called twice; one test measures its workload once.")
+        speedups = [gate for gate in self.bound.gates if isinstance(gate, SpeedupFloor)]
+        if not speedups or any(isinstance(gate, PerformanceGate) for gate in self.bound.gates):
+            performance = self._measure_sessions(workload)
+            self._compare(workload, speedups)
+            return performance
         self._check_validity()
+        self._compare(workload, speedups)
+        found = self._result.comparisons
+        return PerformanceResult(sessions=tuple(item for one in found for item in one.candidate.sessions))
+
+    def _measure_sessions(self, workload: Workload) -> PerformanceResult:
+        if workload.sessions > 1 and not self.engine.can_relaunch:
+            self.engine.relaunch()  # says what it lacks, before anything is measured
         timer = _BenchmarkTimer(self._benchmark) if self._benchmark is not None else None
-        session = measure_session(self.engine, self.case.workload, timer=timer, progress=self._progress)
-        performance = PerformanceResult(sessions=(session,))
-        self._result = replace(self._result, performance=performance, context=dict(self._context()))
+        sessions: list[Session] = []
+        wanted = max(workload.sessions, 1)
+        while len(sessions) < wanted:
+            if sessions:
+                self.engine.relaunch()
+            self._check_validity()
+            sessions.append(self._measure_session(workload, len(sessions) + 1, wanted, timer))
+            performance = PerformanceResult(sessions=tuple(sessions))
+            self._result = replace(self._result, performance=performance, context=dict(self._context()))
+            self._check_telemetry(sessions[-1].telemetry)
+            wanted = self._sessions_wanted(workload, performance)
         if self._benchmark is not None:
-            names = {name for item in session.rounds for name in item.metrics}
+            names = {name for session in sessions for item in session.rounds for name in item.metrics}
             self._benchmark.extra_info.update(
                 {f"inferperf.{name}": performance.median(name) for name in sorted(names)},
                 **{"inferperf.simulated": self.engine.info.simulated},
             )
-        self._check_telemetry(session)
         return performance
+
+    def _measure_session(self, workload: Workload, number: int, wanted: int, timer: _BenchmarkTimer | None) -> Session:
+        from pytest_inferperf.gates.looks import SESSIONS
+        from pytest_inferperf.measure.session import measure_session
+
+        report = self._progress
+        progress = report
+        if report is not None and wanted > 1:
+            # A look before the last may decide, so a judged run names the most there can be.
+            most = wanted if self._settings.update else max(wanted, SESSIONS.cap)
+
+            def progress(line: str) -> None:
+                report(f"session {number} (up to {most}): {line}")
+
+        return measure_session(self.engine, workload, timer=timer, progress=progress)
+
+    def _sessions_wanted(self, workload: Workload, performance: PerformanceResult) -> int:
+        """Return how many sessions there should be in all, by what was measured so far."""
+        from pytest_inferperf.gates.judge import failed_requests
+        from pytest_inferperf.judging import lacks_baseline, next_look
+
+        measured = len(performance.sessions)
+        if not self.engine.can_relaunch or failed_requests(performance):
+            return measured
+        settings, gates = self._settings, self.bound.gates
+        try:
+            if settings.update is not None and (
+                settings.update != "new" or lacks_baseline(self._result, gates, root=settings.baselines)
+            ):
+                return workload.sessions or RECORDED_SESSIONS
+            look = next_look(
+                self._result,
+                gates,
+                root=settings.baselines,
+                tolerance=settings.tolerance,
+                alpha=settings.alpha,
+                against=settings.against_run,
+                nodeid=self._nodeid,
+            )
+        except BaselineError:
+            # Said when the run is judged, which keeps what was measured.
+            look = None
+        return max(look or measured, workload.sessions)
+
+    def _compare(self, workload: Workload, gates: Sequence[SpeedupFloor]) -> None:
+        """Measure blocks against each reference engine while a gate on it is open. Raises like `measure`."""
+        from pytest_inferperf.gates.speedup import judge_speedup
+        from pytest_inferperf.measure.blocks import measure_blocks
+
+        for reference in dict.fromkeys(gate.reference for gate in gates):
+            own = [gate for gate in gates if gate.reference == reference]
+
+            def next_look(found: Comparison, own: Sequence[SpeedupFloor] = own) -> int | None:
+                tolerance, alpha = self._settings.tolerance, self._settings.alpha
+                verdicts = [
+                    judge_speedup(gate, found, self._result, default_tolerance=tolerance, alpha=alpha) for gate in own
+                ]
+                return min((item.next_look for item in verdicts if item.next_look is not None), default=None)
+
+            found = measure_blocks(
+                self.engine,
+                reference,
+                workload,
+                open_reference=self._open_reference,
+                next_look=next_look,
+                progress=self._progress,
+            )
+            self._keep(found)
+            for telemetry in found.telemetry:
+                self._check_telemetry(telemetry)
+
+    def _keep(self, found: Comparison) -> None:
+        # The candidate may have been launched anew.
+        self._result = replace(
+            self._result,
+            engine=self.engine.info,
+            comparisons=(*self._result.comparisons, found),
+            context=dict(self._context()),
+        )
 
     def evaluate(self) -> AccuracyResult:
         """Run the lm-eval task and keep the outcome of every document asked.
@@ -101,15 +214,17 @@ class Inferperf:
         if self._result.accuracy is not None:
             raise MarkError("inferperf.evaluate() was called twice; one test evaluates its task once.")
         self._check_validity()
-        gates = [gate for gate in self.bound.gates if not isinstance(gate, PerformanceGate)]
-        metrics = {gate.metric for gate in gates}
+        gates = [gate for gate in self.bound.gates if isinstance(gate, AccuracyLossCeiling | AccuracyFloor)]
+        metric = next((gate.metric for gate in gates), None)
+        if self.bound.against is not None and any(isinstance(gate, AccuracyLossCeiling) for gate in gates):
+            self._keep(self._reference_answers(self.bound.against, self.case.task, metric))
         records = self._settings.update is not None
         may_stop = bool(gates) and self.case.task.early_stop and not records
         start = time.perf_counter()
         accuracy = evaluate(
             self.engine,
             self.case.task,
-            metric=next(iter(metrics), None),
+            metric=metric,
             search_paths=self._settings.task_paths,
             progress=self._progress,
             asking=Asking(
@@ -123,6 +238,33 @@ class Inferperf:
         self._result = replace(self._result, accuracy=accuracy, context=dict(self._context()))
         return accuracy
 
+    def _reference_answers(self, reference: ReferenceEngine, task: Task, metric: str | None) -> Comparison:
+        """Let a reference engine answer the task, once in a run. Raises like `evaluate`."""
+        from pytest_inferperf.evaluate.interim import Asking
+        from pytest_inferperf.evaluate.run import evaluate
+        from pytest_inferperf.gates.asking import asking_looks, asking_order
+        from pytest_inferperf.measure.blocks import held_reference
+        from pytest_inferperf.measure.validity import check_engine
+
+        key = (reference, task, metric)
+        if key not in self._answers:
+            if self._progress is not None:
+                self._progress(f"evaluate {task.name} with the reference {reference.label}")
+            with held_reference(self.engine, reference, self._open_reference) as engine:
+                reason = check_engine(reference.spec, engine.info)
+                if reason:
+                    raise InvalidRun(f"the reference {reference.label}: {reason}")
+                found = evaluate(
+                    engine,
+                    task,
+                    metric=metric,
+                    search_paths=self._settings.task_paths,
+                    progress=self._progress,
+                    asking=Asking(order=asking_order, looks=asking_looks),
+                )
+                self._answers[key] = Comparison(reference=reference, engine=engine.info, accuracy=found)
+        return self._answers[key]
+
     def _decided(self, answers: AccuracyResult) -> bool:
         """Say whether every accuracy gate passes or fails by the answers so far.
 
@@ -131,7 +273,7 @@ class Inferperf:
         """
         from pytest_inferperf.judging import judge_case
 
-        gates = [gate for gate in self.bound.gates if not isinstance(gate, PerformanceGate)]
+        gates = [gate for gate in self.bound.gates if isinstance(gate, AccuracyLossCeiling | AccuracyFloor)]
         settings = self._settings
         try:
             verdicts = judge_case(
@@ -140,6 +282,8 @@ class Inferperf:
                 root=settings.baselines,
                 tolerance=settings.tolerance,
                 alpha=settings.alpha,
+                against=settings.against_run,
+                nodeid=self._nodeid,
             )
         except BaselineError:
             return False  # It is reported when the test is judged.
@@ -152,14 +296,18 @@ class Inferperf:
         if reason:
             raise InvalidRun(reason)
 
-    def _check_telemetry(self, session: Session) -> None:
-        """Refuse a session, already kept in the result, that the machine disturbed; also where the body goes on."""
+    def _check_telemetry(self, telemetry: Mapping[str, float]) -> None:
+        """Refuse figures, already kept in the result, that the machine disturbed; also where the body goes on."""
         from pytest_inferperf.measure.validity import check_telemetry
 
-        reason = check_telemetry(session.telemetry, self._settings.limits)
+        reason = check_telemetry(telemetry, self._settings.limits)
         if reason:
             self._result = replace(self._result, invalid=reason)
             raise InvalidRun(reason)
+
+
+def _no_reference(reference: ReferenceEngine) -> Engine:
+    raise MarkError(f"nothing opens the reference engine {reference.label}: give Inferperf open_reference=.")
 
 
 class _BenchmarkTimer:

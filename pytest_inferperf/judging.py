@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from pytest_inferperf.baselines.against import RunReference, answers_entry
+from pytest_inferperf.baselines.changes import measured_metrics
+from pytest_inferperf.baselines.entries import AccuracyEntry, Missing, source_of
 from pytest_inferperf.baselines.store import lookup_accuracy, lookup_performance
 from pytest_inferperf.gates.judge import Baselines, judge
-from pytest_inferperf.model.gates import Gate
+from pytest_inferperf.model.gates import Gate, PerformanceGate
 from pytest_inferperf.model.results import CaseResult
-from pytest_inferperf.model.verdicts import GateVerdict
+from pytest_inferperf.model.verdicts import GateVerdict, Status
 
-__all__ = ["judge_case"]
+__all__ = ["judge_case", "lacks_baseline", "next_look"]
 
 
 def judge_case(
-    result: CaseResult, gates: Sequence[Gate], *, root: Path, tolerance: float, alpha: float
+    result: CaseResult,
+    gates: Sequence[Gate],
+    *,
+    root: Path,
+    tolerance: float,
+    alpha: float,
+    against: RunReference | None = None,
+    nodeid: str = "",
 ) -> tuple[GateVerdict, ...]:
-    """Judge every gate of a case against the baseline files under `root`.
+    """Judge every gate of a case against the baseline files under `root`, or against what stands in for them.
+
+    The answers of an engine that was compared in the same run stand in for stored answers, and `against`, another run,
+    for all baselines; of two tests of the case there, `nodeid`'s counts.
 
     `tolerance` is the relative performance tolerance where neither mark nor entry has one, `alpha` the total one-sided
     error of each gate. Raises `BaselineError` for a baseline file that cannot be read: a broken file must not look like
@@ -26,9 +41,78 @@ def judge_case(
     case = result.case
     performance = None
     if case.workload is not None and result.engine is not None:
-        performance = lookup_performance(root, result.engine.hardware, case)
-    accuracy = None
+        hardware = result.engine.hardware
+        performance = (
+            against.performance(case, hardware, nodeid=nodeid)
+            if against is not None
+            else lookup_performance(root, hardware, case)
+        )
+    accuracy: AccuracyEntry | Missing | None = None
     if case.task is not None and result.accuracy is not None:
-        accuracy = lookup_accuracy(root, case, result.accuracy.metric)
+        metric = result.accuracy.metric
+        answers = ((item.reference.label, item.accuracy) for item in result.comparisons)
+        label, compared = next(((label, found) for label, found in answers if found is not None), ("", None))
+        if compared is not None:
+            accuracy = answers_entry(label, case, compared, result.context)
+        elif against is not None:
+            accuracy = against.accuracy(case, metric, nodeid=nodeid)
+        else:
+            accuracy = lookup_accuracy(root, case, metric)
     found = Baselines(performance=performance, accuracy=accuracy, default_tolerance=tolerance, alpha=alpha)
-    return judge(gates, result, found)
+    verdicts = judge(gates, result, found)
+    return verdicts if against is None else tuple(_without_files(verdict, against) for verdict in verdicts)
+
+
+def next_look(
+    result: CaseResult,
+    gates: Sequence[Gate],
+    *,
+    root: Path,
+    tolerance: float,
+    alpha: float,
+    against: RunReference | None = None,
+    nodeid: str = "",
+) -> int | None:
+    """Say how many sessions, in all, the next look of a performance gate still undecided needs.
+
+    None where none is: all are decided, no look is left, or the run is INVALID. Arguments and errors as in `judge_case`.
+    """
+    asked = [gate for gate in gates if isinstance(gate, PerformanceGate)]
+    verdicts = judge_case(result, asked, root=root, tolerance=tolerance, alpha=alpha, against=against, nodeid=nodeid)
+    if any(verdict.status is Status.INVALID for verdict in verdicts):
+        return None
+    return min((verdict.next_look for verdict in verdicts if verdict.next_look is not None), default=None)
+
+
+def lacks_baseline(result: CaseResult, gates: Sequence[Gate], *, root: Path) -> bool:
+    """Whether a metric that was measured, or that a gate needs, has no performance baseline.
+
+    Raises `BaselineError` for a baseline file that cannot be read.
+    """
+    if result.performance is None or result.engine is None:
+        return False
+    entry = lookup_performance(root, result.engine.hardware, result.case)
+    if isinstance(entry, Missing):
+        return True
+    if entry.provenance.kind == "published":
+        return False  # nothing measured is added to it
+    gated = {gate.name for gate in gates if isinstance(gate, PerformanceGate) and gate.limit is None}
+    return not gated.union(measured_metrics(result.performance)) <= entry.metrics.keys()
+
+
+_RECORD = re.compile(r'--inferperf-update=\w+( --inferperf-reason="…")?')
+
+
+def _without_files(verdict: GateVerdict, against: RunReference) -> GateVerdict:
+    """Say what to type to record such a result file, where the judge speaks of baseline files: none was read."""
+    if verdict.source != source_of(against.label):
+        return verdict
+    write = f"--inferperf-json={against.label}"
+    step = _RECORD.sub(write, verdict.next_step)
+    if verdict.baseline is None:
+        step = f"record it where the reference runs: pytest {{nodeid}} {write}"
+    return replace(
+        verdict,
+        next_step=step if verdict.next_step else "",
+        notes=tuple(note for note in verdict.notes if "--inferperf-update" not in note),
+    )

@@ -28,16 +28,19 @@ if TYPE_CHECKING:
     from pytest_inferperf.engines.interface import Engine
     from pytest_inferperf.fixture import Inferperf
     from pytest_inferperf.marks.cases import BoundCase
-    from pytest_inferperf.model.case import EngineSpec
+    from pytest_inferperf.model.case import EngineSpec, ReferenceEngine
 
 _MARKS = (
     "inferperf(*, model, served_model_name, quant, recipe, kv_cache_dtype, tp, pp, ep, backend, calib_dataset, "
-    "calib_size, engine_options, isl, osl, concurrency, num_requests, rounds, warmup_rounds, seed, task, num_fewshot, "
-    "limit, group_by, early_stop): the engine, and the workload or the task, that the test measures. Lists are cross products.",
+    "calib_size, engine_options, isl, osl, concurrency, num_requests, rounds, warmup_rounds, seed, sessions, task, "
+    "num_fewshot, limit, group_by, early_stop): the engine, and the workload or the task, that the test measures. Lists "
+    "are cross products.",
     "throughput_floor(*metrics, tolerance=None, **limits): fail when a metric that is better when higher falls below "
     "its baseline or limit.",
     "latency_ceiling(*metrics, tolerance=None, **limits): fail when a metric that is better when lower rises above its "
     "baseline or limit.",
+    "speedup_floor(*metrics, over, ratio=1.0, tolerance=None, reload=False): fail when the engine is less than ratio "
+    "times as good as the engine that over names, the two measured interleaved.",
     "accuracy_loss_ceiling(*, reference, points=None, percent=None, unparseable_points=None, metric=None): fail when "
     "the task is answered worse than by the stored reference.",
     "accuracy_floor(*, points, metric=None): fail when the score of the task is below a limit in points.",
@@ -67,6 +70,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     option("update-in-ci", action="store_true", help="Let --inferperf-update record where CI is set")
     option("reason", metavar="TEXT", help="Why a baseline changes; stored with it")
     option("accept-regression", action="store_true", help="Let --inferperf-update=all loosen beyond tolerance")
+    option(
+        "against",
+        metavar="SPEC_OR_RESULT",
+        help="Compare with another engine (KEYWORD=VALUE[,KEYWORD=VALUE...]) or with a result file, not with baselines",
+    )
     option("require-gpu", action="store_true", help="Fail, instead of skip, where requires_gpu is not met")
     option(
         "set",
@@ -114,7 +122,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("inferperf_plan"):
         # This process collects and plans; xdist, if it is there, looks at its option after us.
         config.option.dist = "no"
-    if any(config.getoption(f"inferperf_{name}") for name in asked):
+    if (
+        any(config.getoption(f"inferperf_{name}") for name in asked)
+        or config.getoption("inferperf_against") is not None
+    ):
         # Wrong options end the run before anything is collected, also where no test uses them.
         try:
             state_of(config)
@@ -274,8 +285,33 @@ def _make_engine(
     return engine
 
 
+def _make_reference(
+    config: pytest.Config,
+    reference: ReferenceEngine,
+    candidate: Engine,
+    tmp: pytest.TempPathFactory,
+    progress: Callable[[str], None],
+) -> Engine:
+    """Build a reference engine as the candidate was built, or under the interpreter that it names."""
+    if not reference.python:
+        return _make_engine(config, reference.spec, tmp, progress)
+    from pytest_inferperf.engines.process import EngineProcess
+
+    if not isinstance(candidate, EngineProcess):
+        raise EngineError(
+            f"python={reference.python} runs a shipped backend under another interpreter, and the engine of this test "
+            "is brought by a hook (pytest_inferperf_make_engine). Leave python out."
+        )
+    return _open_engine(config, reference.spec, tmp, progress, python=reference.python)
+
+
 def _open_engine(
-    config: pytest.Config, spec: EngineSpec, tmp: pytest.TempPathFactory, progress: Callable[[str], None]
+    config: pytest.Config,
+    spec: EngineSpec,
+    tmp: pytest.TempPathFactory,
+    progress: Callable[[str], None],
+    *,
+    python: str = "",
 ) -> Engine:
     from pytest_inferperf.engines.launch import open_engine
 
@@ -287,6 +323,7 @@ def _open_engine(
         load_timeout_s=settings.load_timeout_s,
         call_timeout_s=settings.call_timeout_s,
         log_dir=tmp.mktemp("inferperf"),
+        python=python,
     )
 
 
@@ -302,7 +339,10 @@ def _param(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture
 def inferperf(
-    request: pytest.FixtureRequest, inferperf_case: BoundCase, inferperf_engine: Engine
+    request: pytest.FixtureRequest,
+    inferperf_case: BoundCase,
+    inferperf_engine: Engine,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Inferperf]:
     """Measure or evaluate what the marks declare; the gates judge it after the test body.
 
@@ -323,6 +363,11 @@ def inferperf(
             benchmark=benchmark,
             progress=progress,
             context=lambda: _context(config, inferperf_engine),
+            open_reference=lambda reference: _make_reference(
+                config, reference, inferperf_engine, tmp_path_factory, progress
+            ),
+            answers=state_of(config).answers,
+            nodeid=request.node.nodeid,
         )
         request.node.stash[RUN] = run
         yield run

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from pytest_inferperf.fixture import Inferperf
     from pytest_inferperf.marks.cases import BoundCase
     from pytest_inferperf.model.case import EngineSpec
+    from pytest_inferperf.model.results import Comparison
+    from pytest_inferperf.model.verdicts import GateVerdict
     from pytest_inferperf.planning import PlannedTest
     from pytest_inferperf.report.progress import ProgressLine
     from pytest_inferperf.settings import Settings
@@ -60,6 +62,8 @@ class State:
 
     progress: ProgressLine | None = None
     context: Mapping[str, str] | None = None
+    answers: dict[Any, Comparison] = field(default_factory=dict)
+    """What reference engines answered in this run, by engine, task and metric."""
 
     def add(self, record: ResultRecord) -> None:
         """Keep a record; the last attempt of a test that is run again counts."""
@@ -130,17 +134,25 @@ def judge_item(item: pytest.Item, run: Inferperf, *, invalid: str = "", body_fai
     settings = state_of(item.config).settings
     result = replace(run.result, invalid=invalid) if invalid else run.result
     gates = run.bound.gates
-    reason = result.invalid or failed_requests(result.performance)
+    reason = result.invalid or failed_requests(result.performance, result.comparisons)
     if not run.measured and not gates and not reason:
         return ""
     broken = ""
     try:
         verdicts = judge_case(
-            result, gates, root=settings.baselines, tolerance=settings.tolerance, alpha=settings.alpha
+            result,
+            gates,
+            root=settings.baselines,
+            tolerance=settings.tolerance,
+            alpha=settings.alpha,
+            against=settings.against_run,
+            nodeid=item.nodeid,
         )
     except BaselineError as error:
         # What was measured is kept; it can be judged again once the file is mended.
         verdicts, broken = (), f"INVALID: {reason}\n{error}" if reason else str(error)
+    if not run.engine.can_relaunch:
+        verdicts = tuple(map(_without_relaunch, verdicts))
     if settings.update is not None:
         # The command that a missing baseline asks for is the one that is running.
         verdicts = tuple(replace(verdict, next_step="") for verdict in verdicts)
@@ -159,12 +171,24 @@ def judge_item(item: pytest.Item, run: Inferperf, *, invalid: str = "", body_fai
         return broken
     if status is None:
         return f"INVALID: {reason}" if reason else ""
-    simulated = result.engine is not None and result.engine.simulated and result.performance is not None
+    timed = result.performance is not None or any(compared.blocks for compared in result.comparisons)
+    simulated = result.engine is not None and result.engine.simulated and timed
     message = item.stash[_MESSAGE] = failure_message(verdicts, _rerun(item, settings), simulated=simulated)
     if status is Status.INCONCLUSIVE and settings.on_inconclusive == "warn":
         warnings.warn(pytest.PytestWarning(f"{item.nodeid}: {message}"), stacklevel=2)
         return ""
     return message
+
+
+def _without_relaunch(verdict: GateVerdict) -> GateVerdict:
+    """Say of a gate that waits for a further session why there is none."""
+    if verdict.next_look is None:
+        return verdict
+    return replace(
+        verdict,
+        reason=f"{verdict.reason}; the engine cannot be launched again, so there is one session",
+        next_step="implement relaunch() in the engine and set can_relaunch = True, or give the gate a wider tolerance",
+    )
 
 
 def forget_attempt(item: pytest.Item) -> str:
@@ -236,7 +260,9 @@ class Recorder:
         folder = self._shown(state_of(self._config).settings.baselines)
         counts = ((len(cases), "case"), (engines, "engine"), (gates, "gate"))
         line = f"inferperf: {', '.join(plural(*item) for item in counts)}, baselines in {folder}"
-        overrides = state_of(self._config).settings.overrides
+        settings = state_of(self._config).settings
+        overrides = settings.overrides
+        line += f", against {settings.against.label}" if settings.against is not None else ""
         return line + "".join(f", {name}={value} by --inferperf-set" for name, value in overrides)
 
     @pytest.hookimpl
@@ -277,8 +303,10 @@ class Recorder:
         from pytest_inferperf.baselines.result_file import ResultFile, write_result_file
         from pytest_inferperf.report.lines import plural
 
+        against = state.settings.against
         environment = {
             **(state.context or {}),
+            **({"inferperf_against": against.label} if against is not None else {}),
             "inferperf_baselines": self._shown(state.settings.baselines),
             **{f"--inferperf-set {name}": str(value) for name, value in state.settings.overrides},
         }

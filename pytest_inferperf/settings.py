@@ -7,13 +7,17 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import pytest
 
 from pytest_inferperf.errors import SettingsError
 from pytest_inferperf.model.case import Scalar
 from pytest_inferperf.model.limits import LIMITS, Limit
+
+if TYPE_CHECKING:
+    from pytest_inferperf.baselines.against import RunReference
+    from pytest_inferperf.marks.against import EngineReference
 
 __all__ = ["ON_INCONCLUSIVE", "UPDATE_MODES", "Settings", "read_settings"]
 
@@ -42,6 +46,9 @@ class Settings:
     json_path: Path | None
     require_gpu: bool
     overrides: tuple[tuple[str, Scalar], ...]
+    against: EngineReference | RunReference | None
+    """What stands in for the baselines; None for the baseline files."""
+
     task_paths: tuple[Path, ...]
     """Folders with task YAML files that names may refer to."""
 
@@ -73,6 +80,13 @@ class Settings:
     is_worker: bool
     """Whether this is an xdist worker."""
 
+    @property
+    def against_run(self) -> RunReference | None:
+        """The run that stands in for the baseline files; None where they or an engine are compared with."""
+        from pytest_inferperf.baselines.against import RunReference
+
+        return self.against if isinstance(self.against, RunReference) else None
+
 
 def read_settings(config: pytest.Config) -> Settings:
     """Read and check every setting. Raises `SettingsError` for a wrong value or combination."""
@@ -100,6 +114,7 @@ def read_settings(config: pytest.Config) -> Settings:
         json_path=path(json_path) if json_path else None,
         require_gpu=bool(option("inferperf_require_gpu") or config.getini("inferperf_require_gpu")),
         overrides=tuple(_override(item) for item in option("inferperf_set") or ()),
+        against=_against(config),
         task_paths=tuple(Path(item) for item in config.getini("inferperf_task_paths")),
         tolerance=_between(config, "inferperf_tolerance", 0, 1),
         alpha=_between(config, "inferperf_alpha", 0, 0.5),
@@ -134,6 +149,15 @@ def _override(text: str) -> tuple[str, Scalar]:
     if isinstance(parsed, list | dict):
         raise SettingsError(f"--inferperf-set {text!r}: takes one value, not a list or an object.")
     return name, cast("Scalar", parsed)
+
+
+def _against(config: pytest.Config) -> EngineReference | RunReference | None:
+    text = config.getoption("inferperf_against")
+    if text is None:
+        return None
+    from pytest_inferperf.marks.against import parse_against
+
+    return parse_against(text, config.invocation_params.dir)
 
 
 def _number(config: pytest.Config, name: str) -> float:
@@ -218,6 +242,11 @@ def _check_update(settings: Settings, config: pytest.Config) -> None:
             given = "--inferperf-accept-regression" if settings.accept_regression else "--inferperf-reason"
             raise SettingsError(f"{given} goes with --inferperf-update; without it nothing is recorded.")
         return
+    if settings.against is not None:
+        raise SettingsError(
+            "--inferperf-update does not go with --inferperf-against: what is recorded is judged by the baselines. Leave "
+            "one of the two options out."
+        )
     if settings.is_worker:
         return
     if config.getoption("numprocesses", None) or config.getoption("dist", "no") != "no":

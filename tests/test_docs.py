@@ -30,8 +30,9 @@ from pytest_inferperf.baselines.store import read_accuracy, read_performance
 from pytest_inferperf.errors import BaselineError
 from pytest_inferperf.gates.looks import BLOCKS, QUESTIONS, SESSIONS
 from pytest_inferperf.marks.cases import KEYWORDS
+from pytest_inferperf.marks.gates import SPEEDUP_KEYWORDS
 from pytest_inferperf.model.case import EngineSpec, GpuRequirement, Task, Workload
-from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling
+from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, SpeedupFloor
 from pytest_inferperf.model.metrics import METRICS
 from pytest_inferperf.model.quant import KV_CACHE_DTYPES, QUANTIZATIONS
 from tests.measure.test_validity import QUIET
@@ -249,6 +250,12 @@ def test_keywords_of_the_inferperf_mark() -> None:
 def test_keywords_of_the_other_marks(first: str, values: Any) -> None:
     rows = {row[f"{first} keyword"]: row["default"] for row in table("reference/marks.md", f"{first} keyword")}
     assert rows == {item.name: default_of(item) for item in fields(values)}
+
+
+def test_keywords_of_speedup_floor() -> None:
+    rows = table("reference/marks.md", "speedup_floor keyword")
+    assert tuple(row["speedup_floor keyword"] for row in rows) == SPEEDUP_KEYWORDS
+    assert rows[1]["default"] == default_of(next(item for item in fields(SpeedupFloor) if item.name == "ratio"))
 
 
 def test_signatures_of_marks(project: Project) -> None:

@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
+import venv
 from pathlib import Path
 
 import psutil
@@ -61,3 +63,59 @@ def test_accuracy_is_judged_against_the_committed_baseline(tmp_path: Path) -> No
     good = subprocess.run(command(tmp_path, *select), cwd=ROOT, capture_output=True, text=True, check=False)
     assert good.returncode == 0, good.stdout
     assert "exact_match loss vs BF16" in good.stdout
+
+
+SPEED = """
+import pytest
+
+pytestmark = pytest.mark.inferperf(
+    model={model!r}, calib_dataset={calibration!r}, isl=128, osl=16, concurrency=2, warmup_rounds=1
+)
+
+
+@pytest.mark.inferperf(quant="NVFP4")
+@pytest.mark.speedup_floor("tpot_ms.p50", over={{"engine_options": {{"use_cache": False}}}}, ratio=1.3)
+def test_cache(inferperf):
+    inferperf.measure()
+
+
+@pytest.mark.inferperf(quant="BF16")
+@pytest.mark.throughput_floor("output_throughput_per_user", tolerance=0.9)
+def test_same(inferperf):
+    inferperf.measure()
+"""
+
+
+def speed_suite(folder: Path) -> Path:
+    embedded = ROOT / "suites" / "embedded"
+    model, calibration = embedded / "model", embedded / "data" / "calibration.jsonl"
+    path = folder / "test_speed.py"
+    path.write_text(SPEED.format(model=str(model), calibration=str(calibration)))
+    return path
+
+
+def run_speed(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    plugins = ("-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:benchmark")
+    # Whoever shares this machine is not what is tested here.
+    shared = ("-o", "inferperf_max_interference=1", "-o", "inferperf_max_throttled=1", "-o", "inferperf_min_clock=0")
+    suite = (str(speed_suite(folder)), "--rootdir", str(folder))
+    command = [sys.executable, "-m", "pytest", *suite, *plugins, *shared, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_the_kv_cache_is_worth_its_floor(tmp_path: Path) -> None:
+    """A candidate with the cache beats one without it by far, both held at once and measured interleaved."""
+    done = run_speed(tmp_path, "-k", "cache", f"--inferperf-cache-dir={tmp_path / 'cache'}")
+    assert done.returncode == 0, done.stdout
+    assert "ok  tpot_ms.p50 vs engine_options.use_cache=false" in done.stdout
+
+
+def test_two_environments_are_compared_for_real(tmp_path: Path) -> None:
+    """The reference runs under the interpreter of another environment, here one with the same packages."""
+    venv.create(tmp_path / "venv", with_pip=False, symlinks=True)
+    (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+    (site / "installed.pth").write_text(f"{ROOT}\n{sysconfig.get_path('purelib')}\n")
+    python = tmp_path / "venv" / "bin" / "python"
+    done = run_speed(tmp_path, "-k", "same", f"--inferperf-against=python={python}")
+    assert done.returncode == 0, done.stdout
+    assert f"against python={python}" in done.stdout

@@ -19,6 +19,7 @@ __all__ = [
     "ScoreEntry",
     "accuracy_key",
     "performance_key",
+    "source_of",
 ]
 
 
@@ -123,6 +124,11 @@ class Missing:
     key: str
     reason: str
     """`no such file`, `no such entry`, …"""
+
+
+def source_of(label: str) -> str:
+    """Name what stands in for a baseline file: `against BF16`, `against old.json`."""
+    return f"against {label}"
 
 
 def performance_key(case: Case) -> str:

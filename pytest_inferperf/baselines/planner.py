@@ -147,7 +147,11 @@ class Planner:
             if problem:
                 self._refuse(record.nodeid, problem, action=_REPEAT)
             elif record.result.performance is None and record.result.accuracy is None:
-                self.skipped.append(f"{record.nodeid}: nothing was measured")
+                compared = record.result.comparisons
+                what = (
+                    "only compared with another engine, which records nothing" if compared else "nothing was measured"
+                )
+                self.skipped.append(f"{record.nodeid}: {what}")
             else:
                 chosen.setdefault(_address(record), []).append(record)
         found = []

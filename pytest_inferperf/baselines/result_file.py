@@ -19,12 +19,14 @@ from pytest_inferperf.baselines.outcomes import (
 )
 from pytest_inferperf.baselines.write import write_atomic
 from pytest_inferperf.errors import MarkError, ResultFileError
-from pytest_inferperf.model.case import Case, EngineSpec, Task, Workload
-from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, Gate, PerformanceGate
+from pytest_inferperf.model.case import Case, EngineSpec, ReferenceEngine, Task, Workload
+from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, Gate, PerformanceGate, SpeedupFloor
 from pytest_inferperf.model.metrics import MetricRef, parse_metric
 from pytest_inferperf.model.results import (
+    Abba,
     AccuracyResult,
     CaseResult,
+    Comparison,
     EngineInfo,
     Hardware,
     PerformanceResult,
@@ -140,6 +142,14 @@ def gate_to_json(gate: Gate) -> dict[str, Any]:
     """Turn a gate into plain data."""
     if isinstance(gate, PerformanceGate):
         return {"type": "performance", "metric": gate.name, "limit": gate.limit, "tolerance": gate.tolerance}
+    if isinstance(gate, SpeedupFloor):
+        return {
+            "type": "speedup_floor",
+            "metric": gate.metric.name,
+            "reference": _reference_to_json(gate.reference),
+            "ratio": gate.ratio,
+            "tolerance": gate.tolerance,
+        }
     kind = "accuracy_floor" if isinstance(gate, AccuracyFloor) else "accuracy_loss_ceiling"
     return {"type": kind} | {item.name: getattr(gate, item.name) for item in fields(gate)}
 
@@ -151,6 +161,9 @@ def gate_from_json(data: Mapping[str, Any], *, where: str = "gate") -> Gate:
         return AccuracyFloor(**values)
     if data["type"] == "accuracy_loss_ceiling":
         return AccuracyLossCeiling(**values)
+    if data["type"] == "speedup_floor":
+        reference = _reference_from_json(values["reference"])
+        return SpeedupFloor(**{**values, "metric": _metric(values["metric"], where), "reference": reference})
     return PerformanceGate(**{**values, "metric": _metric(values["metric"], where)})
 
 
@@ -196,6 +209,7 @@ def _result_to_json(result: CaseResult) -> dict[str, Any]:
         "engine": None if result.engine is None else _engine_to_json(result.engine),
         "performance": None if result.performance is None else _performance_to_json(result.performance),
         "accuracy": None if result.accuracy is None else _accuracy_to_json(result.accuracy),
+        "comparisons": [_comparison_to_json(item) for item in result.comparisons],
         "invalid": result.invalid,
         "context": dict(result.context),
     }
@@ -205,9 +219,13 @@ def _result_from_json(data: Mapping[str, Any], where: str) -> CaseResult:
     engine, performance, accuracy = data["engine"], data["performance"], data["accuracy"]
     return CaseResult(
         case=case_from_json(data["case"]),
-        engine=None if engine is None else EngineInfo(**{**engine, "hardware": Hardware(**engine["hardware"])}),
+        engine=None if engine is None else _engine_from_json(engine),
         performance=None if performance is None else _performance_from_json(performance, f"{where}.performance"),
         accuracy=None if accuracy is None else _accuracy_from_json(accuracy, f"{where}.accuracy"),
+        comparisons=tuple(
+            _comparison_from_json(item, f"{where}.comparisons[{number}]")
+            for number, item in enumerate(data["comparisons"])
+        ),
         invalid=data["invalid"],
         context=data["context"],
     )
@@ -222,12 +240,67 @@ def _engine_to_json(engine: EngineInfo) -> dict[str, Any]:
     }
 
 
+def _engine_from_json(data: Mapping[str, Any]) -> EngineInfo:
+    return EngineInfo(**{**data, "hardware": Hardware(**data["hardware"])})
+
+
+def _reference_to_json(reference: ReferenceEngine) -> dict[str, Any]:
+    return _as_dict(reference) | {"spec": Case(engine=reference.spec).to_json()["engine"]}
+
+
+def _reference_from_json(data: Mapping[str, Any]) -> ReferenceEngine:
+    case = case_from_json({"engine": data["spec"], "workload": None, "task": None})
+    return ReferenceEngine(**{**data, "spec": case.engine})
+
+
+def _comparison_to_json(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "reference": _reference_to_json(comparison.reference),
+        "engine": _engine_to_json(comparison.engine),
+        "blocks": [
+            {"reference": _rounds_to_json(item.reference), "candidate": _rounds_to_json(item.candidate)}
+            for item in comparison.blocks
+        ],
+        "warmup_rounds": comparison.warmup_rounds,
+        "accuracy": None if comparison.accuracy is None else _accuracy_to_json(comparison.accuracy),
+        "telemetry": [dict(item) for item in comparison.telemetry],
+    }
+
+
+def _comparison_from_json(data: Mapping[str, Any], where: str) -> Comparison:
+    accuracy = data["accuracy"]
+    return Comparison(
+        reference=_reference_from_json(data["reference"]),
+        engine=_engine_from_json(data["engine"]),
+        blocks=tuple(
+            Abba(
+                reference=_rounds_from_json(item["reference"], where),
+                candidate=_rounds_from_json(item["candidate"], where),
+            )
+            for item in data["blocks"]
+        ),
+        warmup_rounds=data["warmup_rounds"],
+        accuracy=None if accuracy is None else _accuracy_from_json(accuracy, f"{where}.accuracy"),
+        telemetry=tuple(data["telemetry"]),
+    )
+
+
+def _rounds_to_json(rounds: Sequence[Round]) -> list[dict[str, Any]]:
+    return [_as_dict(item) | {"metrics": dict(item.metrics)} for item in rounds]
+
+
+def _rounds_from_json(data: Sequence[Mapping[str, Any]], where: str) -> tuple[Round, ...]:
+    for name in sorted({name for item in data for name in item["metrics"]}):
+        _metric(name, where)
+    return tuple(Round(**item) for item in data)
+
+
 def _performance_to_json(performance: PerformanceResult) -> dict[str, Any]:
     return {
         "sessions": [
             {
                 "warmup_rounds": session.warmup_rounds,
-                "rounds": [_as_dict(item) | {"metrics": dict(item.metrics)} for item in session.rounds],
+                "rounds": _rounds_to_json(session.rounds),
                 "telemetry": dict(session.telemetry),
             }
             for session in performance.sessions
@@ -236,13 +309,9 @@ def _performance_to_json(performance: PerformanceResult) -> dict[str, Any]:
 
 
 def _performance_from_json(data: Mapping[str, Any], where: str) -> PerformanceResult:
-    for name in sorted(
-        {name for session in data["sessions"] for item in session["rounds"] for name in item["metrics"]}
-    ):
-        _metric(name, where)
     return PerformanceResult(
         sessions=tuple(
-            Session(**{**session, "rounds": tuple(Round(**item) for item in session["rounds"])})
+            Session(**{**session, "rounds": _rounds_from_json(session["rounds"], where)})
             for session in data["sessions"]
         )
     )

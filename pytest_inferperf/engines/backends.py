@@ -46,10 +46,10 @@ BACKENDS: dict[str, Backend] = {
 }
 
 
-def resolve_backend(name: str) -> Backend:
+def resolve_backend(name: str, *, installed: bool = True) -> Backend:
     """Find a backend by name; `auto` takes TensorRT-LLM where it and its GPU are present, else transformers.
 
-    Raises `EngineError` for an unknown name and `MissingExtra` for a backend whose packages are not installed.
+    `installed` False leaves its packages unchecked: those of another environment are known only there. Raises `EngineError` for an unknown name and `MissingExtra` for a backend whose packages are not installed.
     """
     if name == "auto":
         preferred = BACKENDS.get("tensorrt_llm")
@@ -58,7 +58,7 @@ def resolve_backend(name: str) -> Backend:
     backend = BACKENDS.get(name)
     if backend is None:
         raise EngineError(f"unknown backend {name!r}.\n{choices(name, ['auto', *BACKENDS], what='Backends')}")
-    missing = backend.missing()
+    missing = backend.missing() if installed else None
     if missing is not None:
         raise MissingExtra(f"the {backend.name} backend", backend.extra, missing)
     return backend

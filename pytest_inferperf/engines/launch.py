@@ -23,6 +23,7 @@ def open_engine(
     call_timeout_s: float = 600.0,
     build_timeout_s: float = 6 * 3600.0,
     log_dir: Path | None = None,
+    python: str = "",
 ) -> Engine:
     """Build what `spec` needs, check it, and start the engine in a process of its own.
 
@@ -34,12 +35,14 @@ def open_engine(
         call_timeout_s: Time it has for any one call, and for each token of a stream.
         build_timeout_s: Time a checkpoint build has.
         log_dir: Where logs of engine processes are kept; None keeps only those of engines that failed.
+        python: The interpreter the engine runs under, with the packages of its own environment; "" for this one.
+            The checkpoint is built by this one all the same: two versions of a backend get the same weights.
 
     Raises `EngineError`, `CheckpointError` or `MissingExtra`.
 
     """
     report = progress or (lambda _line: None)
-    backend = resolve_backend(spec.backend)
+    backend = resolve_backend(spec.backend, installed=not python)
     build = partial(build_in_process, timeout_s=build_timeout_s, log_dir=log_dir)
     checkpoint = ensure_checkpoint(spec, cache_dir=cache_dir, build=build, progress=report)
     return EngineProcess(
@@ -50,4 +53,5 @@ def open_engine(
         call_timeout_s=call_timeout_s,
         log_dir=log_dir,
         progress=report,
+        python=python,
     )

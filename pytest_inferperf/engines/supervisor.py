@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,8 @@ _alive: weakref.WeakSet[WorkerProcess] = weakref.WeakSet()
 class WorkerProcess:
     """A worker, its pipes and its log. Every call has a deadline; after a failure the worker and its children are dead."""
 
-    def __init__(self, *, what: str, log_dir: Path | None, progress: Progress | None = None) -> None:
+    def __init__(self, *, what: str, log_dir: Path | None, progress: Progress | None = None, python: str = "") -> None:
+        """Start the worker, under the interpreter `python` with the packages it has, or under this one with ours."""
         self._what = what
         self._progress = progress or (lambda _line: None)
         folder = Path(log_dir) if log_dir is not None else Path(tempfile.gettempdir())
@@ -60,20 +61,21 @@ class WorkerProcess:
         self._ended = "is closed"
         lifeline, self._lifeline = os.pipe()
         try:
-            # The interpreter that runs pytest, with the packages pytest sees.
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "pytest_inferperf.engines.worker", str(lifeline)],
+                [python or sys.executable, "-m", "pytest_inferperf.engines.worker", str(lifeline)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=descriptor,
                 pass_fds=(lifeline,),
                 start_new_session=True,
-                env=_environment(),
+                # `-m` imports from the working directory first, which may be a source tree of ours.
+                cwd="/" if python else None,
+                env=_foreign_environment() if python else _environment(),
                 bufsize=0,
             )
         except OSError as error:
             os.close(self._lifeline)
-            raise EngineError(f"{what}: cannot start {sys.executable}: {error}") from error
+            raise EngineError(f"{what}: cannot start {python or sys.executable}: {error}") from error
         finally:
             os.close(lifeline)
             os.close(descriptor)
@@ -265,10 +267,14 @@ class WorkerProcess:
             # Ctrl-C may come a second time.
             self._release()
 
-    def close(self) -> None:
-        """Ask the worker to end, and make sure that it and its children did. Never raises; may be called again."""
+    def close(self, *, ended: str = "is closed") -> None:
+        """Ask the worker to end, and make sure that it and its children did. Never raises; may be called again.
+
+        `ended` is what a later call is told.
+        """
         if self._closed:
             return
+        self._ended = ended
         try:
             self.call("close", {}, timeout_s=GRACE_S)
             self._process.wait(GRACE_S)
@@ -303,11 +309,21 @@ def _end_all() -> None:
 
 
 def _environment() -> dict[str, str]:
-    found = dict(os.environ)
+    found = _quiet(os.environ)
     # A plugin run from a source tree must be importable in the worker as well.
     here = str(Path(__file__).resolve().parents[2])
     paths = [here, *filter(None, found.get("PYTHONPATH", "").split(os.pathsep))]
     found["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    return found
+
+
+def _foreign_environment() -> dict[str, str]:
+    """Another interpreter's: nothing that would show it our packages."""
+    return {name: value for name, value in _quiet(os.environ).items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+
+
+def _quiet(environment: Mapping[str, str]) -> dict[str, str]:
+    found = dict(environment)
     found["PYTHONUNBUFFERED"] = "1"
     found.setdefault("TOKENIZERS_PARALLELISM", "false")
     found.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pytest_inferperf import __version__
 from pytest_inferperf.engines import wire
 from pytest_inferperf.engines.interface import Engine
 from pytest_inferperf.errors import InferperfError
@@ -59,6 +60,7 @@ class Worker:
     def _answer(self, message: dict[str, Any]) -> None:
         try:
             calls: dict[str, Callable[[dict[str, Any]], Any]] = {
+                "version": lambda _args: __version__,
                 "build": self._build,
                 "load": self._load,
                 "encode": self._encode,
@@ -102,7 +104,8 @@ class Worker:
 
     def _load(self, args: dict[str, Any]) -> dict[str, Any]:
         module, _, name = args["class_path"].partition(":")
-        sys.path[:] = args["sys_path"]
+        if args["sys_path"] is not None:
+            sys.path[:] = args["sys_path"]
         backend = getattr(importlib.import_module(module), name)
         engine: Engine = backend(wire.load_spec(args["spec"]), checkpoint=args["checkpoint"], progress=self._progress)
         self._engine = engine

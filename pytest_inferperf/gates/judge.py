@@ -9,8 +9,9 @@ from pytest_inferperf.baselines.entries import AccuracyEntry, Missing, Performan
 from pytest_inferperf.gates.accuracy import judge_floor, judge_loss
 from pytest_inferperf.gates.looks import ALPHA
 from pytest_inferperf.gates.performance import judge_performance
-from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, Gate, PerformanceGate
-from pytest_inferperf.model.results import CaseResult, PerformanceResult
+from pytest_inferperf.gates.speedup import judge_speedup
+from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, Gate, PerformanceGate, SpeedupFloor
+from pytest_inferperf.model.results import CaseResult, Comparison, PerformanceResult
 from pytest_inferperf.model.verdicts import GateVerdict, Status
 
 __all__ = ["Baselines", "failed_requests", "judge"]
@@ -38,7 +39,7 @@ def judge(gates: Sequence[Gate], result: CaseResult, baselines: Baselines) -> tu
 
     An INVALID run is judged by none of its figures, and a gate whose metric was not measured fails.
     """
-    invalid = result.invalid or failed_requests(result.performance)
+    invalid = result.invalid or failed_requests(result.performance, result.comparisons)
     if invalid:
         return tuple(_invalid(gate, invalid) for gate in gates)
     verdicts: list[GateVerdict] = []
@@ -51,7 +52,14 @@ def _judge_one(gate: Gate, result: CaseResult, baselines: Baselines) -> list[Gat
     if isinstance(gate, PerformanceGate):
         if result.performance is None:
             return [_not_measured(gate, "measure()")]
-        return [judge_performance(gate, result.performance, baselines.performance, baselines.default_tolerance)]
+        entry, tolerance = baselines.performance, baselines.default_tolerance
+        return [judge_performance(gate, result.performance, entry, tolerance, alpha=baselines.alpha)]
+    if isinstance(gate, SpeedupFloor):
+        compared = next((item for item in result.comparisons if item.reference == gate.reference and item.blocks), None)
+        if compared is None:
+            return [_not_measured(gate, "measure()")]
+        tolerance, alpha = baselines.default_tolerance, baselines.alpha
+        return [judge_speedup(gate, compared, result, default_tolerance=tolerance, alpha=alpha)]
     if result.accuracy is None:
         return [_not_measured(gate, "evaluate()")]
     if isinstance(gate, AccuracyFloor):
@@ -60,18 +68,20 @@ def _judge_one(gate: Gate, result: CaseResult, baselines: Baselines) -> list[Gat
     return judge_loss(gate, result.accuracy, baselines.accuracy, alpha=baselines.alpha, precision=precision)
 
 
-def failed_requests(performance: PerformanceResult | None) -> str:
-    """Say how many requests failed; "" for none."""
-    if performance is None or performance.num_failed_requests == 0:
-        return ""
-    total = sum(item.num_requests for session in performance.sessions for item in session.rounds)
-    return f"{performance.num_failed_requests} of {total} requests failed"
+def failed_requests(performance: PerformanceResult | None, comparisons: Sequence[Comparison] = ()) -> str:
+    """Say how many requests failed, those of reference engines too; "" for none."""
+    rounds = [item for session in performance.sessions for item in session.rounds] if performance is not None else []
+    rounds += [item for one in comparisons for block in one.blocks for item in (*block.reference, *block.candidate)]
+    failed = sum(item.num_failed_requests for item in rounds)
+    return f"{failed} of {sum(item.num_requests for item in rounds)} requests failed" if failed else ""
 
 
 def _direction(gate: Gate) -> tuple[str, bool]:
     """Return the unit and whether the gate is a floor."""
     if isinstance(gate, PerformanceGate):
         return gate.metric.metric.unit, gate.metric.metric.higher_is_better
+    if isinstance(gate, SpeedupFloor):
+        return "x", True
     return ("points", False) if isinstance(gate, AccuracyLossCeiling) else ("points", True)
 
 

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_inferperf.errors import MarkError, choices
 from pytest_inferperf.marks.arguments import article, keywords_of, number
-from pytest_inferperf.model.case import Case, EngineSpec, GpuRequirement, Scalar, Task, Workload
+from pytest_inferperf.model.case import Case, EngineSpec, GpuRequirement, ReferenceEngine, Scalar, Task, Workload
 from pytest_inferperf.model.gates import Gate
 from pytest_inferperf.model.quant import KV_CACHE_DTYPES, QUANTIZATIONS, check_quant
 
 if TYPE_CHECKING:
     import pytest
 
-__all__ = ["KEYWORDS", "BoundCase", "Origin", "parse_cases", "parse_requires_gpu"]
+__all__ = ["KEYWORDS", "BoundCase", "Origin", "check_value", "engine_like", "parse_cases", "parse_requires_gpu"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +51,7 @@ KEYWORDS: dict[str, Keyword] = {
     "rounds": Keyword(target="workload", kind=int, minimum=1),
     "warmup_rounds": Keyword(target="workload", kind=int),
     "seed": Keyword(target="workload", kind=int),
+    "sessions": Keyword(target="workload", kind=int),
     "task": Keyword(target="task", kind=str),
     "num_fewshot": Keyword(target="task", kind=int),
     "limit": Keyword(target="task", kind=int, minimum=1),
@@ -82,6 +83,8 @@ class BoundCase:
 
     case: Case
     gates: tuple[Gate, ...]
+    against: ReferenceEngine | None = None
+    """The engine whose answers stand in for stored ones (`--inferperf-against`); None for the baseline files."""
 
     def __repr__(self) -> str:
         return f"<case {self.case.engine.served_model_name} {self.case.engine.precision}, {len(self.gates)} gates>"
@@ -132,6 +135,11 @@ def _check_mark(mark: pytest.Mark) -> None:
             _check_value(name, keyword, item)
         if many and len(set(value)) != len(value):
             raise MarkError(f"inferperf: {name}={value!r} repeats a value.")
+
+
+def check_value(name: str, value: object) -> None:
+    """Check one value of a keyword of `KEYWORDS`. Raises `MarkError`."""
+    _check_value(name, KEYWORDS[name], value)
 
 
 def _check_value(name: str, keyword: Keyword, value: object) -> None:
@@ -254,6 +262,24 @@ def _engine(values: dict[str, Any], origin: Origin) -> EngineSpec:
     values.setdefault("served_model_name", (folder.name if folder else model.rsplit("/", 1)[-1]).lower())
     values["engine_options"] = tuple(sorted(values.get("engine_options", {}).items()))
     return EngineSpec(**values)
+
+
+def engine_like(spec: EngineSpec, changes: Mapping[str, Any], origin: Origin) -> EngineSpec:
+    """Return a resolved engine with other keywords, checked as the `inferperf` mark checks them.
+
+    `engine_options` merge key by key. What belongs to the old quantization (its recipe; for BF16 the KV cache type and
+    the calibration too) does not outlive it, nor does a name that was given to another model. Raises `MarkError`.
+    """
+    values = {item.name: getattr(spec, item.name) for item in fields(EngineSpec)}
+    if changes.get("quant", spec.quant) != spec.quant:
+        values["recipe"] = ""
+        if changes["quant"] == "BF16":
+            for name in ("kv_cache_dtype", "calib_dataset", "calib_size"):
+                del values[name]
+    if "model" in changes:
+        del values["served_model_name"]
+    options = {**dict(spec.engine_options), **changes.get("engine_options", {})}
+    return _engine({**values, **changes, "engine_options": options}, origin)
 
 
 def _check_precision(values: Mapping[str, Any], folder: Path | None, origin: Origin) -> None:

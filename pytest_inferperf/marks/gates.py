@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import fields
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_inferperf.errors import MarkError, choices
 from pytest_inferperf.marks.arguments import article, keywords_of, number
-from pytest_inferperf.model.case import Case
-from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, Gate, PerformanceGate
+from pytest_inferperf.marks.cases import KEYWORDS, Origin, check_value, engine_like
+from pytest_inferperf.model.case import Case, EngineSpec, ReferenceEngine
+from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, Gate, PerformanceGate, SpeedupFloor
 from pytest_inferperf.model.metrics import METRICS, STATISTICS, MetricRef, parse_metric
 from pytest_inferperf.model.quant import KV_CACHE_DTYPES, check_quant
 
 if TYPE_CHECKING:
     import pytest
 
-__all__ = ["GATES", "parse_gates"]
+__all__ = ["GATES", "SPEEDUP_KEYWORDS", "parse_gates"]
 
-GATES = ("throughput_floor", "latency_ceiling", "accuracy_loss_ceiling", "accuracy_floor")
+GATES = ("throughput_floor", "latency_ceiling", "speedup_floor", "accuracy_loss_ceiling", "accuracy_floor")
 """The marks that are gates."""
 
 
-def parse_gates(marks: Sequence[pytest.Mark], case: Case) -> tuple[Gate, ...]:
+def parse_gates(marks: Sequence[pytest.Mark], case: Case, origin: Origin) -> tuple[Gate, ...]:
     """Turn gate marks, outermost first, into gates. The innermost mark wins where two name the same gate.
 
     Raises `MarkError` for anything wrong in a mark, and for a gate that the case cannot feed.
@@ -30,12 +32,14 @@ def parse_gates(marks: Sequence[pytest.Mark], case: Case) -> tuple[Gate, ...]:
     gates: dict[tuple[object, ...], Gate] = {}
     for mark in marks:
         parsed: Iterable[Gate]
-        if mark.name in ("throughput_floor", "latency_ceiling"):
+        if mark.name in ("throughput_floor", "latency_ceiling", "speedup_floor"):
             if case.workload is None:
                 raise MarkError(
                     f"{mark.name}: needs a workload to measure; give the inferperf mark isl= and osl=, in tokens."
                 )
-            parsed = _performance_gates(mark)
+            parsed = (
+                _speedup_gates(mark, case.engine, origin) if mark.name == "speedup_floor" else _performance_gates(mark)
+            )
         else:
             if case.task is None:
                 raise MarkError(f"{mark.name}: needs a task to evaluate; give the inferperf mark task=.")
@@ -44,7 +48,7 @@ def parse_gates(marks: Sequence[pytest.Mark], case: Case) -> tuple[Gate, ...]:
             absolute = isinstance(gate, PerformanceGate) and gate.limit is not None
             in_points = isinstance(gate, AccuracyLossCeiling) and gate.points is not None
             gates[type(gate), gate.name, absolute, in_points] = gate
-    metrics = {gate.metric for gate in gates.values() if not isinstance(gate, PerformanceGate)}
+    metrics = {gate.metric for gate in gates.values() if isinstance(gate, AccuracyLossCeiling | AccuracyFloor)}
     if len(metrics) > 1:
         named = ", ".join(sorted(str(item) for item in metrics))
         raise MarkError(f"accuracy gates of one test judge one metric, not {named}. Write two tests.")
@@ -57,11 +61,7 @@ _DIRECTION = {True: "throughput_floor", False: "latency_ceiling"}
 def _performance_gates(mark: pytest.Mark) -> list[PerformanceGate]:
     higher = mark.name == "throughput_floor"
     keywords = dict(mark.kwargs)
-    tolerance = keywords.pop("tolerance", None)
-    if tolerance is not None:
-        tolerance = number(mark, "tolerance", tolerance)
-        if not 0 < tolerance < 1:
-            raise MarkError(f"{mark.name}: tolerance={tolerance!r} must lie between 0 and 1; 0.05 is 5 %.")
+    tolerance = _tolerance(mark, keywords.pop("tolerance", None))
     if tolerance is not None and not mark.args and keywords:
         raise MarkError(
             f"{mark.name}: tolerance={tolerance!r} widens a baseline, and absolute limits have none. "
@@ -84,6 +84,111 @@ def _performance_gates(mark: pytest.Mark) -> list[PerformanceGate]:
     if not gates:
         raise MarkError(f"{mark.name}: names no metric. {choices('', _gateable(higher), what=_metrics_with(higher))}")
     return gates
+
+
+def _tolerance(mark: pytest.Mark, value: object) -> float | None:
+    if value is None:
+        return None
+    tolerance = number(mark, "tolerance", value)
+    if not 0 < tolerance < 1:
+        raise MarkError(f"{mark.name}: tolerance={tolerance!r} must lie between 0 and 1; 0.05 is 5 %.")
+    return tolerance
+
+
+SPEEDUP_KEYWORDS = ("over", "ratio", "tolerance", "reload")
+
+
+def _speedup_gates(mark: pytest.Mark, engine: EngineSpec, origin: Origin) -> list[SpeedupFloor]:
+    for name in mark.kwargs:
+        if name not in SPEEDUP_KEYWORDS:
+            raise MarkError(
+                f"{mark.name}: unknown keyword {name!r}.\n{choices(name, SPEEDUP_KEYWORDS, what='Keywords')}"
+            )
+    if "over" not in mark.kwargs:
+        raise MarkError(f'{mark.name}: over is missing; name the engine to compare with, such as over="BF16".')
+    ratio = number(mark, "ratio", mark.kwargs.get("ratio", 1.0))
+    if ratio <= 0:
+        raise MarkError(f"{mark.name}: ratio={ratio:g} must be above 0; 1.5 is one and a half times as good.")
+    tolerance = _tolerance(mark, mark.kwargs.get("tolerance"))
+    reload = mark.kwargs.get("reload", False)
+    if not isinstance(reload, bool):
+        raise MarkError(f"{mark.name}: reload={reload!r} is {article(type(reload).__name__)}; it takes True or False.")
+    label, spec = _reference_engine(mark, mark.kwargs["over"], engine, origin)
+    if replace(spec, served_model_name=engine.served_model_name) == engine:
+        raise MarkError(
+            f"{mark.name}: over={mark.kwargs['over']!r} is the engine of the case itself: both would regress together, "
+            "so the gate could not fail. Name another engine, or write another test for this case."
+        )
+    reference = ReferenceEngine(label=label, spec=spec, reload=reload)
+    return [
+        SpeedupFloor(metric=_any_metric(mark, name), reference=reference, ratio=ratio, tolerance=tolerance)
+        for name in mark.args or ("output_throughput",)
+    ]
+
+
+def _any_metric(mark: pytest.Mark, name: object) -> MetricRef:
+    if not isinstance(name, str):
+        raise MarkError(
+            f"{mark.name}: {name!r} is {article(type(name).__name__)}; a positional argument names a metric."
+        )
+    if name.partition(".")[0] not in METRICS:
+        valid = [*_gateable(True), *_gateable(False)]
+        raise MarkError(f"{mark.name}: unknown metric {name!r}.\n{choices(name, valid, what='Metrics')}")
+    try:
+        return parse_metric(name)
+    except MarkError as error:
+        message = f"{mark.name}: {error}"
+    raise MarkError(message)
+
+
+def _reference_engine(mark: pytest.Mark, over: object, engine: EngineSpec, origin: Origin) -> tuple[str, EngineSpec]:
+    """Return what reports call the reference engine, and the engine."""
+    if isinstance(over, str) and over:
+        quant, kv_cache = _precision(mark, "over", over)
+        label, changes = over, {"quant": quant, "kv_cache_dtype": kv_cache}
+    elif isinstance(over, Mapping) and over:
+        valid = [name for name, row in KEYWORDS.items() if row.target == "engine"]
+        for name in over:
+            if name not in valid:
+                raise MarkError(
+                    f"{mark.name}: over has an unknown engine keyword {name!r}.\n{choices(name, valid, what='Keywords')}"
+                )
+        label, changes = _spelled(over), dict(over)
+    else:
+        raise MarkError(
+            f'{mark.name}: over={over!r}; it takes a precision, such as over="BF16", or engine keywords that replace the '
+            'case\'s, such as over={"engine_options": {"use_cache": False}}.'
+        )
+    try:
+        for name, value in changes.items():
+            check_value(name, value)
+        return label, engine_like(engine, changes, origin)
+    except MarkError as error:
+        message = str(error).removeprefix("inferperf: ").replace(", or a list of them", "")
+    raise MarkError(f"{mark.name}: over={over!r}: {message}")
+
+
+def _spelled(keywords: Mapping[str, Any]) -> str:
+    """Spell engine keywords as `--inferperf-against` takes them: `quant=FP8,engine_options.use_cache=false`."""
+    pairs = []
+    for name, value in keywords.items():
+        options = value.items() if name == "engine_options" and isinstance(value, Mapping) else None
+        pairs += [(f"{name}.{key}", item) for key, item in options] if options is not None else [(name, value)]
+    return ",".join(
+        f"{name}={value if isinstance(value, str) else json.dumps(value, default=str)}" for name, value in pairs
+    )
+
+
+def _precision(mark: pytest.Mark, keyword: str, name: str) -> tuple[str, str]:
+    """Split `NVFP4+kv_fp8` into quantization and KV cache type. Raises `MarkError` for one that does not exist."""
+    quant, plus, kv_cache = name.partition("+kv_")
+    if wrong := check_quant(quant):
+        raise MarkError(f"{mark.name}: unknown {keyword} {name!r}.\n{wrong}")
+    if plus and kv_cache not in KV_CACHE_DTYPES:
+        raise MarkError(
+            f"{mark.name}: unknown {keyword} {name!r}.\n{choices(kv_cache, KV_CACHE_DTYPES, what='KV cache types')}"
+        )
+    return quant, kv_cache or "auto"
 
 
 def _dotted(name: str) -> str:
@@ -135,13 +240,7 @@ def _accuracy_loss(mark: pytest.Mark) -> AccuracyLossCeiling:
     reference = values.get("reference")
     if not isinstance(reference, str) or not reference:
         raise MarkError(f'{mark.name}: reference={reference!r}; name the stored precision: reference="BF16".')
-    quant, _, kv_cache = reference.partition("+kv_")
-    if wrong := check_quant(quant):
-        raise MarkError(f"{mark.name}: unknown reference {reference!r}.\n{wrong}")
-    if "+" in reference and kv_cache not in KV_CACHE_DTYPES:
-        raise MarkError(
-            f"{mark.name}: unknown reference {reference!r}.\n{choices(kv_cache, KV_CACHE_DTYPES, what='KV cache types')}"
-        )
+    _precision(mark, "reference", reference)
     points, percent = _share(mark, values, "points"), _share(mark, values, "percent")
     if (points is None) == (percent is None):
         raise MarkError(

@@ -15,7 +15,7 @@ from pytest_inferperf.measure.workload import make_requests
 from pytest_inferperf.model.case import Workload
 from pytest_inferperf.model.results import Round, Session
 
-__all__ = ["RoundTimer", "measure_session"]
+__all__ = ["RoundTimer", "measure_session", "run_round"]
 
 
 class RoundTimer(Protocol):
@@ -41,7 +41,7 @@ def measure_session(
     def run(index: int, kind: str, timer: RoundTimer | None) -> Round:
         if progress is not None:
             progress(f"measure isl {workload.isl} osl {workload.osl} concurrency {workload.concurrency}: {kind}")
-        return _run_round(engine, workload, make_requests(engine, workload, round_index=index), timer=timer)
+        return run_round(engine, workload, make_requests(engine, workload, round_index=index), timer=timer)
 
     for index in range(workload.warmup_rounds):
         run(index, "warm-up round", None)
@@ -53,9 +53,10 @@ def measure_session(
     return Session(rounds=rounds, warmup_rounds=workload.warmup_rounds, telemetry=telemetry.figures)
 
 
-def _run_round(
-    engine: Engine, workload: Workload, requests: Sequence[GenerationRequest], *, timer: RoundTimer | None
+def run_round(
+    engine: Engine, workload: Workload, requests: Sequence[GenerationRequest], *, timer: RoundTimer | None = None
 ) -> Round:
+    """Send one round's requests and return its figures. Raises like `measure_session`."""
     generations: list[Generation] = []
     duration_s = 0.0
 

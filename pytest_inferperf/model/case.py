@@ -7,7 +7,7 @@ from typing import Any
 
 from pytest_inferperf.model.quant import precision_key
 
-__all__ = ["Case", "EngineSpec", "GpuRequirement", "Scalar", "Task", "Workload"]
+__all__ = ["Case", "EngineSpec", "GpuRequirement", "ReferenceEngine", "Scalar", "Task", "Workload"]
 
 Scalar = str | int | float | bool | None
 
@@ -54,6 +54,21 @@ class EngineSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReferenceEngine:
+    """The engine a case is compared with in the same run."""
+
+    label: str
+    """What reports call it: `BF16`, `engine_options.use_cache=false`."""
+
+    spec: EngineSpec
+    python: str = ""
+    """The interpreter it runs under, absolute; "" for the one that runs pytest."""
+
+    reload: bool = False
+    """Whether it cannot be held beside the candidate: one of the two is closed while the other runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Workload:
     """What is sent to the engine, and how often."""
 
@@ -76,6 +91,9 @@ class Workload:
     """Passes before the measured ones; run, counted, not judged."""
 
     seed: int = 0
+    sessions: int = 0
+    """Launches of the engine to begin with; 0 means 1 when judged (more follow while a verdict is open), 10 when
+    recorded."""
 
     @property
     def requests_per_round(self) -> int:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pytest_inferperf.model.case import ReferenceEngine
 from pytest_inferperf.model.metrics import MetricRef
 
-__all__ = ["AccuracyFloor", "AccuracyLossCeiling", "Gate", "PerformanceGate"]
+__all__ = ["AccuracyFloor", "AccuracyLossCeiling", "Gate", "PerformanceGate", "SpeedupFloor"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,24 @@ class PerformanceGate:
     def name(self) -> str:
         """What a report calls the gate."""
         return self.metric.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedupFloor:
+    """How many times as good as a reference engine the candidate must be, the two measured interleaved."""
+
+    metric: MetricRef
+    reference: ReferenceEngine
+    ratio: float = 1.0
+    """Above 0. Where lower is better, 1.5 times as good is the reference divided by 1.5."""
+
+    tolerance: float | None = None
+    """Relative loss against `ratio` times the reference that must be caught; None takes the ini's."""
+
+    @property
+    def name(self) -> str:
+        """What a report calls the gate."""
+        return f"{self.metric.name} vs {self.reference.label}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,4 +87,4 @@ class AccuracyFloor:
         return self.metric or "accuracy"
 
 
-Gate = PerformanceGate | AccuracyLossCeiling | AccuracyFloor
+Gate = PerformanceGate | SpeedupFloor | AccuracyLossCeiling | AccuracyFloor

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Literal
 
-from pytest_inferperf.model.case import Case
+from pytest_inferperf.model.case import Case, ReferenceEngine
 
 __all__ = [
+    "Abba",
     "AccuracyResult",
     "CaseResult",
+    "Comparison",
     "EngineInfo",
     "Hardware",
     "PerformanceResult",
@@ -194,6 +196,45 @@ class AccuracyResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Abba:
+    """One block of rounds of two engines, measured side by side on the same prompts: reference A, candidate B."""
+
+    reference: tuple[Round, ...]
+    candidate: tuple[Round, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What a reference engine did in the same run: rounds interleaved with the candidate's, or its answers."""
+
+    reference: ReferenceEngine
+    engine: EngineInfo
+    """What the reference engine says it really is."""
+
+    blocks: tuple[Abba, ...] = ()
+    warmup_rounds: int = 0
+    """Warm-up rounds of each engine: once before the first block, or with `reload` after every launch."""
+
+    accuracy: AccuracyResult | None = None
+    telemetry: tuple[Mapping[str, float], ...] = ()
+    """What the machine did meanwhile, as in `Session.telemetry`: once for all blocks, or with `reload` for each launch."""
+
+    @property
+    def candidate(self) -> PerformanceResult:
+        """The candidate's rounds: one session, or with `reload` one of each block."""
+        rounds = [item.candidate for item in self.blocks]
+        launches = rounds if self.reference.reload else [tuple(item for block in rounds for item in block)]
+        return PerformanceResult(
+            sessions=tuple(Session(rounds=item, warmup_rounds=self.warmup_rounds) for item in launches)
+        )
+
+    @property
+    def num_failed_requests(self) -> int:
+        """Requests of either engine that did not finish."""
+        return sum(item.num_failed_requests for block in self.blocks for item in (*block.reference, *block.candidate))
+
+
+@dataclass(frozen=True, kw_only=True)
 class CaseResult:
     """Everything one test measured, before it is judged."""
 
@@ -201,6 +242,9 @@ class CaseResult:
     engine: EngineInfo | None = None
     performance: PerformanceResult | None = None
     accuracy: AccuracyResult | None = None
+    comparisons: tuple[Comparison, ...] = ()
+    """Engines that ran beside the candidate: of speedup gates, or what `--inferperf-against` names."""
+
     invalid: str = ""
     """Why the run cannot be trusted; "" when it can."""
 

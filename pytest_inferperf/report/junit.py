@@ -28,6 +28,13 @@ def junit_properties(result: CaseResult, verdicts: Sequence[GateVerdict]) -> lis
         found.append(("inferperf.documents_digest", accuracy.documents_digest))
         if accuracy.unparseable is not None:
             found.append(("inferperf.metric.unparseable", sum(accuracy.unparseable)))
+    for compared in result.comparisons:
+        label = compared.reference.label
+        if compared.blocks:
+            found.append((f"inferperf.blocks.{label}", len(compared.blocks)))
+            found.append((f"inferperf.reloaded.{label}", compared.reference.reload))
+        if compared.accuracy is not None:
+            found.append((f"inferperf.reference_score.{label}", compared.accuracy.score))
     seen: set[str] = set()
     for item in verdicts:
         # A metric may have a limit from the baseline and an absolute one.
@@ -38,6 +45,8 @@ def junit_properties(result: CaseResult, verdicts: Sequence[GateVerdict]) -> lis
             found.append((f"inferperf.limit.{name}", item.limit))
         if item.source:
             found.append((f"inferperf.limit_source.{name}", item.source))
+        bounds = ("ratio", "ratio_lower", "ratio_upper")
+        found += [(f"inferperf.{key}.{name}", item.details[key]) for key in bounds if key in item.details]
     if verdicts:
         found.append(("inferperf.verdict", worst(verdicts).value))
     if result.engine is not None:

@@ -72,7 +72,9 @@ def _next_step(verdicts: Iterable[GateVerdict], rerun: str) -> str:
     for item in found:
         if item.next_step:
             return f"Next: {item.next_step.replace('{nodeid}', rerun)}"
-    if any(item.status is Status.FAIL and item.limit is not None and item.source != "mark" for item in found):
+    # No baseline is behind a limit of the mark, or of what the run was compared with.
+    stored = [item for item in found if item.source != "mark" and not item.source.startswith("against ")]
+    if any(item.status is Status.FAIL and item.limit is not None for item in stored):
         return (
             'To accept: inferperf baseline update RESULTS.json --mode all --reason "…" --accept-regression, then commit. '
             "RESULTS.json is what --inferperf-json=RESULTS.json writes."

@@ -26,10 +26,10 @@ from pytest_inferperf.baselines.result_file import (
     write_result_file,
 )
 from pytest_inferperf.errors import ResultFileError
-from pytest_inferperf.model.case import Case
-from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, Gate, PerformanceGate
+from pytest_inferperf.model.case import Case, EngineSpec, ReferenceEngine
+from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, Gate, PerformanceGate, SpeedupFloor
 from pytest_inferperf.model.metrics import parse_metric
-from pytest_inferperf.model.results import Repeat
+from pytest_inferperf.model.results import Abba, Comparison, Repeat
 from pytest_inferperf.model.verdicts import GateVerdict, Status
 
 Make = Callable[..., ResultRecord]
@@ -39,9 +39,16 @@ def names(folder: Path) -> list[str]:
     return sorted(item.name for item in folder.iterdir())
 
 
+REFERENCE = ReferenceEngine(
+    label="python=/venv/bin/python",
+    spec=EngineSpec(model="m", served_model_name="m", engine_options=(("use_cache", False),)),
+    python="/venv/bin/python",
+    reload=True,
+)
 GATES: list[Gate] = [
     PerformanceGate(metric=parse_metric("ttft_ms.p99")),
     PerformanceGate(metric=parse_metric("output_throughput"), limit=5.0, tolerance=0.1),
+    SpeedupFloor(metric=parse_metric("tpot_ms.p50"), reference=REFERENCE, ratio=1.5, tolerance=0.1),
     AccuracyLossCeiling(reference="BF16", points=1.0),
     AccuracyLossCeiling(reference="NVFP4+kv_fp8", percent=2.5, unparseable_points=0.5, metric="acc"),
     AccuracyFloor(points=61.5, metric="acc"),
@@ -76,8 +83,8 @@ def file(speed: Make, answers: Make) -> ResultFile:
         repeat=Repeat(questions=2, flips=1),
     )
     records = (
-        replace(speed({"ttft_ms.p99": 12.5}), gates=tuple(GATES[:2]), verdicts=(VERDICT,), status=Status.FAIL),
-        replace(answers((0.1, math.pi, -1e300)), gates=tuple(GATES[2:]), status=Status.PASS),
+        replace(speed({"ttft_ms.p99": 12.5}), gates=tuple(GATES[:3]), verdicts=(VERDICT,), status=Status.FAIL),
+        replace(answers((0.1, math.pi, -1e300)), gates=tuple(GATES[3:]), status=Status.PASS),
         answers((1.0, 0.0)),
         replace(stopped, result=replace(stopped.result, accuracy=partial)),
         ResultRecord(nodeid="t.py::none", result=replace(answers((1.0,)).result, accuracy=None, invalid="throttled")),
@@ -90,6 +97,41 @@ def test_round_trip(tmp_path: Path, file: ResultFile) -> None:
     write_result_file(path, file)
     assert read_result_file(path) == file
     assert names(tmp_path) == ["r.json"]
+
+
+def test_comparisons_round_trip(tmp_path: Path, speed: Make, answers: Make) -> None:
+    fast, right = speed({"ttft_ms.p99": 12.5}), answers((0.25, 1.0))
+    assert fast.result.performance is not None
+    assert fast.result.engine is not None
+    rounds = fast.result.performance.sessions[0].rounds
+    timed = Comparison(
+        reference=REFERENCE,
+        engine=fast.result.engine,
+        blocks=(Abba(reference=rounds, candidate=rounds), Abba(reference=rounds, candidate=())),
+        warmup_rounds=2,
+    )
+    answered = Comparison(reference=REFERENCE, engine=fast.result.engine, accuracy=right.result.accuracy)
+    record = replace(fast, result=replace(fast.result, comparisons=(timed, answered)))
+    path = tmp_path / "r.json"
+    file = ResultFile(created="", environment={}, records=(record,))
+    write_result_file(path, file)
+    assert read_result_file(path) == file
+
+
+def test_an_unknown_metric_of_a_comparison_is_named(tmp_path: Path, speed: Make) -> None:
+    fast = speed({"ttft_ms.p99": 12.5})
+    assert fast.result.performance is not None
+    assert fast.result.engine is not None
+    rounds = fast.result.performance.sessions[0].rounds
+    timed = Comparison(reference=REFERENCE, engine=fast.result.engine, blocks=(Abba(reference=rounds, candidate=()),))
+    path = tmp_path / "r.json"
+    record = replace(fast, result=replace(fast.result, performance=None, comparisons=(timed,)))
+    write_result_file(path, ResultFile(created="", environment={}, records=(record,)))
+    path.write_text(path.read_text().replace("ttft_ms.p99", "ttft_msec.p99"))
+    with pytest.raises(
+        ResultFileError, match=r"records\[0\]\.result\.comparisons\[0\]: unknown metric 'ttft_msec\.p99'"
+    ):
+        read_result_file(path)
 
 
 def test_records_travel_as_plain_data(file: ResultFile) -> None:
@@ -158,7 +200,7 @@ def test_no_such_file(tmp_path: Path) -> None:
         ('"schema_version": 1', '"schema_version": 3', "schema_version 3 is newer than 1, the version this"
          " pytest-inferperf reads. Upgrade: pip install --upgrade pytest-inferperf"),
         ('"type": "performance"', '"type": "perf"', '$.records[0].gates[0].type: "perf" is not valid. Did you mean'
-         " 'performance'? Valid values: accuracy_floor, accuracy_loss_ceiling, performance."),
+         " 'performance'? Valid values: accuracy_floor, accuracy_loss_ceiling, performance, speedup_floor."),
         ('"points": 1.0', '"points": "1"', '$.records[1].gates[0].points: "1" is not a number or null.'),
         ('"status": "FAIL"', '"status": "BAD"', None),
         ('"metric": "output_throughput"', '"metric": "output_troughput"', None),

@@ -11,6 +11,7 @@ import pytest
 
 # pytester takes modules that a run imported out of sys.modules again; a second import would make second classes.
 for _name in (
+    "baselines.against",
     "baselines.past",
     "baselines.result_file",
     "baselines.store",
@@ -24,8 +25,11 @@ for _name in (
     "gates.asking",
     "gates.drift",
     "judging",
+    "gates.speedup",
+    "marks.against",
     "marks.cases",
     "marks.gates",
+    "measure.blocks",
     "measure.cpu",
     "measure.environment",
     "measure.gpu",

@@ -143,6 +143,18 @@ def test_an_invalid_run_is_never_recorded(project: Project, machine: Reader) -> 
     assert not list(project.path.glob("baselines/performance/*/*.json"))
 
 
+@pytest.mark.parametrize(("busy", "outcome"), [(15, "passed"), (60, "failed")])
+def test_blocks_beside_a_reference_are_watched_too(project: Project, machine: Reader, busy: int, outcome: str) -> None:
+    machine(busy)
+    project.test(PERFORMANCE, 'speedup_floor("output_throughput_per_user", over="BF16")')
+    result = project.run("--inferperf-json=r.json", *INTERFERENCE)
+    result.assert_outcomes(**{outcome: 1})
+    (comparison,) = record(project)["result"]["comparisons"]
+    assert len(comparison["telemetry"]) == 1
+    if outcome == "failed":
+        result.stdout.fnmatch_lines(["INVALID: the run is invalid: others took *"])
+
+
 def test_it_may_be_run_again(project: Project, machine: Reader) -> None:
     machine(60)
     machine(0)

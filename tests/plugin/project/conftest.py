@@ -1,13 +1,15 @@
 """A user's project for the plugin tests: a scripted engine and scripted answers instead of a model.
 
-`engine.json` in the project scripts both; what is not in it has the defaults below. Every build and close is logged in
-`engines.log`, so that a test can count them.
+`engine.json` in the project scripts both; what is not in it has the defaults below. Every build, relaunch and close is
+logged in `engines.log`, so that a test can count them. `session_factors` are the speeds of the sessions: .97 makes one
+3 % slower, and the last holds for all that follow. A run begins with the first, whatever ran before it.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -41,15 +43,21 @@ DEFAULTS: dict[str, Any] = {
     "build_error": "",
     "generate_error": "",
     "hardware": "Test CPU",
+    "can_relaunch": True,
+    "relaunch_error": "",
+    "session_factors": [1.0],
     "right": {"BF16": 900},
     "unparseable": {"BF16": 0},
     "questions": 1000,
     "digest": "d1",
     "perplexity": False,
+    "noise": 0.0,
+    "by": {},
     "passage": 10,
     "shift": {},
     "aa_flips": 0,
 }
+"""`by` overrides the rest for a precision ("BF16") or an engine option ("use_cache=false")."""
 
 
 def script(root: Path) -> dict[str, Any]:
@@ -65,6 +73,14 @@ class ScriptedEngine(Engine):
         self.spec = spec
         self.root = root
         self.script = script(root)
+        self.options = [f"{name}={json.dumps(value)}" for name, value in spec.engine_options]
+        for name in (spec.precision, *self.options):
+            self.script |= self.script["by"].get(name, {})
+        if self.script["build_error"]:
+            raise EngineError(self.script["build_error"])
+        self.noise = random.Random(spec.precision)
+        type(self).can_relaunch = self.script["can_relaunch"]
+        self.session = 0
         quant = QUANTIZATIONS.get(spec.quant)
         algo = quant.quant_algo if quant is not None else spec.quant
         self.info = EngineInfo(
@@ -82,7 +98,7 @@ class ScriptedEngine(Engine):
 
     def log(self, event: str) -> None:
         with (self.root / "engines.log").open("a") as stream:
-            stream.write(f"{event} {self.spec.precision}\n")
+            stream.write(" ".join([event, self.spec.precision, *self.options]) + "\n")
 
     def encode(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[tuple[int, ...]]:
         return [tuple(text.encode()) for text in texts]
@@ -110,10 +126,13 @@ class ScriptedEngine(Engine):
         if self.script["generate_error"]:
             raise EngineError(self.script["generate_error"])
         time.sleep(self.script["round_s"])
+        slower = math.exp(self.noise.gauss(0, self.script["noise"]))
         answers = []
         for index, request in enumerate(requests):
             tokens = 0 if index < self.script["failed"] else request.max_tokens - self.script["short_by"]
-            first, step = self.script["ttft_ms"] / 1000, self.script["tpot_ms"] / 1000
+            factors = self.script["session_factors"]
+            speed = 1000 * factors[min(self.session, len(factors) - 1)]
+            first, step = self.script["ttft_ms"] / speed, slower * self.script["tpot_ms"] / speed
             answers.append(
                 Generation(
                     token_ids=(65,) * tokens,
@@ -134,6 +153,14 @@ class ScriptedEngine(Engine):
 
     def peak_memory_bytes(self) -> int:
         return 2**30
+
+    def relaunch(self) -> None:
+        if not self.can_relaunch:
+            super().relaunch()
+        if self.script["relaunch_error"]:
+            raise EngineError(self.script["relaunch_error"])
+        self.session += 1
+        self.log("relaunch")
 
     def close(self) -> None:
         self.log("close")
@@ -217,9 +244,6 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_inferperf_make_engine(config: pytest.Config, spec: EngineSpec) -> Engine:
-    build_error = script(config.rootpath)["build_error"]
-    if build_error:
-        raise EngineError(build_error)
     return ScriptedEngine(spec, config.rootpath)
 
 

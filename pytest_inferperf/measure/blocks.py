@@ -1,0 +1,239 @@
+"""Two engines measured side by side: A B B A blocks of rounds, added only while a verdict is open.
+
+Both engines of a block see the same hour, the same neighbours and the same prompts, so what they share cancels in the
+difference. Where both are held at once the rounds run reference, candidate, candidate, reference. Where they are not,
+each block launches each engine anew for two rounds, the reference first in every other block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+
+from pytest_inferperf.engines.interface import Engine
+from pytest_inferperf.errors import EngineError, InvalidRun
+from pytest_inferperf.measure.session import run_round
+from pytest_inferperf.measure.telemetry import Telemetry
+from pytest_inferperf.measure.validity import check_engine
+from pytest_inferperf.measure.workload import draw_requests, vocabulary_of
+from pytest_inferperf.model.case import ReferenceEngine, Workload
+from pytest_inferperf.model.results import Abba, Comparison, Round
+
+__all__ = ["held_reference", "measure_blocks"]
+
+Opener = Callable[[ReferenceEngine], Engine]
+Progress = Callable[[str], None]
+
+
+def measure_blocks(
+    candidate: Engine,
+    reference: ReferenceEngine,
+    workload: Workload,
+    *,
+    open_reference: Opener,
+    next_look: Callable[[Comparison], int | None],
+    progress: Progress | None = None,
+) -> Comparison:
+    """Measure blocks until `next_look` has seen enough of them.
+
+    Args:
+        candidate: The loaded engine; loaded again when this returns or raises, also where `reference.reload` closed it.
+        reference: The engine to open beside it.
+        workload: Its warm-up rounds run on both engines before the first block, or with `reload` after every launch.
+        open_reference: Opens the reference engine; it is closed here.
+        next_look: Says how many blocks, in all, are needed next; None when the verdict stands.
+        progress: Receives a line for each block.
+
+    Raises `InvalidRun` for an engine or a round whose figures cannot be trusted, `EngineError` where an engine fails or
+    does not open.
+
+    """
+    blocks = _Blocks(candidate, reference, workload, open_reference, progress)
+    return blocks.measure(next_look)
+
+
+@contextlib.contextmanager
+def held_reference(candidate: Engine, reference: ReferenceEngine, open_reference: Opener) -> Iterator[Engine]:
+    """Hold the reference engine, in the place of the candidate where both do not fit. Raises `EngineError`."""
+    if not reference.reload:
+        with _open_beside(reference, open_reference) as engine:
+            yield engine
+        return
+    with _turns(candidate) as turns:
+        turns.close()
+        with open_reference(reference) as engine:
+            yield engine
+
+
+@contextlib.contextmanager
+def _open_beside(reference: ReferenceEngine, open_reference: Opener) -> Iterator[Engine]:
+    try:
+        engine = open_reference(reference)
+    except EngineError as error:
+        raise EngineError(
+            f"the reference engine {reference.label} did not open beside the candidate: {error}\n"
+            "Where two engines do not fit at once, let each block load them in turn: speedup_floor(…, reload=True), or "
+            "--inferperf-against=…,reload=true"
+        ) from error
+    with engine:
+        yield engine
+
+
+class _Turns:
+    """The candidate, closed while the reference has the machine."""
+
+    def __init__(self, candidate: Engine) -> None:
+        self._candidate = candidate
+        self._closed = False
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._candidate.close()
+
+    def launch(self) -> Engine:
+        # What does not start once is not tried again.
+        self._closed = False
+        self._candidate.relaunch()
+        return self._candidate
+
+    def restore(self) -> None:
+        if self._closed:
+            self.launch()
+
+
+@contextlib.contextmanager
+def _turns(candidate: Engine) -> Iterator[_Turns]:
+    """Give the candidate into the hands of the block, and have it loaded at the end: other tests share it."""
+    if not candidate.can_relaunch:
+        raise EngineError(
+            f"reload=True launches the candidate anew, and {type(candidate).__name__} cannot be launched again. Its class "
+            "has to define relaunch and can_relaunch; or leave reload out, so that both engines are held at once."
+        )
+    turns = _Turns(candidate)
+    try:
+        yield turns
+    except (KeyboardInterrupt, SystemExit):
+        # Nobody waits for a model to load once Ctrl-C was pressed.
+        raise
+    except BaseException:
+        turns.restore()
+        raise
+    turns.restore()
+
+
+class _Blocks:
+    """The rounds so far, and what decides their prompts."""
+
+    def __init__(
+        self,
+        candidate: Engine,
+        reference: ReferenceEngine,
+        workload: Workload,
+        open_reference: Opener,
+        progress: Progress | None,
+    ) -> None:
+        self._candidate = candidate
+        self._reference = reference
+        self._workload = workload
+        self._open = open_reference
+        self._progress = progress or (lambda _line: None)
+        # Prompts must fit both engines; the candidate may be closed when the reference is there.
+        self._vocabulary = vocabulary_of(candidate, workload)
+        self._found: Comparison | None = None
+        self._telemetry: list[Mapping[str, float]] = []
+
+    def measure(self, next_look: Callable[[Comparison], int | None]) -> Comparison:
+        return replace(self._measure(next_look), telemetry=tuple(self._telemetry))
+
+    def _measure(self, next_look: Callable[[Comparison], int | None]) -> Comparison:
+        if self._reference.reload:
+            with _turns(self._candidate) as turns:
+                return self._grow(next_look, lambda number: self._reloaded_block(turns, number))
+        with _open_beside(self._reference, self._open) as engine:
+            self._meet(engine)
+            for one in (engine, self._candidate):
+                self._warm_up(one)
+            with self._watched(self._candidate, engine):
+                return self._grow(next_look, lambda number: self._held_block(engine, number))
+
+    @contextlib.contextmanager
+    def _watched(self, *engines: Engine) -> Iterator[None]:
+        with Telemetry(max((one.info.hardware for one in engines), key=lambda found: found.count)) as telemetry:
+            yield
+        self._telemetry.append(telemetry.figures)
+
+    def _grow(self, next_look: Callable[[Comparison], int | None], block: Callable[[int], Abba]) -> Comparison:
+        blocks: tuple[Abba, ...] = ()
+        wanted: int | None = 1
+        while wanted is not None and len(blocks) < wanted:
+            of = f" of {wanted}" if wanted > 1 else ""
+            self._progress(f"compare with {self._reference.label}: block {len(blocks) + 1}{of}")
+            blocks = (*blocks, block(len(blocks)))
+            assert self._found is not None  # a block has met the reference
+            found = self._found = Comparison(
+                reference=self._reference,
+                engine=self._found.engine,
+                blocks=blocks,
+                warmup_rounds=self._workload.warmup_rounds,
+            )
+            wanted = None if found.num_failed_requests else next_look(found)
+        assert self._found is not None
+        return self._found
+
+    def _held_block(self, reference: Engine, number: int) -> Abba:
+        first, second = self._rounds(number)
+        a1 = self._round(reference, first)
+        b1, b2 = self._round(self._candidate, first), self._round(self._candidate, second)
+        a2 = self._round(reference, second)
+        return Abba(reference=(a1, a2), candidate=(b1, b2))
+
+    def _reloaded_block(self, turns: _Turns, number: int) -> Abba:
+        if number % 2:
+            candidate = self._fresh_candidate(turns, number)
+            reference = self._fresh_reference(turns, number)
+        else:
+            reference = self._fresh_reference(turns, number)
+            candidate = self._fresh_candidate(turns, number)
+        return Abba(reference=reference, candidate=candidate)
+
+    def _fresh_candidate(self, turns: _Turns, number: int) -> tuple[Round, ...]:
+        engine = turns.launch()
+        reason = check_engine(engine.spec, engine.info)
+        if reason:
+            raise InvalidRun(reason)
+        return self._two_rounds(engine, number)
+
+    def _fresh_reference(self, turns: _Turns, number: int) -> tuple[Round, ...]:
+        turns.close()
+        with self._open(self._reference) as engine:
+            self._meet(engine)
+            return self._two_rounds(engine, number)
+
+    def _two_rounds(self, engine: Engine, number: int) -> tuple[Round, ...]:
+        self._warm_up(engine)
+        with self._watched(engine):
+            return tuple(self._round(engine, index) for index in self._rounds(number))
+
+    def _rounds(self, number: int) -> tuple[int, int]:
+        first = self._workload.warmup_rounds + 2 * number
+        return first, first + 1
+
+    def _meet(self, engine: Engine) -> None:
+        """Check the reference as the candidate was checked, and let it narrow the prompts to what both can read."""
+        reason = check_engine(self._reference.spec, engine.info)
+        if reason:
+            raise InvalidRun(f"the reference {self._reference.label}: {reason}")
+        if self._found is None:
+            known = set(vocabulary_of(engine, self._workload))
+            self._vocabulary = [token for token in self._vocabulary if token in known]
+            self._found = Comparison(reference=self._reference, engine=engine.info)
+
+    def _warm_up(self, engine: Engine) -> None:
+        for index in range(self._workload.warmup_rounds):
+            self._round(engine, index)
+
+    def _round(self, engine: Engine, index: int) -> Round:
+        requests = draw_requests(self._vocabulary, self._workload, round_index=index)
+        return run_round(engine, self._workload, requests)
