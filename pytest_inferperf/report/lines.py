@@ -11,6 +11,7 @@ from pytest_inferperf.model.verdicts import GateVerdict, Status, worst
 __all__ = ["SIMULATED", "failure_message", "gate_rows", "number", "plural", "summary_lines", "uncalibrated"]
 
 SIMULATED = "simulated quantization: accuracy is real, speed is not that of the format's hardware"
+_RECORD_WORSE = '--inferperf-update=all --inferperf-reason="…" --inferperf-accept-regression'
 _LABEL = {Status.PASS: "ok", Status.FAIL: "FAIL", Status.INCONCLUSIVE: "OPEN", Status.INVALID: "INVALID"}
 
 
@@ -87,7 +88,11 @@ def _next_step(verdicts: Iterable[GateVerdict], rerun: str) -> str:
     for item in found:
         if item.next_step:
             return f"Next: {item.next_step.replace('{nodeid}', rerun)}"
-    if any(item.status is Status.FAIL and item.limit is not None and item.source != "mark" for item in found):
+    regressed = [item for item in found if item.status is Status.FAIL and item.limit is not None]
+    if any("baseline_sessions" in item.details for item in regressed):
+        # A judged run stops at the first look that decides: too few sessions for the next baseline.
+        return f"To accept: pytest {rerun} {_RECORD_WORSE}, then commit."
+    if any(item.source != "mark" for item in regressed):
         return (
             'To accept: inferperf baseline update RESULTS.json --mode all --reason "…" --accept-regression, then commit. '
             "RESULTS.json is what --inferperf-json=RESULTS.json writes."
