@@ -63,6 +63,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="KEYWORD=VALUE",
         help="Override a keyword of every inferperf mark (repeatable), such as rounds=3 or engine_options.NAME=VALUE",
     )
+    option(
+        "inject",
+        action="append",
+        metavar="KIND:SIZE",
+        help="Make the engine worse on purpose, to see gates fail (repeatable), such as latency:20ms; kinds: slowdown, "
+        "latency, accuracy, memory, noise",
+    )
     parser.addini("inferperf_backend", "Engine backend", default="auto")
     parser.addini("inferperf_baselines", "Folder of the baseline files, relative to the rootdir", default="baselines")
     parser.addini("inferperf_cache_dir", "Folder of built checkpoints, relative to the rootdir", default="")
@@ -86,7 +93,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", line)
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Recorder(config), "inferperf-recorder")
-    asked = ("inferperf_update", "inferperf_json", "inferperf_reason", "inferperf_accept_regression", "inferperf_set")
+    names = ("update", "json", "reason", "accept_regression", "set", "inject")
+    asked = tuple(f"inferperf_{name}" for name in names)
     if any(config.getoption(name) for name in asked):
         # Wrong options end the run before anything is collected, also where no test uses them.
         try:
@@ -259,22 +267,37 @@ def inferperf(
     from pytest_inferperf.terminal import shown_progress
 
     config = request.config
+    engine = _injected(request.node, inferperf_case, inferperf_engine)
     benchmark = None
     if inferperf_case.case.workload is not None and config.pluginmanager.hasplugin("benchmark"):
         benchmark = request.getfixturevalue("benchmark")
     with shown_progress(config) as progress:
         run = Inferperf(
             inferperf_case,
-            inferperf_engine,
+            engine,
             state_of(config).settings,
             benchmark=benchmark,
             progress=progress,
-            context=lambda: _context(config, inferperf_engine),
+            context=lambda: _context(config, engine),
         )
         request.node.stash[RUN] = run
         yield run
     if benchmark is not None and run.result.performance is None:
         benchmark.skipped = True  # Else pytest-benchmark warns that nobody used it.
+
+
+def _injected(item: pytest.Item, bound: BoundCase, engine: Engine) -> Engine:
+    """Put what --inferperf-inject asks for around the engine."""
+    settings = state_of(item.config).settings
+    if not settings.injections:
+        return engine
+    from pytest_inferperf.baselines.store import stored_score
+    from pytest_inferperf.engines.injected import InjectedEngine
+    from pytest_inferperf.model.gates import PerformanceGate
+
+    metrics = [gate.metric for gate in bound.gates if not isinstance(gate, PerformanceGate)]
+    score = stored_score(settings.baselines, bound.case, metric=next(iter(metrics), None))
+    return InjectedEngine(engine, settings.injections, score=score, seed=item.nodeid)
 
 
 def _context(config: pytest.Config, engine: Engine) -> dict[str, str]:
@@ -290,7 +313,10 @@ def _context(config: pytest.Config, engine: Engine) -> dict[str, str]:
     recipe = {"recipe": spec.recipe} if spec.recipe else {}
     options = {f"engine_options.{name}": str(value) for name, value in spec.engine_options}
     checkpoint = {"checkpoint_hash": engine.info.checkpoint_hash}
-    return {**state.context, **engine.info.versions, **checkpoint, **recipe, **options}
+    from pytest_inferperf.model.injection import CONTEXT_KEY, shown
+
+    injected = {CONTEXT_KEY: shown(state.settings.injections)} if state.settings.injections else {}
+    return {**state.context, **engine.info.versions, **checkpoint, **recipe, **options, **injected}
 
 
 @pytest.hookimpl(optionalhook=True)

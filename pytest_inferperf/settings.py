@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from pytest_inferperf.errors import SettingsError
 from pytest_inferperf.model.case import Scalar
+from pytest_inferperf.model.injection import Injection, parse_injections
 
 if TYPE_CHECKING:
     import pytest
@@ -41,6 +42,9 @@ class Settings:
     json_path: Path | None
     require_gpu: bool
     overrides: tuple[tuple[str, Scalar], ...]
+    injections: tuple[Injection, ...]
+    """What is made worse on purpose, to prove that the gates see it."""
+
     task_paths: tuple[Path, ...]
     """Folders with task YAML files that names may refer to."""
 
@@ -87,6 +91,7 @@ def read_settings(config: pytest.Config) -> Settings:
         json_path=path(json_path) if json_path else None,
         require_gpu=bool(option("inferperf_require_gpu") or config.getini("inferperf_require_gpu")),
         overrides=tuple(_override(item) for item in option("inferperf_set") or ()),
+        injections=parse_injections(option("inferperf_inject") or ()),
         task_paths=tuple(Path(item) for item in config.getini("inferperf_task_paths")),
         tolerance=_between(config, "inferperf_tolerance", 0, 1),
         alpha=_between(config, "inferperf_alpha", 0, 0.5),
@@ -155,6 +160,11 @@ def _check_update(settings: Settings, config: pytest.Config) -> None:
         return
     if settings.is_worker:
         return
+    if settings.injections:
+        raise SettingsError(
+            f"--inferperf-update does not go with --inferperf-inject={settings.injections[0]}: a regression that was put "
+            "in on purpose is no baseline. Leave one of the two out."
+        )
     if config.getoption("numprocesses", None) or config.getoption("dist", "no") != "no":
         raise SettingsError(
             "--inferperf-update does not go with xdist: one serial process records baselines. Run without -n, or "

@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -103,6 +104,8 @@ class ScriptedEngine(Engine):
     def generate(self, requests: Sequence[GenerationRequest], *, concurrency: int) -> list[Generation]:
         if self.script["generate_error"]:
             raise EngineError(self.script["generate_error"])
+        if not all(request.ignore_eos for request in requests):
+            return [self.answer(request) for request in requests]
         time.sleep(self.script["round_s"])
         answers = []
         for index, request in enumerate(requests):
@@ -119,12 +122,33 @@ class ScriptedEngine(Engine):
             )
         return answers
 
+    def answer(self, request: GenerationRequest) -> Generation:
+        """Answer question N of a task: the first `right` ones with 42, the last `unparseable` ones with nothing."""
+        number = int(bytes(request.prompt).decode().removeprefix("question "))
+        text = "42" if number < self.said("right") else "17"
+        if number >= self.script["questions"] - self.said("unparseable"):
+            text = ""
+        ids = (*text.encode(), 2)
+        times = tuple(0.001 * (position + 1) for position in range(len(ids)))
+        return Generation(
+            token_ids=ids,
+            text=text,
+            finish_reason="stop",
+            prompt_tokens=len(request.prompt),
+            token_times_s=times,
+        )
+
+    def said(self, key: str) -> int:
+        """Read a figure of the script that depends on the precision."""
+        figures = script(self.root)[key]
+        return int(figures.get(self.spec.precision, figures["BF16"] if key == "right" else 0))
+
     def stream(self, request: GenerationRequest) -> Iterator[TokenChunk]:
         for position in range(request.max_tokens):
             yield TokenChunk(token_ids=(65,), text="A", time_s=0.1 * (position + 1))
 
     def loglikelihood(self, requests: Sequence[LogLikelihoodRequest], *, concurrency: int) -> list[LogLikelihood]:
-        return [LogLikelihood(logprob=-1.0, is_greedy=False) for _ in requests]
+        return [LogLikelihood(logprob=-self.said("right") / 1000, is_greedy=False) for _ in requests]
 
     def peak_memory_bytes(self) -> int:
         return 2**30
@@ -134,32 +158,33 @@ class ScriptedEngine(Engine):
 
 
 def scripted_evaluate(engine: Engine, task: Task, **_: object) -> AccuracyResult:
-    """Answer `right[precision]` of the questions, the first ones."""
-    assert isinstance(engine, ScriptedEngine)
-    said = script(engine.root)
+    """Ask the engine every question: 42 is right, nothing is unparseable."""
+    said = script(_root)
     count = said["questions"]
-    precision = engine.spec.precision
-    right = said["right"].get(precision, said["right"]["BF16"])
-    unparseable = said["unparseable"].get(precision, 0)
+    questions = engine.encode([f"question {number}" for number in range(count)])
     if said["perplexity"]:
-        outcomes = tuple(right / 1000 for _ in range(count))
+        asked = [LogLikelihoodRequest(context=(engine.prefix_token_id,), continuation=item) for item in questions]
+        outcomes = tuple(-answer.logprob for answer in engine.loglikelihood(asked, concurrency=64))
         return AccuracyResult(
             task=task.name,
             metric="bits_per_byte",
             higher_is_better=False,
-            score=right / 1000,
+            score=fmean(outcomes),
             outcomes=outcomes,
             documents_digest=said["digest"],
-            scores={"bits_per_byte": right / 1000},
+            scores={"bits_per_byte": fmean(outcomes)},
         )
+    prompts = [GenerationRequest(prompt=item, max_tokens=8) for item in questions]
+    texts = [answer.text for answer in engine.generate(prompts, concurrency=64)]
+    right = sum(text == "42" for text in texts)
     return AccuracyResult(
         task=task.name,
         metric="exact_match",
         higher_is_better=True,
         score=right / count,
-        outcomes=tuple(float(index < right) for index in range(count)),
+        outcomes=tuple(float(text == "42") for text in texts),
         documents_digest=said["digest"],
-        unparseable=tuple(index >= count - unparseable for index in range(count)),
+        unparseable=tuple(not text for text in texts),
         scores={"exact_match": right / count},
     )
 
@@ -167,7 +192,12 @@ def scripted_evaluate(engine: Engine, task: Task, **_: object) -> AccuracyResult
 _real_evaluate = evaluate_run.evaluate
 
 
+_root = Path()
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    global _root
+    _root = config.rootpath
     evaluate_run.evaluate = scripted_evaluate
 
 
