@@ -7,8 +7,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal
+from typing import ClassVar, Literal
 
+from pytest_inferperf.errors import EngineError
 from pytest_inferperf.model.case import EngineSpec
 from pytest_inferperf.model.results import EngineInfo
 
@@ -95,6 +96,9 @@ class LogLikelihood:
 class Engine(ABC):
     """A model loaded and ready to generate. A context manager; `close` is idempotent."""
 
+    can_relaunch: ClassVar[bool] = False
+    """Whether `relaunch` works. Without it, a performance gate has one session only, and may stay undecided."""
+
     spec: EngineSpec
     info: EngineInfo
 
@@ -148,6 +152,17 @@ class Engine(ABC):
     def clock_s(self) -> float:
         """Read the clock that rounds are timed by, seconds: only differences mean anything, and none is negative."""
         return time.perf_counter()
+
+    def relaunch(self) -> None:
+        """End the engine's process, if it has not ended, and start the same engine in a new one: the next session.
+
+        Raises `EngineError` when it does not start, and `InvalidRun` when what comes back is another engine; either
+        leaves the engine closed.
+        """
+        raise EngineError(
+            f"{type(self).__name__} cannot be launched again. Implement relaunch(), which starts the same engine in a "
+            "new process, and set can_relaunch = True."
+        )
 
     @abstractmethod
     def close(self) -> None:

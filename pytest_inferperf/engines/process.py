@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,17 @@ from pytest_inferperf.engines.interface import (
     TokenChunk,
 )
 from pytest_inferperf.engines.supervisor import WorkerProcess
-from pytest_inferperf.errors import CheckpointError, EngineError
+from pytest_inferperf.errors import CheckpointError, EngineError, InvalidRun
 from pytest_inferperf.model.case import EngineSpec
+from pytest_inferperf.model.results import EngineInfo
 
 __all__ = ["EngineProcess", "build_in_process"]
 
 
 class EngineProcess(Engine):
     """An engine behind a pipe. `class_path` names the backend as `module:Class`."""
+
+    can_relaunch = True
 
     def __init__(
         self,
@@ -40,28 +44,46 @@ class EngineProcess(Engine):
     ) -> None:
         self.spec = spec
         self._call_timeout_s = call_timeout_s
+        self._load_timeout_s = load_timeout_s
+        self._log_dir = log_dir
+        self._progress = progress
+        self._arguments = {
+            "class_path": class_path,
+            "spec": wire.dump(spec),
+            "checkpoint": str(checkpoint),
+            "sys_path": list(sys.path),
+        }
+        self.info = self._launch()
+
+    def _launch(self) -> EngineInfo:
+        """Start the process and load the engine in it. What fails leaves no process behind."""
         self._worker = WorkerProcess(
-            what=f"engine {spec.served_model_name} {spec.precision}", log_dir=log_dir, progress=progress
+            what=f"engine {self.spec.served_model_name} {self.spec.precision}",
+            log_dir=self._log_dir,
+            progress=self._progress,
         )
         try:
-            loaded = self._worker.call(
-                "load",
-                {
-                    "class_path": class_path,
-                    "spec": wire.dump(spec),
-                    "checkpoint": str(checkpoint),
-                    "sys_path": list(sys.path),
-                },
-                timeout_s=load_timeout_s,
-            )
-            self.info = wire.load_info(loaded["info"])
+            loaded = self._worker.call("load", self._arguments, timeout_s=self._load_timeout_s)
             self._prefix_token_id = int(loaded["prefix_token_id"])
             self._eos_token_id = int(loaded["eos_token_id"])
             self._vocab_size = int(loaded["vocab_size"])
             self._special_token_ids = frozenset(loaded["special_token_ids"])
+            return wire.load_info(loaded["info"])
         except BaseException:
-            self._worker.close()
+            self._worker.close(ended="is closed: its launch failed")
             raise
+
+    def relaunch(self) -> None:
+        """See `Engine.relaunch`."""
+        self._worker.close()
+        before, after = self.info, self._launch()
+        moved = _difference(before, after)
+        if moved:
+            self._worker.close(ended="is closed: it was not the same after its relaunch")
+            raise InvalidRun(
+                f"engine {self.spec.served_model_name} {self.spec.precision} is not the same after its relaunch: {moved}"
+            )
+        self.info = after
 
     @property
     def pid(self) -> int:
@@ -132,6 +154,12 @@ class EngineProcess(Engine):
     def close(self) -> None:
         """See `Engine.close`."""
         self._worker.close()
+
+
+def _difference(before: EngineInfo, after: EngineInfo) -> str:
+    """Say what an engine reports otherwise than before; "" when it is the same. Only the time to load may differ."""
+    pairs = {item.name: (getattr(before, item.name), getattr(after, item.name)) for item in fields(EngineInfo)}
+    return "; ".join(f"{name} {old} -> {new}" for name, (old, new) in pairs.items() if name != "load_s" and old != new)
 
 
 def build_in_process(

@@ -265,10 +265,14 @@ class WorkerProcess:
             # Ctrl-C may come a second time.
             self._release()
 
-    def close(self) -> None:
-        """Ask the worker to end, and make sure that it and its children did. Never raises; may be called again."""
+    def close(self, *, ended: str = "is closed") -> None:
+        """Ask the worker to end, and make sure that it and its children did. Never raises; may be called again.
+
+        `ended` is what a later call is told.
+        """
         if self._closed:
             return
+        self._ended = ended
         try:
             self.call("close", {}, timeout_s=GRACE_S)
             self._process.wait(GRACE_S)

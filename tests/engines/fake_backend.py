@@ -37,6 +37,10 @@ class FakeEngine(Engine):
     def __init__(self, spec: EngineSpec, *, checkpoint: str, progress: Progress) -> None:
         self.spec = spec
         self.folder = Path(checkpoint)
+        with (self.folder / "launches").open("a+") as stream:
+            stream.write(f"{os.getpid()}\n")
+            stream.seek(0)
+            self.launches = len(stream.readlines())
         self.info = EngineInfo(
             backend="fake",
             hardware=Hardware(name="CPU", count=1, kind="cpu"),
@@ -47,8 +51,13 @@ class FakeEngine(Engine):
             max_model_len=64,
             checkpoint=checkpoint,
             checkpoint_hash="0",
+            options={"launches": self.launches} if spec.served_model_name == "changes" else {},
+            load_s=float(self.launches),
         )
         progress("loading the fake")
+        if spec.served_model_name == "dies-on-relaunch" and self.launches > 1:
+            spawn(self.folder)
+            os._exit(4)
         if spec.served_model_name == "dies-loading":
             print("last words", flush=True)
             os._exit(3)

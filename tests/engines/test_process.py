@@ -15,8 +15,9 @@ import pytest
 from pytest_inferperf.engines import supervisor
 from pytest_inferperf.engines.interface import GenerationRequest, LogLikelihoodRequest
 from pytest_inferperf.engines.process import EngineProcess
-from pytest_inferperf.errors import EngineError
+from pytest_inferperf.errors import EngineError, InvalidRun
 from pytest_inferperf.model.case import EngineSpec
+from tests.engines.fake_backend import FakeEngine
 
 REQUEST = GenerationRequest(prompt=(5, 6, 7), max_tokens=3)
 Start = Callable[..., EngineProcess]
@@ -89,6 +90,61 @@ def test_close_is_idempotent_and_leaves_no_process(start: Start, tmp_path: Path)
     assert (tmp_path / "closed").exists()
     with pytest.raises(EngineError, match="is closed"):
         engine.generate([REQUEST], concurrency=1)
+
+
+def launches(folder: Path) -> list[int]:
+    return [int(line) for line in (folder / "launches").read_text().split()]
+
+
+@pytest.mark.parametrize("closed_before", [False, True])
+def test_relaunch_is_the_same_engine_in_a_new_process(start: Start, tmp_path: Path, closed_before: bool) -> None:
+    engine = start("good")
+    first = engine.pid
+    if closed_before:
+        engine.close()
+    engine.relaunch()
+    assert engine.can_relaunch
+    assert launches(tmp_path) == [first, engine.pid]
+    assert wait_gone(first)
+    assert engine.generate([REQUEST], concurrency=1)[0].token_ids == (5, 6, 7)
+    assert engine.info.load_s == 2.0  # read again
+    engine.close()
+    assert wait_gone(engine.pid)
+
+
+def test_relaunch_ends_a_dead_engine(start: Start) -> None:
+    engine = start("killed")
+    with pytest.raises(EngineError, match="SIGKILL"):
+        engine.generate([REQUEST], concurrency=1)
+    engine.relaunch()
+    assert engine.encode(["ab"]) == [(97, 98)]
+
+
+def test_failed_relaunch_leaves_nothing_behind(start: Start, tmp_path: Path) -> None:
+    engine = start("dies-on-relaunch")
+    with pytest.raises(EngineError, match="ended with exit status 4"):
+        engine.relaunch()
+    assert all(wait_gone(pid) for pid in launches(tmp_path))
+    assert wait_gone(int((tmp_path / "grandchild").read_text()))
+    with pytest.raises(EngineError, match=r"engine dies-on-relaunch BF16 is gone: it ended with exit status 4"):
+        engine.generate([REQUEST], concurrency=1)
+
+
+def test_an_engine_that_comes_back_different_is_an_invalid_run(start: Start, tmp_path: Path) -> None:
+    engine = start("changes")
+    message = r"engine changes BF16 is not the same after its relaunch: options {'launches': 1} -> {'launches': 2}"
+    with pytest.raises(InvalidRun, match=message):
+        engine.relaunch()
+    assert all(wait_gone(pid) for pid in launches(tmp_path))
+    with pytest.raises(EngineError, match="is closed: it was not the same after its relaunch"):
+        engine.generate([REQUEST], concurrency=1)
+
+
+def test_engine_without_relaunch_says_what_to_implement(tmp_path: Path) -> None:
+    engine = FakeEngine(EngineSpec(model="m", served_model_name="good"), checkpoint=str(tmp_path), progress=print)
+    assert not engine.can_relaunch
+    with pytest.raises(EngineError, match=r"FakeEngine cannot be launched again\. Implement relaunch\(\).*can_relaunch"):
+        engine.relaunch()
 
 
 @pytest.mark.parametrize(
