@@ -143,6 +143,17 @@ class InjectedEngine(Engine):
         """See `Engine.peak_memory_bytes`."""
         return round(self._engine.peak_memory_bytes() * self._memory)
 
+    @property
+    def can_relaunch(self) -> bool:  # type: ignore[override]
+        """See `Engine.can_relaunch`."""
+        return self._engine.can_relaunch
+
+    def relaunch(self) -> None:
+        """See `Engine.relaunch`. Every launch has a noise of its own."""
+        self._engine.relaunch()
+        self.info = self._engine.info
+        self._launch += 1
+
     def close(self) -> None:
         """See `Engine.close`."""
         self._engine.close()

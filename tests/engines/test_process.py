@@ -143,7 +143,9 @@ def test_an_engine_that_comes_back_different_is_an_invalid_run(start: Start, tmp
 def test_engine_without_relaunch_says_what_to_implement(tmp_path: Path) -> None:
     engine = FakeEngine(EngineSpec(model="m", served_model_name="good"), checkpoint=str(tmp_path), progress=print)
     assert not engine.can_relaunch
-    with pytest.raises(EngineError, match=r"FakeEngine cannot be launched again\. Implement relaunch\(\).*can_relaunch"):
+    with pytest.raises(
+        EngineError, match=r"FakeEngine cannot be launched again\. Implement relaunch\(\).*can_relaunch"
+    ):
         engine.relaunch()
 
 
