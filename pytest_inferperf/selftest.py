@@ -344,7 +344,9 @@ def _plan_accuracy(
         spread = fmean((a - b) ** 2 for a, b in zip(before, accuracy.outcomes, strict=False)) / scale**2
         proof = replace(
             proof,
-            reliance=rely_on_questions(questions, spread=spread, tolerance=limit / 100, alpha=alpha),
+            reliance=rely_on_questions(
+                questions, spread=spread, tolerance=limit / 100, binary=accuracy.is_binary, alpha=alpha
+            ),
             unit=verdict.unit,
         )
         loss = (limit - min(0.0, measured)) / 100

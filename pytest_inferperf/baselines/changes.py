@@ -143,7 +143,7 @@ def why_unusable(record: ResultRecord) -> str:
     """Say why a record must not become a baseline; "" when it may."""
     result = record.result
     if CONTEXT_KEY in result.context:
-        return f"a regression was injected ({result.context[CONTEXT_KEY]})"
+        return f"a regression was injected ({result.context[CONTEXT_KEY]}); leave --inferperf-inject out"
     if result.invalid:
         return f"the run is invalid: {result.invalid}"
     for verdict in record.verdicts:

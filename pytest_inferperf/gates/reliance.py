@@ -105,15 +105,25 @@ def rely_on_sessions(
     )
 
 
-def rely_on_questions(questions: int, *, spread: float, tolerance: float, alpha: float = ALPHA) -> Reliance:
-    """Say what an accuracy gate detects with so many questions; every lost one adds to the `spread` that there is."""
+def rely_on_questions(
+    questions: int, *, spread: float, tolerance: float, binary: bool, alpha: float = ALPHA
+) -> Reliance:
+    """Say what an accuracy gate detects with so many questions, where the answers as they are differ by `spread`.
+
+    A loss adds to the spread: of right and wrong answers (`binary`) itself, since every lost one flips; of another score,
+    which all questions lose alike, its square.
+    """
+
+    def whole(loss: float) -> float:
+        return spread + (loss if binary else loss * loss)
+
     level = QUESTIONS.at(alpha).levels[-1]
     zone = FREE_ZONE_OF_ACCURACY * tolerance
     least = tolerance
     for _ in range(50):
-        least = zone + detectable_loss(questions, spread=spread + least, power=POWER, alpha=level)
+        least = zone + detectable_loss(questions, spread=whole(least), power=POWER, alpha=level)
     gap = tolerance - zone
-    needed = questions_to_detect(loss=gap, spread=max(spread + tolerance, gap * gap), power=POWER, alpha=level)
+    needed = questions_to_detect(loss=gap, spread=max(whole(tolerance), gap * gap), power=POWER, alpha=level)
     return Reliance(own=tolerance, least=least, more=max(0, needed - questions), counted="question")
 
 

@@ -105,7 +105,8 @@ class ScriptedEngine(Engine):
         if self.script["generate_error"]:
             raise EngineError(self.script["generate_error"])
         if not all(request.ignore_eos for request in requests):
-            return [self.answer(request) for request in requests]
+            right, unparseable = self.said("right"), self.said("unparseable")
+            return [self.answer(request, right, unparseable) for request in requests]
         time.sleep(self.script["round_s"])
         answers = []
         for index, request in enumerate(requests):
@@ -122,11 +123,11 @@ class ScriptedEngine(Engine):
             )
         return answers
 
-    def answer(self, request: GenerationRequest) -> Generation:
+    def answer(self, request: GenerationRequest, right: int, unparseable: int) -> Generation:
         """Answer question N of a task: the first `right` ones with 42, the last `unparseable` ones with nothing."""
         number = int(bytes(request.prompt).decode().removeprefix("question "))
-        text = "42" if number < self.said("right") else "17"
-        if number >= self.script["questions"] - self.said("unparseable"):
+        text = "42" if number < right else "17"
+        if number >= self.script["questions"] - unparseable:
             text = ""
         ids = (*text.encode(), 2)
         times = tuple(0.001 * (position + 1) for position in range(len(ids)))
@@ -148,7 +149,8 @@ class ScriptedEngine(Engine):
             yield TokenChunk(token_ids=(65,), text="A", time_s=0.1 * (position + 1))
 
     def loglikelihood(self, requests: Sequence[LogLikelihoodRequest], *, concurrency: int) -> list[LogLikelihood]:
-        return [LogLikelihood(logprob=-self.said("right") / 1000, is_greedy=False) for _ in requests]
+        logprob = -self.said("right") / 1000
+        return [LogLikelihood(logprob=logprob, is_greedy=False) for _ in requests]
 
     def peak_memory_bytes(self) -> int:
         return 2**30
