@@ -223,7 +223,7 @@ def test_strict_wants_gates_that_detect_their_own_tolerance(ready: Path, capsys:
     assert "cannot detect its own tolerance of 3 points: relies on 3.36 or more; 370 more questions would do" in shown
     (ready / "test_gates.py").write_text(GATES.replace("points=3.0", "points=6.0"))
     assert selftest("-k", "NVFP4 and gsm8k", "--strict")[0] == 0
-    assert "detects its own tolerance of 6 points: relies on " in capsys.readouterr().out
+    assert "       detects its own tolerance of 6 points\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,10 @@ class Reliance:
     """Its tolerance, as a share."""
 
     least: float | None
-    """The smallest loss that it fails with a probability of 0.9, as a share; None where nothing is known of the spread."""
+    """The smallest loss that it fails with a probability of 0.9, as a share; None where nothing is known of the spread.
+
+    Never below the tolerance: what is smaller may pass, and should where the data are good enough to tell.
+    """
 
     more: int | None
     """How many more would let it detect its own tolerance; 0 where it does, None where no number would."""
@@ -101,7 +104,10 @@ def rely_on_sessions(
         low, high = (low, middle) if power(middle, len(sessions)) >= POWER else (middle, high)
     enough = next((count for count in range(len(sessions), MOST_SESSIONS) if power(tolerance, count) >= POWER), None)
     return Reliance(
-        own=tolerance, least=high, more=None if enough is None else enough - len(sessions), counted="stored session"
+        own=tolerance,
+        least=max(tolerance, high),
+        more=None if enough is None else enough - len(sessions),
+        counted="stored session",
     )
 
 
@@ -124,7 +130,7 @@ def rely_on_questions(
         least = zone + detectable_loss(questions, spread=whole(least), power=POWER, alpha=level)
     gap = tolerance - zone
     needed = questions_to_detect(loss=gap, spread=max(whole(tolerance), gap * gap), power=POWER, alpha=level)
-    return Reliance(own=tolerance, least=least, more=max(0, needed - questions), counted="question")
+    return Reliance(own=tolerance, least=max(tolerance, least), more=max(0, needed - questions), counted="question")
 
 
 def certain_share(loss: float, *, questions: int, spread: float, tested: bool, alpha: float = ALPHA) -> float:

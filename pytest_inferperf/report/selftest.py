@@ -97,7 +97,7 @@ def detects(proof: GateProof) -> str:
     least = f"{math.ceil(1e4 * found.least - 1e-9) / 100:g}"
     own = f"{100 * found.own:g} {unit}"
     if found.detects_its_own:
-        return f"detects its own tolerance of {own}: relies on {least} or more"
+        return f"detects its own tolerance of {own}"
     more = f"{plural(found.more, f'more {found.counted}')} would do" if found.more is not None else "nothing would do"
     return f"cannot detect its own tolerance of {own}: relies on {least} or more; {more}"
 

@@ -104,7 +104,7 @@ class ScriptedEngine(Engine):
     def generate(self, requests: Sequence[GenerationRequest], *, concurrency: int) -> list[Generation]:
         if self.script["generate_error"]:
             raise EngineError(self.script["generate_error"])
-        if not all(request.ignore_eos for request in requests):
+        if all(bytes(request.prompt).startswith(b"question ") for request in requests):
             right, unparseable = self.said("right"), self.said("unparseable")
             return [self.answer(request, right, unparseable) for request in requests]
         time.sleep(self.script["round_s"])
