@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import os
 import subprocess
 import sys
@@ -26,11 +27,14 @@ from pytest_inferperf.baselines.store import (
     shown_path,
 )
 from pytest_inferperf.baselines.update import update
-from pytest_inferperf.errors import InferperfError, SettingsError, choices
+from pytest_inferperf.baselines.write import write_atomic
+from pytest_inferperf.errors import InferperfError, ResultFileError, SettingsError, choices
 from pytest_inferperf.gates.sessions import LEAST_BASELINE_SESSIONS, doubt_gain
 from pytest_inferperf.model.metrics import parse_metric
 from pytest_inferperf.model.results import slug
 from pytest_inferperf.report.lines import number, uncalibrated
+from pytest_inferperf.report.selftest import report_json, report_lines
+from pytest_inferperf.selftest import SelfTest
 
 __all__ = ["main"]
 
@@ -53,7 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A name that the terminal's encoding lacks is shown escaped, not as a traceback.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if "pytest_arguments" in arguments:
+        arguments.pytest_arguments = [item for index, item in enumerate(rest) if item != "--" or "--" in rest[:index]]
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     run: Callable[[argparse.Namespace], int] = arguments.run
     try:
         status = run(arguments)
@@ -125,6 +134,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     change.add_argument("--root", type=Path, help=_RESULTS_ROOT_HELP)
     change.set_defaults(run=_update)
+
+    proof = commands.add_parser(
+        "selftest",
+        help="Prove that gates fail when a regression is injected, and pass when none is",
+        usage="inferperf selftest [--strict] [--json PATH] [--keep DIR] [PYTEST ARGUMENTS...]",
+        description="Run the selected tests clean and with injected regressions, against a copy of the baselines. Whatever"
+        " is not listed here, and everything after --, goes to pytest.",
+        epilog="exit status:\n  0  every gate passes clean and fails with a regression\n  1  one does not, or was not judged"
+        "\n  2  bad usage, or no gate is selected",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    proof.add_argument(
+        "--strict", action="store_true", help="Exit 1 also for a gate that cannot detect its own tolerance"
+    )
+    proof.add_argument("--json", metavar="PATH", type=Path, help="Write the report to this file")
+    proof.add_argument("--keep", metavar="DIR", type=Path, help="Keep the results and the output of every run here")
+    proof.set_defaults(run=_selftest, pytest_arguments=())
     return parser
 
 
@@ -287,6 +314,27 @@ def _update_lines(plan: UpdatePlan, written: int) -> list[str]:
         *uncalibrated(item.sessions for item in plan.changes),
         f"Review with git diff {plan.root}, then commit.",
     ]
+
+
+def _selftest(arguments: argparse.Namespace) -> int:
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    try:
+        report = SelfTest(arguments.pytest_arguments, say=say, keep=arguments.keep).run()
+    except KeyboardInterrupt:
+        print("inferperf: stopped", file=sys.stderr)
+        return 130
+    except SettingsError:
+        raise
+    except InferperfError as error:
+        print(f"inferperf: {error}", file=sys.stderr)
+        return 1
+    print("\n".join(["", *report_lines(report)]))
+    if arguments.json is not None:
+        text = json.dumps(report_json(report), indent=2, sort_keys=True) + "\n"
+        write_atomic(arguments.json, text, shown=str(arguments.json), error=ResultFileError)
+    return 0 if report.proven and not (arguments.strict and report.unreliable) else 1
 
 
 def _change_lines(changes: Sequence[Change]) -> list[str]:

@@ -89,6 +89,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     option("past", metavar="PATH", help="Result file, or folder of them, that a plan takes expected times from")
     option("power", metavar="SHARE", help="Probability with which a plan wants losses to be found, such as 0.9")
+    option(
+        "inject",
+        action="append",
+        metavar="KIND:SIZE",
+        help="Make the engine worse on purpose, to see gates fail (repeatable), such as latency:20ms; kinds: slowdown, "
+        "latency, accuracy, memory, noise",
+    )
     parser.addini("inferperf_backend", "Engine backend", default="auto")
     parser.addini("inferperf_baselines", "Folder of the baseline files, relative to the rootdir", default="baselines")
     parser.addini("inferperf_cache_dir", "Folder of built checkpoints, relative to the rootdir", default="")
@@ -118,7 +125,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", line)
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Recorder(config), "inferperf-recorder")
-    asked = ("update", "json", "reason", "accept_regression", "set", "plan", "past", "power")
+    asked = ("update", "json", "reason", "accept_regression", "set", "plan", "past", "power", "inject")
     if config.getoption("inferperf_plan"):
         # This process collects and plans; xdist, if it is there, looks at its option after us.
         config.option.dist = "no"
@@ -352,17 +359,18 @@ def inferperf(
     from pytest_inferperf.terminal import shown_progress
 
     config = request.config
+    engine = _injected(request.node, inferperf_case, inferperf_engine)
     benchmark = None
     if inferperf_case.case.workload is not None and config.pluginmanager.hasplugin("benchmark"):
         benchmark = request.getfixturevalue("benchmark")
     with shown_progress(config) as progress:
         run = Inferperf(
             inferperf_case,
-            inferperf_engine,
+            engine,
             state_of(config).settings,
             benchmark=benchmark,
             progress=progress,
-            context=lambda: _context(config, inferperf_engine),
+            context=lambda: _context(config, engine),
             open_reference=lambda reference: _make_reference(
                 config, reference, inferperf_engine, tmp_path_factory, progress
             ),
@@ -373,6 +381,20 @@ def inferperf(
         yield run
     if benchmark is not None and run.result.performance is None:
         benchmark.skipped = True  # Else pytest-benchmark warns that nobody used it.
+
+
+def _injected(item: pytest.Item, bound: BoundCase, engine: Engine) -> Engine:
+    """Put what --inferperf-inject asks for around the engine."""
+    settings = state_of(item.config).settings
+    if not settings.injections:
+        return engine
+    from pytest_inferperf.baselines.store import stored_score
+    from pytest_inferperf.engines.injected import InjectedEngine
+    from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling
+
+    metrics = [gate.metric for gate in bound.gates if isinstance(gate, AccuracyLossCeiling | AccuracyFloor)]
+    score = stored_score(settings.baselines, bound.case, metric=next(iter(metrics), None))
+    return InjectedEngine(engine, settings.injections, score=score, seed=item.nodeid)
 
 
 def _context(config: pytest.Config, engine: Engine) -> dict[str, str]:
@@ -388,7 +410,10 @@ def _context(config: pytest.Config, engine: Engine) -> dict[str, str]:
     recipe = {"recipe": spec.recipe} if spec.recipe else {}
     options = {f"engine_options.{name}": str(value) for name, value in spec.engine_options}
     checkpoint = {"checkpoint_hash": engine.info.checkpoint_hash}
-    return {**state.context, **engine.info.versions, **checkpoint, **recipe, **options}
+    from pytest_inferperf.model.injection import CONTEXT_KEY, shown
+
+    injected = {CONTEXT_KEY: shown(state.settings.injections)} if state.settings.injections else {}
+    return {**state.context, **engine.info.versions, **checkpoint, **recipe, **options, **injected}
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -127,9 +127,10 @@ def judge_item(item: pytest.Item, run: Inferperf, *, invalid: str = "", body_fai
     from pytest_inferperf.baselines.result_file import ResultRecord
     from pytest_inferperf.gates.judge import failed_requests
     from pytest_inferperf.judging import judge_case
+    from pytest_inferperf.model.injection import shown
     from pytest_inferperf.model.verdicts import Status, worst
     from pytest_inferperf.report.junit import junit_properties
-    from pytest_inferperf.report.lines import failure_message
+    from pytest_inferperf.report.lines import INJECTED, failure_message
 
     settings = state_of(item.config).settings
     result = replace(run.result, invalid=invalid) if invalid else run.result
@@ -167,13 +168,17 @@ def judge_item(item: pytest.Item, run: Inferperf, *, invalid: str = "", body_fai
         verdicts=verdicts,
         status=status,
     )
+    injected = shown(settings.injections)
+    note = f"\n  note: {INJECTED.format(injected)}" if injected else ""
     if broken or status is Status.PASS:
-        return broken
+        return broken and broken + note
     if status is None:
-        return f"INVALID: {reason}" if reason else ""
+        return f"INVALID: {reason}{note}" if reason else ""
     timed = result.performance is not None or any(compared.blocks for compared in result.comparisons)
     simulated = result.engine is not None and result.engine.simulated and timed
-    message = item.stash[_MESSAGE] = failure_message(verdicts, _rerun(item, settings), simulated=simulated)
+    message = item.stash[_MESSAGE] = failure_message(
+        verdicts, _rerun(item, settings), simulated=simulated, injected=injected
+    )
     if status is Status.INCONCLUSIVE and settings.on_inconclusive == "warn":
         warnings.warn(pytest.PytestWarning(f"{item.nodeid}: {message}"), stacklevel=2)
         return ""
@@ -261,9 +266,9 @@ class Recorder:
         counts = ((len(cases), "case"), (engines, "engine"), (gates, "gate"))
         line = f"inferperf: {', '.join(plural(*item) for item in counts)}, baselines in {folder}"
         settings = state_of(self._config).settings
-        overrides = settings.overrides
         line += f", against {settings.against.label}" if settings.against is not None else ""
-        return line + "".join(f", {name}={value} by --inferperf-set" for name, value in overrides)
+        line += "".join(f", {name}={value} by --inferperf-set" for name, value in settings.overrides)
+        return line + "".join(f", {item} injected" for item in settings.injections)
 
     @pytest.hookimpl
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -301,6 +306,7 @@ class Recorder:
             state.lines.append(f"no results: {self._shown(path)} is kept as it was")
             return
         from pytest_inferperf.baselines.result_file import ResultFile, write_result_file
+        from pytest_inferperf.model.injection import shown
         from pytest_inferperf.report.lines import plural
 
         against = state.settings.against
@@ -309,6 +315,7 @@ class Recorder:
             **({"inferperf_against": against.label} if against is not None else {}),
             "inferperf_baselines": self._shown(state.settings.baselines),
             **{f"--inferperf-set {name}": str(value) for name, value in state.settings.overrides},
+            **({"--inferperf-inject": shown(state.settings.injections)} if state.settings.injections else {}),
         }
         file = ResultFile(created=_now(), environment=environment, records=tuple(state.records))
         write_result_file(path, file)
@@ -354,6 +361,7 @@ class Recorder:
         """Show every gate, the counts, and one next step; nothing where no gate was judged."""
         if STATE not in self._config.stash:
             return
+        from pytest_inferperf.model.injection import shown
         from pytest_inferperf.report.lines import summary_lines
 
         state = self._config.stash[STATE]
@@ -361,7 +369,7 @@ class Recorder:
             (record.nodeid, record.verdicts, record.result.engine is not None and record.result.engine.simulated)
             for record in state.records
         ]
-        lines = summary_lines(cases) + state.lines
+        lines = summary_lines(cases, injected=shown(state.settings.injections)) + state.lines
         if lines and self._config.get_verbosity() > -2:
             terminalreporter.section("inferperf", sep="=")
             for line in lines:

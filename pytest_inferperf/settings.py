@@ -13,6 +13,7 @@ import pytest
 
 from pytest_inferperf.errors import SettingsError
 from pytest_inferperf.model.case import Scalar
+from pytest_inferperf.model.injection import Injection, parse_injections
 from pytest_inferperf.model.limits import LIMITS, Limit
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ class Settings:
     overrides: tuple[tuple[str, Scalar], ...]
     against: EngineReference | RunReference | None
     """What stands in for the baselines; None for the baseline files."""
+    injections: tuple[Injection, ...]
+    """What is made worse on purpose, to prove that the gates see it."""
 
     task_paths: tuple[Path, ...]
     """Folders with task YAML files that names may refer to."""
@@ -115,6 +118,7 @@ def read_settings(config: pytest.Config) -> Settings:
         require_gpu=bool(option("inferperf_require_gpu") or config.getini("inferperf_require_gpu")),
         overrides=tuple(_override(item) for item in option("inferperf_set") or ()),
         against=_against(config),
+        injections=parse_injections(option("inferperf_inject") or ()),
         task_paths=tuple(Path(item) for item in config.getini("inferperf_task_paths")),
         tolerance=_between(config, "inferperf_tolerance", 0, 1),
         alpha=_between(config, "inferperf_alpha", 0, 0.5),
@@ -249,6 +253,11 @@ def _check_update(settings: Settings, config: pytest.Config) -> None:
         )
     if settings.is_worker:
         return
+    if settings.injections:
+        raise SettingsError(
+            f"--inferperf-update does not go with --inferperf-inject={settings.injections[0]}: a regression that was put "
+            "in on purpose is no baseline. Leave one of the two out."
+        )
     if config.getoption("numprocesses", None) or config.getoption("dist", "no") != "no":
         raise SettingsError(
             "--inferperf-update does not go with xdist: one serial process records baselines. Run without -n, or "

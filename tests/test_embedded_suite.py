@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -119,3 +120,22 @@ def test_two_environments_are_compared_for_real(tmp_path: Path) -> None:
     done = run_speed(tmp_path, "-k", "same", f"--inferperf-against=python={python}")
     assert done.returncode == 0, done.stdout
     assert f"against python={python}" in done.stdout
+
+
+def test_gates_are_proven_on_the_real_engine(tmp_path: Path) -> None:
+    """Each kind of gate passes clean and fails with an injected regression; the baselines stay as they are."""
+    before = {path: path.read_bytes() for path in (ROOT / "baselines").rglob("*.json")}
+    report = tmp_path / "report.json"
+    select = ("-k", "BF16 and (test_performance or test_accuracy_facts)")
+    _, *arguments = command(tmp_path / "cache", *select)[2:]
+    proof = [sys.executable, "-m", "pytest_inferperf.cli", "selftest", "--json", str(report), *arguments]
+    done = subprocess.run(proof, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [(gate["gate"], gate["clean"], gate["found"]) for gate in json.loads(report.read_text())["gates"]] == [
+        ("output_throughput", "PASS", "FAIL"),
+        ("output_throughput_per_user", "PASS", "FAIL"),
+        ("tpot_ms.p50", "PASS", "FAIL"),
+        ("acc loss vs BF16", "PASS", "FAIL"),
+        ("acc", "PASS", "FAIL"),
+    ]
+    assert {path: path.read_bytes() for path in (ROOT / "baselines").rglob("*.json")} == before

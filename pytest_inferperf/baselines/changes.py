@@ -17,6 +17,7 @@ from pytest_inferperf.baselines.store import (
     performance_path,
     shown_path,
 )
+from pytest_inferperf.model.injection import CONTEXT_KEY
 from pytest_inferperf.model.metrics import parse_metric
 from pytest_inferperf.model.results import AccuracyResult, PerformanceResult
 from pytest_inferperf.model.verdicts import Status
@@ -146,6 +147,8 @@ def measured_metrics(performance: PerformanceResult) -> list[str]:
 def why_unusable(record: ResultRecord) -> str:
     """Say why a record must not become a baseline; "" when it may."""
     result = record.result
+    if CONTEXT_KEY in result.context:
+        return f"a regression was injected ({result.context[CONTEXT_KEY]}); leave --inferperf-inject out"
     if result.invalid:
         return f"the run is invalid: {result.invalid}"
     for verdict in record.verdicts:

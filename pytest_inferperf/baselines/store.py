@@ -55,6 +55,7 @@ __all__ = [
     "read_bytes",
     "read_performance",
     "shown_path",
+    "stored_score",
 ]
 
 _ENGINE_IDENTITY = ("quant", "kv_cache_dtype", "tp", "pp", "ep")
@@ -133,6 +134,26 @@ def lookup_accuracy(root: Path, case: Case, metric: str) -> AccuracyEntry | Miss
     if file is None:
         return Missing(path=shown, key=key, reason="no such file")
     return file.tasks.get(key) or Missing(path=shown, key=key, reason="no such entry")
+
+
+def stored_score(root: Path, case: Case, *, metric: str | None = None) -> float | None:
+    """Return what the case's task is known to score, a share between 0 and 1; None where nothing says so.
+
+    The case's own precision is asked before any other, and `metric` before the others of the task. A file that cannot
+    be read says nothing here; the judge reports it.
+    """
+    try:
+        file = load_accuracy(root, case) if case.task is not None else None
+    except BaselineError:
+        return None
+    found = [
+        (name != case.engine.precision, entry.metric != metric, name, stored.score)
+        for entry in (file.tasks.values() if file is not None else ())
+        if entry.higher_is_better and dict(entry.identity) == accuracy_identity(case, entry.metric)
+        for name, stored in entry.scores.items()
+        if 0 < stored.score <= 1
+    ]
+    return min(found)[-1] if found else None
 
 
 def load_performance(root: Path, hardware: Hardware, case: Case) -> PerformanceFile | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -147,6 +148,10 @@ class Engine(ABC):
     @abstractmethod
     def peak_memory_bytes(self) -> int:
         """Largest memory held so far: device memory on a GPU, resident set on a CPU."""
+
+    def clock_s(self) -> float:
+        """Read the clock that rounds are timed by, seconds: only differences mean anything, and none is negative."""
+        return time.perf_counter()
 
     def relaunch(self) -> None:
         """End the engine's process, if it has not ended, and start the same engine in a new one: the next session.

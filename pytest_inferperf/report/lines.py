@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 from pytest_inferperf.gates.sessions import LEAST_BASELINE_SESSIONS
 from pytest_inferperf.model.verdicts import GateVerdict, Status, worst
 
-__all__ = ["SIMULATED", "failure_message", "gate_rows", "number", "plural", "summary_lines", "uncalibrated"]
+__all__ = ["INJECTED", "SIMULATED", "failure_message", "gate_rows", "number", "plural", "summary_lines", "uncalibrated"]
 
 SIMULATED = "simulated quantization: accuracy is real, speed is not that of the format's hardware"
+INJECTED = "a regression was injected ({}): this says nothing about the engine itself"
 _RECORD_WORSE = '--inferperf-update=all --inferperf-reason="…" --inferperf-accept-regression'
 _LABEL = {Status.PASS: "ok", Status.FAIL: "FAIL", Status.INCONCLUSIVE: "OPEN", Status.INVALID: "INVALID"}
 
@@ -108,10 +109,11 @@ def _next_step(verdicts: Iterable[GateVerdict], rerun: str) -> str:
     return ""
 
 
-def failure_message(verdicts: Sequence[GateVerdict], rerun: str, *, simulated: bool = False) -> str:
+def failure_message(verdicts: Sequence[GateVerdict], rerun: str, *, simulated: bool = False, injected: str = "") -> str:
     """Say what a test's gates found: the verdict in the first line, then every gate, then one next step.
 
-    `rerun` is what to type after `pytest` to run the test again.
+    `rerun` is what to type after `pytest` to run the test again; `injected` what was made worse on purpose, and then there
+    is no next step.
     """
     bad = [item for item in verdicts if item.status is not Status.PASS]
     status = worst(verdicts)
@@ -129,6 +131,8 @@ def failure_message(verdicts: Sequence[GateVerdict], rerun: str, *, simulated: b
     lines += [f"  note: {note}" for note in _notes(verdicts)]
     if simulated:
         lines.append(f"  note: {SIMULATED}")
+    if injected:
+        return "\n".join([*lines, f"  note: {INJECTED.format(injected)}"])
     step = _next_step(bad, rerun)
     return "\n".join([*lines, step] if step else lines)
 
@@ -137,7 +141,7 @@ def _notes(verdicts: Iterable[GateVerdict]) -> list[str]:
     return list(dict.fromkeys(note for item in verdicts for note in item.notes))
 
 
-def summary_lines(cases: Sequence[tuple[str, Sequence[GateVerdict], bool]]) -> list[str]:
+def summary_lines(cases: Sequence[tuple[str, Sequence[GateVerdict], bool]], *, injected: str = "") -> list[str]:
     """Summarise a run: a heading per test, a line per gate, the counts, and one next step.
 
     `cases` holds (nodeid, verdicts, simulated). Returns nothing when no gate was judged.
@@ -163,6 +167,8 @@ def summary_lines(cases: Sequence[tuple[str, Sequence[GateVerdict], bool]]) -> l
     )
     if any(simulated for _, _, simulated in judged):
         lines.append(SIMULATED)
+    if injected:
+        return [*lines, INJECTED.format(injected)]
     for nodeid, verdicts, _ in judged:
         step = _next_step([item for item in verdicts if item.status is not Status.PASS], shlex.quote(nodeid))
         if step:

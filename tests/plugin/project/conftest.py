@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -125,6 +126,9 @@ class ScriptedEngine(Engine):
     def generate(self, requests: Sequence[GenerationRequest], *, concurrency: int) -> list[Generation]:
         if self.script["generate_error"]:
             raise EngineError(self.script["generate_error"])
+        if all(bytes(request.prompt).startswith(b"question ") for request in requests):
+            right, unparseable = self.said("right"), self.said("unparseable")
+            return [self.answer(request, right, unparseable) for request in requests]
         time.sleep(self.script["round_s"])
         slower = math.exp(self.noise.gauss(0, self.script["noise"]))
         answers = []
@@ -144,12 +148,34 @@ class ScriptedEngine(Engine):
             )
         return answers
 
+    def answer(self, request: GenerationRequest, right: int, unparseable: int) -> Generation:
+        """Answer question N of a task: the first `right` ones with 42, the last `unparseable` ones with nothing."""
+        number = int(bytes(request.prompt).decode().removeprefix("question "))
+        text = "42" if number < right else "17"
+        if number >= self.script["questions"] - unparseable:
+            text = ""
+        ids = (*text.encode(), 2)
+        times = tuple(0.001 * (position + 1) for position in range(len(ids)))
+        return Generation(
+            token_ids=ids,
+            text=text,
+            finish_reason="stop",
+            prompt_tokens=len(request.prompt),
+            token_times_s=times,
+        )
+
+    def said(self, key: str) -> int:
+        """Read a figure of the script that depends on the precision."""
+        figures = script(self.root)[key]
+        return int(figures.get(self.spec.precision, figures["BF16"] if key == "right" else 0))
+
     def stream(self, request: GenerationRequest) -> Iterator[TokenChunk]:
         for position in range(request.max_tokens):
             yield TokenChunk(token_ids=(65,), text="A", time_s=0.1 * (position + 1))
 
     def loglikelihood(self, requests: Sequence[LogLikelihoodRequest], *, concurrency: int) -> list[LogLikelihood]:
-        return [LogLikelihood(logprob=-1.0, is_greedy=False) for _ in requests]
+        logprob = -self.said("right") / 1000
+        return [LogLikelihood(logprob=logprob, is_greedy=False) for _ in requests]
 
     def peak_memory_bytes(self) -> int:
         return 2**30
@@ -167,15 +193,14 @@ class ScriptedEngine(Engine):
 
 
 def scripted_evaluate(engine: Engine, task: Task, *, asking: Asking | None = None, **_: object) -> AccuracyResult:
-    """Answer the scripted questions in the order of asking, look by look, as the real evaluation does.
+    """Ask the engine every scripted question, then look as the real evaluation does, in the order of asking.
 
-    How many were asked, and asked twice, is logged in `asked.log`.
+    How many questions a look took, and whether some were asked twice, is logged in `asked.log`.
     """
-    assert isinstance(engine, ScriptedEngine)
     assert asking is not None
     decided = asking.decided
-    said = script(engine.root)
-    whole = scripted_answers(said, engine.spec.precision, task)
+    said = script(_root)
+    whole = scripted_answers(engine, said, task)
     count = len(whole.outcomes)
     groups = tuple(number // said["passage"] for number in range(count)) if task.group_by else None
     order = asking.order(count, groups)
@@ -183,7 +208,7 @@ def scripted_evaluate(engine: Engine, task: Task, *, asking: Asking | None = Non
     shift = said["shift"].get(engine.spec.precision, 0.0)
     logprobs = {document: (math.log(0.5 + shift), math.log(0.5 - shift)) for document in order[:256]}
     whole = replace(whole, groups=groups, logprobs=None if said["perplexity"] else logprobs)
-    log = engine.root / "asked.log"
+    log = _root / "asked.log"
     for size in looks if decided is not None else ():
         asked = sorted(order[:size])
         flags = whole.unparseable
@@ -204,30 +229,33 @@ def scripted_evaluate(engine: Engine, task: Task, *, asking: Asking | None = Non
     return replace(whole, sequential=decided is not None and bool(looks), repeat=repeat)
 
 
-def scripted_answers(said: dict[str, Any], precision: str, task: Task) -> AccuracyResult:
-    """Answer `right[precision]` of the questions, the first ones."""
+def scripted_answers(engine: Engine, said: dict[str, Any], task: Task) -> AccuracyResult:
+    """Ask the engine every question: 42 is right, nothing is unparseable."""
     count = said["questions"]
-    right = said["right"].get(precision, said["right"]["BF16"])
-    unparseable = said["unparseable"].get(precision, 0)
+    questions = engine.encode([f"question {number}" for number in range(count)])
     if said["perplexity"]:
-        outcomes = tuple(right / 1000 for _ in range(count))
+        asked = [LogLikelihoodRequest(context=(engine.prefix_token_id,), continuation=item) for item in questions]
+        outcomes = tuple(-answer.logprob for answer in engine.loglikelihood(asked, concurrency=64))
         return AccuracyResult(
             task=task.name,
             metric="bits_per_byte",
             higher_is_better=False,
-            score=right / 1000,
+            score=fmean(outcomes),
             outcomes=outcomes,
             documents_digest=said["digest"],
-            scores={"bits_per_byte": right / 1000},
+            scores={"bits_per_byte": fmean(outcomes)},
         )
+    prompts = [GenerationRequest(prompt=item, max_tokens=8) for item in questions]
+    texts = [answer.text for answer in engine.generate(prompts, concurrency=64)]
+    right = sum(text == "42" for text in texts)
     return AccuracyResult(
         task=task.name,
         metric="exact_match",
         higher_is_better=True,
         score=right / count,
-        outcomes=tuple(float(index < right) for index in range(count)),
+        outcomes=tuple(float(text == "42") for text in texts),
         documents_digest=said["digest"],
-        unparseable=tuple(index >= count - unparseable for index in range(count)),
+        unparseable=tuple(not text for text in texts),
         scores={"exact_match": right / count},
     )
 
@@ -235,7 +263,12 @@ def scripted_answers(said: dict[str, Any], precision: str, task: Task) -> Accura
 _real_evaluate = evaluate_run.evaluate
 
 
+_root = Path()
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    global _root
+    _root = config.rootpath
     evaluate_run.evaluate = scripted_evaluate
 
 

@@ -1,0 +1,166 @@
+"""What a gate can be relied on to catch, and how large a regression must be for it to have no excuse.
+
+Everything follows from sizes and spreads, nothing from the judge: a judge that is wrong must not choose its own examination.
+Accuracy speaks of shares (0.01 is a point, or one percent of the reference), performance of relative losses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from pytest_inferperf.gates.looks import ALPHA, QUESTIONS, SESSIONS
+from pytest_inferperf.gates.paired import FREE_ZONE_SHARE as FREE_ZONE_OF_ACCURACY
+from pytest_inferperf.gates.power import (
+    detectable_loss,
+    questions_to_detect,
+    session_power,
+    t_quantile,
+    z_quantile,
+)
+from pytest_inferperf.gates.sessions import FREE_ZONE_SHARE as FREE_ZONE_OF_PERFORMANCE
+from pytest_inferperf.gates.sessions import LEAST_BASELINE_SESSIONS, RESOLUTION
+
+__all__ = [
+    "POWER",
+    "Reliance",
+    "certain_factor",
+    "certain_share",
+    "rely_on_questions",
+    "rely_on_sessions",
+    "spread_of_sessions",
+]
+
+POWER = 0.9
+"""A loss that a gate fails with this probability is one it can be relied on to detect."""
+
+CERTAIN = 3.0
+"""Standard deviations beyond what would do, for an injection that must not depend on luck."""
+
+LEAST_MARGIN = 1.15
+"""The least factor beyond a limit of performance: figures of two runs of one engine may differ by some percent."""
+
+MOST_SESSIONS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reliance:
+    """The smallest loss that a gate can be relied on to detect, beside the one that it promises to catch."""
+
+    own: float
+    """Its tolerance, as a share."""
+
+    least: float | None
+    """The smallest loss that it fails with a probability of 0.9, as a share; None where nothing is known of the spread.
+
+    Never below the tolerance: what is smaller may pass, and should where the data are good enough to tell.
+    """
+
+    more: int | None
+    """How many more would let it detect its own tolerance; 0 where it does, None where no number would."""
+
+    counted: str
+    """What there would be more of: `question`, `stored session`."""
+
+    @property
+    def detects_its_own(self) -> bool:
+        """Whether a loss as large as the tolerance fails nine times of ten."""
+        return self.least is not None and self.least <= self.own
+
+
+def spread_of_sessions(sessions: Sequence[Sequence[float]]) -> float | None:
+    """Standard deviation of log session means; None below five stored sessions, which say too little about it."""
+    if len(sessions) < LEAST_BASELINE_SESSIONS:
+        return None
+    return max(stdev(fmean(map(math.log, rounds)) for rounds in sessions), RESOLUTION)
+
+
+def rely_on_sessions(
+    sessions: Sequence[Sequence[float]], *, tolerance: float, higher_is_better: bool, alpha: float = ALPHA
+) -> Reliance:
+    """Say what a performance gate detects against stored sessions, each its rounds, at the last look."""
+    sd, looks = spread_of_sessions(sessions), SESSIONS.at(alpha)
+    if sd is None:
+        return Reliance(
+            own=tolerance, least=None, more=LEAST_BASELINE_SESSIONS - len(sessions), counted="stored session"
+        )
+
+    def power(loss: float, stored: int) -> float:
+        return session_power(
+            sd=sd,
+            baseline_sessions=stored,
+            candidate_sessions=looks.cap,
+            loss=loss,
+            free_zone=FREE_ZONE_OF_PERFORMANCE * tolerance,
+            level=looks.levels[-1],
+            higher_is_better=higher_is_better,
+        )
+
+    low, high = 0.0, 1.0 - 1e-9
+    while high - low > 1e-6:
+        middle = (low + high) / 2
+        low, high = (low, middle) if power(middle, len(sessions)) >= POWER else (middle, high)
+    enough = next((count for count in range(len(sessions), MOST_SESSIONS) if power(tolerance, count) >= POWER), None)
+    return Reliance(
+        own=tolerance,
+        least=max(tolerance, high),
+        more=None if enough is None else enough - len(sessions),
+        counted="stored session",
+    )
+
+
+def rely_on_questions(
+    questions: int, *, spread: float, tolerance: float, binary: bool, alpha: float = ALPHA
+) -> Reliance:
+    """Say what an accuracy gate detects with so many questions, where the answers as they are differ by `spread`.
+
+    A loss adds to the spread: of right and wrong answers (`binary`) itself, since every lost one flips; of another score,
+    which all questions lose alike, its square.
+    """
+
+    def whole(loss: float) -> float:
+        return spread + (loss if binary else loss * loss)
+
+    level = QUESTIONS.at(alpha).levels[-1]
+    zone = FREE_ZONE_OF_ACCURACY * tolerance
+    least = tolerance
+    for _ in range(50):
+        least = zone + detectable_loss(questions, spread=whole(least), power=POWER, alpha=level)
+    gap = tolerance - zone
+    needed = questions_to_detect(loss=gap, spread=max(whole(tolerance), gap * gap), power=POWER, alpha=level)
+    return Reliance(own=tolerance, least=max(tolerance, least), more=max(0, needed - questions), counted="question")
+
+
+def certain_share(loss: float, *, questions: int, spread: float, tested: bool, alpha: float = ALPHA) -> float:
+    """Return the share of questions to lose so that a loss of at least `loss` is seen, whatever the luck.
+
+    `tested` adds the half width of the confidence bound; without it the plain share is compared with a limit.
+    """
+    deviations = CERTAIN + (z_quantile(QUESTIONS.at(alpha).levels[0]) if tested else 0.0)
+    share = loss
+    for _ in range(50):
+        share = min(1.0, loss + deviations * math.sqrt((spread + share) / questions))
+    return share
+
+
+def certain_factor(
+    measured: float,
+    limit: float,
+    *,
+    rounds: Sequence[float],
+    sessions: Sequence[Sequence[float]] = (),
+    alpha: float = ALPHA,
+) -> float:
+    """Return by what a figure must get worse to be beyond its limit at the first look, whatever the luck.
+
+    The distance to the limit, times what the rounds of the clean run (`rounds`) differ among themselves, or what the
+    bound of one session against the stored ones needs.
+    """
+    margin = max(math.log(LEAST_MARGIN), math.log(max(rounds) / min(rounds)) if rounds else 0.0)
+    sd = spread_of_sessions(sessions)
+    if sd is not None:
+        width = t_quantile(SESSIONS.at(alpha).levels[0], len(sessions) - 1) + CERTAIN
+        margin = max(margin, width * sd * math.sqrt(1 + 1 / len(sessions)))
+    return math.exp(abs(math.log(measured / limit)) + margin)

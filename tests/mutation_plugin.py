@@ -1,0 +1,47 @@
+"""A pytest plugin that turns one line of the package around, in the run that loads it: `-p mutation_plugin`.
+
+`INFERPERF_MUTATION` holds JSON: the module, the text of its source, and what stands there instead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from types import ModuleType
+from typing import Any
+
+_MODULE, _OLD, _NEW = json.loads(os.environ["INFERPERF_MUTATION"])
+
+
+class _Loader(SourceFileLoader):
+    def get_data(self, path: str) -> bytes:
+        data = super().get_data(path)
+        if not path.endswith(".py"):
+            # Compiled code would be that of the unchanged source.
+            raise OSError(path)
+        assert data.decode().count(_OLD) == 1, f"{_MODULE}: {_OLD!r} is not there once"
+        return data.decode().replace(_OLD, _NEW).encode()
+
+    def set_data(self, path: str, data: Any, *, _mode: int = 0o666) -> None:
+        """Leave no compiled mutant behind."""
+
+
+class _Finder(MetaPathFinder):
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != _MODULE:
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        assert spec is not None
+        assert spec.origin is not None
+        spec.loader = _Loader(fullname, spec.origin)
+        return spec
+
+
+assert _MODULE not in sys.modules, f"{_MODULE} was imported before it could be changed"
+sys.meta_path.insert(0, _Finder())

@@ -1,0 +1,400 @@
+"""`inferperf selftest` on the scripted project: gates that work are proven, and gates turned around are caught."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pytest_inferperf.baselines.result_file import read_result_file
+from pytest_inferperf.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+Capture = pytest.CaptureFixture[str]
+
+GATES = """\
+import pytest
+
+pytestmark = pytest.mark.inferperf(model="tiny-llama", quant=["BF16", "NVFP4"])
+
+
+@pytest.mark.inferperf(isl=16, osl=8, concurrency=2, rounds=3)
+@pytest.mark.throughput_floor("output_throughput_per_user", output_throughput_per_user=50)
+@pytest.mark.latency_ceiling("tpot_ms.p50", peak_memory_gib=1.5)
+def test_serving(inferperf):
+    inferperf.measure()
+
+
+@pytest.mark.inferperf(task="gsm8k")
+@pytest.mark.accuracy_loss_ceiling(reference="BF16", points=3.0)
+@pytest.mark.accuracy_floor(points=80)
+def test_gsm8k(inferperf):
+    inferperf.evaluate()
+"""
+
+
+def make_project(folder: Path, gates: str = GATES) -> None:
+    (folder / "conftest.py").write_text((ROOT / "tests/plugin/project/conftest.py").read_text())
+    # What a run does not need is not loaded: these tests start many.
+    plugins = " ".join(f"-p no:{name}" for name in ("cacheprovider", "benchmark", "xdist", "rerunfailures", "anyio"))
+    (folder / "pytest.ini").write_text(f"[pytest]\naddopts = --strict-markers --strict-config {plugins}\n")
+    (folder / "tiny-llama").mkdir()
+    (folder / "tiny-llama" / "config.json").write_text("{}")
+    (folder / "test_gates.py").write_text(gates)
+
+
+def record(folder: Path) -> None:
+    """Record every baseline of the project."""
+    command = [sys.executable, "-m", "pytest", "-q", "--inferperf-update=new", "--inferperf-update-in-ci"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stdout
+    assert (folder / "baselines/accuracy/tiny-llama.json").exists()
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Return everything in the project but the log of its engines and what Python leaves."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "engines.log" and "__pycache__" not in path.parts
+    }
+
+
+@pytest.fixture(autouse=True)
+def _outside_of_xdist(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_ADDOPTS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose baselines are all recorded; nothing in these tests may change it."""
+    folder = tmp_path_factory.mktemp("recorded")
+    make_project(folder)
+    record(folder)
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh project."""
+    make_project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def ready(project: Path, recorded: Path) -> Path:
+    """A fresh project with every baseline."""
+    shutil.copytree(recorded / "baselines", project / "baselines")
+    return project
+
+
+def selftest(*arguments: str) -> tuple[int, dict[str, Any]]:
+    """Run the self-test here; return its status and its report."""
+    path = Path("report.json")
+    status = main(["selftest", "--json", str(path), *arguments])
+    report: dict[str, Any] = json.loads(path.read_text())
+    path.unlink()
+    return status, report
+
+
+def test_every_gate_is_proven(recorded: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.chdir(recorded)
+    before = files(recorded)
+    status, report = selftest("-k", "NVFP4")
+    shown = capsys.readouterr().out
+    assert status == 0
+    assert report["proven"] is True
+    assert [(gate["gate"], gate["clean"], gate["found"], gate["problem"]) for gate in report["gates"]] == [
+        ("output_throughput_per_user", "PASS", "FAIL", ""),
+        ("output_throughput_per_user", "PASS", "FAIL", ""),
+        ("tpot_ms.p50", "PASS", "FAIL", ""),
+        ("peak_memory_gib", "PASS", "FAIL", ""),
+        ("exact_match loss vs BF16", "PASS", "FAIL", ""),
+        ("unparseable rise vs BF16", "PASS", "FAIL", ""),
+        ("exact_match", "PASS", "FAIL", ""),
+    ]
+    assert "7 of 7 gates pass clean and fail with a regression" in shown
+    assert files(recorded) == before
+
+
+def test_missing_baselines_are_recorded_in_the_copy_alone(project: Path, capsys: Capture) -> None:
+    before = files(project)
+    status, report = selftest("--keep", "kept", "-k", "test_serving or BF16")
+    assert status == 0, capsys.readouterr().out
+    assert len(report["gates"]) == 11
+    assert {name for name in files(project) if not name.startswith("kept/")} == set(before)
+    names = ("clean", "record", "clean-again", "injected")
+    assert {path.name for path in (project / "kept").iterdir()} == {
+        f"{name}.{suffix}" for name in names for suffix in ("json", "log")
+    }
+    (first, *_) = read_result_file(project / "kept" / "injected.json").records
+    assert first.result.context["inferperf_inject"].startswith("slowdown:")
+    assert "record: 3 tests had no baseline on this machine" in capsys.readouterr().out
+
+
+def test_a_reference_that_nobody_recorded_is_no_proof(project: Path, capsys: Capture) -> None:
+    status, report = selftest("-k", "NVFP4 and gsm8k")
+    assert status == 1
+    problems = {gate["gate"]: gate["problem"] for gate in report["gates"]}
+    assert problems["exact_match loss vs BF16"].startswith("does not pass as it is: has no baseline (")
+    # The floor beside it is proven all the same.
+    assert problems["exact_match"] == ""
+    assert "1 of 2 gates pass clean and fail with a regression" in capsys.readouterr().out
+
+
+def test_a_gate_that_is_red_already_is_no_proof(ready: Path) -> None:
+    (ready / "engine.json").write_text(json.dumps({"tpot_ms": 12.0}))
+    status, report = selftest("-k", "NVFP4 and serving")
+    assert status == 1
+    found = {gate["gate"]: (gate["clean"], gate["found"]) for gate in report["gates"]}
+    assert found["tpot_ms.p50"] == ("FAIL", "")
+    assert found["peak_memory_gib"] == ("PASS", "FAIL")
+
+
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [
+        ({"failed": 1}, "3 of 6 requests failed"),
+        ({"short_by": 1}, "request 0 returned 7 tokens"),
+    ],
+)
+def test_an_invalid_run_is_no_proof(ready: Path, script: dict[str, int], why: str) -> None:
+    (ready / "engine.json").write_text(json.dumps(script))
+    status, report = selftest("-k", "NVFP4 and serving")
+    assert status == 1
+    assert {gate["clean"] for gate in report["gates"]} == {"INVALID"}
+    assert all(gate["problem"].startswith(f"does not pass as it is: {why}") for gate in report["gates"])
+
+
+def test_an_engine_that_does_not_build_is_no_proof(ready: Path, capsys: Capture) -> None:
+    (ready / "engine.json").write_text(json.dumps({"build_error": "no memory left"}))
+    status, report = selftest("-k", "NVFP4 and serving")
+    assert status == 1
+    assert report["gates"] == []
+    assert report["problems"] == ["test_gates.py::test_serving[NVFP4-isl16-osl8-c2]: not judged: no memory left"]
+    assert (
+        "BAD: test_gates.py::test_serving[NVFP4-isl16-osl8-c2]: not judged: no memory left" in capsys.readouterr().out
+    )
+
+
+def test_a_gate_too_loose_to_catch_anything_is_no_proof(ready: Path) -> None:
+    gates = GATES.replace("output_throughput_per_user=50", "output_throughput_per_user=1")
+    (ready / "test_gates.py").write_text(gates)
+    status, report = selftest("-k", "NVFP4 and serving")
+    assert status == 1
+    (loose,) = [gate["problem"] for gate in report["gates"] if gate["problem"]]
+    assert loose == "100 is 115 times as good as it asks for: such a limit catches nothing"
+
+
+def test_skipped_tests_are_listed(project: Path, capsys: Capture) -> None:
+    skipped = '\n\n@pytest.mark.requires_gpu(count=64)\n@pytest.mark.inferperf(task="mmlu")\n'
+    skipped += "@pytest.mark.accuracy_floor(points=80)\ndef test_big(inferperf):\n    inferperf.evaluate()\n"
+    (project / "test_gates.py").write_text(GATES + skipped)
+    status, report = selftest("-k", "NVFP4 and (big or serving)")
+    assert status == 0
+    (reason,) = report["skipped"].values()
+    assert "64" in reason
+    assert "skipped: test_gates.py::test_big[NVFP4-mmlu]: " in capsys.readouterr().out
+    status, report = selftest("-k", "NVFP4 and big")
+    assert status == 1
+    assert "0 of 0 gates" in capsys.readouterr().out
+
+
+def test_strict_wants_gates_that_detect_their_own_tolerance(ready: Path, capsys: Capture) -> None:
+    status, report = selftest("-k", "NVFP4 and gsm8k", "--strict")
+    shown = capsys.readouterr().out
+    assert status == 1
+    assert report["proven"] is True
+    (loss,) = [gate for gate in report["gates"] if gate["detects_its_tolerance"] is False]
+    assert loss["tolerance"] == 3.0
+    assert loss["detectable"] == pytest.approx(3.36, abs=0.01)
+    assert "cannot detect its own tolerance of 3 points: relies on 3.36 or more; 370 more questions would do" in shown
+    (ready / "test_gates.py").write_text(GATES.replace("points=3.0", "points=6.0"))
+    assert selftest("-k", "NVFP4 and gsm8k", "--strict")[0] == 0
+    assert "       detects its own tolerance of 6 points\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["-k", "no_such_test"], "no test with a gate is selected"),
+        (["--no-such-option"], "--no-such-option"),
+        (["no_such_file.py"], "no_such_file.py"),
+        (["--inferperf-update=new"], "--inferperf-update is not for you to give"),
+        (["--inferperf-inject=slowdown:5%"], "--inferperf-inject is not for you to give"),
+        (["--", "--inferperf-json=x.json"], "--inferperf-json is not for you to give"),
+    ],
+)
+def test_bad_usage(project: Path, capsys: Capture, arguments: list[str], text: str) -> None:
+    assert main(["selftest", *arguments]) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_other_commands_take_no_unknown_arguments(project: Path, capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        main(["baseline", "show", "--no-such-option"])
+    assert "unrecognized arguments: --no-such-option" in capsys.readouterr().err
+
+
+def test_wrong_marks_are_no_proof(project: Path, capsys: Capture) -> None:
+    (project / "test_gates.py").write_text(GATES.replace("tpot_ms.p50", "tpot_ms.p51"))
+    assert main(["selftest"]) == 1
+    shown = capsys.readouterr().err
+    assert "pytest ended with exit status 2 in the clean run" in shown
+    assert "unknown statistic 'p51'" in shown
+
+
+def test_options_of_the_user_reach_pytest_and_stop_at_no_failure(project: Path) -> None:
+    (project / "elsewhere").mkdir()
+    status, report = selftest("-x", "--inferperf-baselines=elsewhere", "test_gates.py", "-k", "BF16")
+    assert status == 0
+    assert len(report["gates"]) == 7
+    assert list((project / "elsewhere").iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_self_test_leaves_nothing(
+    project: Path, tmp_path_factory: pytest.TempPathFactory, number: int
+) -> None:
+    (project / "engine.json").write_text(json.dumps({"round_s": 60.0}))
+    temporary = tmp_path_factory.mktemp("temporary")
+    command = [sys.executable, "-m", "pytest_inferperf.cli", "selftest", "-k", "NVFP4 and serving"]
+    run = subprocess.Popen(command, env={**os.environ, "TMPDIR": str(temporary)}, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 30
+    while not (project / "engines.log").exists():
+        assert time.monotonic() < deadline, "no engine was built"
+        time.sleep(0.05)
+    children = psutil.Process(run.pid).children(recursive=True)
+    assert list(temporary.glob("inferperf-selftest-*"))
+    run.send_signal(number)
+    _, shown = run.communicate(timeout=30)
+    assert run.returncode == 130
+    assert shown == "inferperf: stopped\n"
+    assert not list(temporary.glob("inferperf-selftest-*"))
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
+    # The run was interrupted, not killed: it closed its engine.
+    assert (project / "engines.log").read_text().splitlines() == ["build NVFP4", "close NVFP4"]
+
+
+# What a self-test is for: each line of the package that says which way is worse, turned around.
+
+
+@dataclass(frozen=True)
+class Mutation:
+    module: str
+    old: str
+    new: str
+    select: str
+
+
+PERFORMANCE, ACCURACY = "NVFP4 and serving", "NVFP4 and gsm8k"
+MUTATIONS = {
+    "judge reads the metric's direction the wrong way": Mutation(
+        "pytest_inferperf.gates.performance",
+        "passed = measured >= limit if metric.higher_is_better else measured <= limit",
+        "passed = measured <= limit if metric.higher_is_better else measured >= limit",
+        PERFORMANCE,
+    ),
+    "limit on the wrong side of the baseline": Mutation(
+        "pytest_inferperf.gates.performance",
+        "limit = baseline * (1 - tolerance if higher else 1 + tolerance)",
+        "limit = baseline * (1 + tolerance if higher else 1 - tolerance)",
+        PERFORMANCE,
+    ),
+    "performance gate that cannot fail": Mutation(
+        "pytest_inferperf.gates.performance",
+        "Status.PASS if passed else Status.FAIL",
+        "Status.PASS",
+        PERFORMANCE,
+    ),
+    "direction of TPOT in the metric table": Mutation(
+        "pytest_inferperf.model.metrics",
+        'name="tpot_ms",\n        unit="ms",\n        higher_is_better=False,',
+        'name="tpot_ms",\n        unit="ms",\n        higher_is_better=True,',
+        PERFORMANCE,
+    ),
+    "speed computed upside down": Mutation(
+        "pytest_inferperf.measure.summary",
+        "speeds = [1000 / value for value in tpot_ms if value > 0]",
+        "speeds = [1000 * value for value in tpot_ms if value > 0]",
+        PERFORMANCE,
+    ),
+    "sign of the paired difference": Mutation(
+        "pytest_inferperf.gates.paired",
+        "x = (old[:answered] - new) if higher_is_better else (new - old[:answered])",
+        "x = (new - old[:answered]) if higher_is_better else (old[:answered] - new)",
+        ACCURACY,
+    ),
+    "direction that the accuracy judge passes on": Mutation(
+        "pytest_inferperf.gates.accuracy",
+        "            higher_is_better=result.higher_is_better,\n            looks=",
+        "            higher_is_better=not result.higher_is_better,\n            looks=",
+        ACCURACY,
+    ),
+    "decision turned around": Mutation(
+        "pytest_inferperf.gates.looks", "if upper < tolerance:", "if upper > tolerance:", ACCURACY
+    ),
+    "accuracy floor that is a ceiling": Mutation(
+        "pytest_inferperf.gates.accuracy", "measured >= gate.points", "measured <= gate.points", ACCURACY
+    ),
+    "accuracy floor that cannot fail": Mutation(
+        "pytest_inferperf.gates.accuracy", "measured >= gate.points", "measured >= 0", ACCURACY
+    ),
+    "rise of unparseable answers compared the wrong way": Mutation(
+        "pytest_inferperf.gates.accuracy", "passed = rise <= limit", "passed = rise >= limit", ACCURACY
+    ),
+    "sign of the rise of unparseable answers": Mutation(
+        "pytest_inferperf.gates.accuracy", "rise = share - before", "rise = before - share", ACCURACY
+    ),
+    "first gate not judged": Mutation(
+        "pytest_inferperf.gates.judge", "    for gate in gates:\n", "    for gate in gates[1:]:\n", ACCURACY
+    ),
+    # The rows are as many as the gates all the same: a loss has two.
+    "last gate not judged": Mutation(
+        "pytest_inferperf.gates.judge", "    for gate in gates:\n", "    for gate in gates[:-1]:\n", ACCURACY
+    ),
+}
+
+
+@pytest.fixture
+def _mutations(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = os.pathsep.join([str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    monkeypatch.setenv("PYTHONPATH", path)
+
+
+@pytest.mark.usefixtures("_mutations")
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_gate_turned_around_is_caught(
+    name: str, recorded: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    mutation = MUTATIONS[name]
+    monkeypatch.chdir(recorded)
+    change = [mutation.module, mutation.old, mutation.new]
+    monkeypatch.setenv("INFERPERF_MUTATION", json.dumps(change))
+    before = files(recorded)
+    assert main(["selftest", "-p", "mutation_plugin", "-k", mutation.select]) == 1
+    shown = "".join(capsys.readouterr())
+    assert "is not there once" not in shown
+    assert "BAD" in shown or "exit status 2" in shown
+    assert files(recorded) == before
+
+
+@pytest.mark.usefixtures("_mutations")
+def test_the_mutation_plugin_itself_is_harmless(recorded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(recorded)
+    unchanged = "rise = share - before"
+    monkeypatch.setenv("INFERPERF_MUTATION", json.dumps(["pytest_inferperf.gates.accuracy", unchanged, unchanged]))
+    assert main(["selftest", "-p", "mutation_plugin", "-k", ACCURACY]) == 0
