@@ -32,8 +32,8 @@ from scipy import stats
 
 from pytest_inferperf.baselines.entries import AccuracyEntry, MetricBaseline, PerformanceEntry, Provenance, ScoreEntry
 from pytest_inferperf.gates.judge import Baselines, judge
-from pytest_inferperf.gates.looks import ALPHA, Decision, Unresolvable, single_look
-from pytest_inferperf.gates.paired import PairedVerdict, judge_paired, mcnemar_mid_p
+from pytest_inferperf.gates.looks import ALPHA, QUESTIONS, Decision, Unresolvable, single_look
+from pytest_inferperf.gates.paired import PairedVerdict, judge_paired, mcnemar_mid_p, question_order
 from pytest_inferperf.gates.sessions import Block, SessionsVerdict, judge_blocks, judge_sessions
 from pytest_inferperf.model.case import Case, EngineSpec, Task, Workload
 from pytest_inferperf.model.gates import AccuracyLossCeiling, PerformanceGate
@@ -325,14 +325,17 @@ def scores_rule(seed: Sequence[int], replicates: int, *, kind: str, loss: float)
 def whole_evaluation(
     seed: Sequence[int], replicates: int, *, questions: int, flips: float, tolerance: float, loss: float
 ) -> float:
-    """Return the share of whole evaluations to which `gates.judge.judge` gives the verdict of `judge_paired`.
+    """Return the share of evaluations to which `gates.judge.judge` gives the verdict of `judge_paired`.
 
-    Nobody looks before the end, so there is one look with all of alpha.
+    Every second one may stop early and is judged at its looks; nobody looks into the others before the end, so they
+    have one look with all of alpha.
     """
     gate = AccuracyLossCeiling(reference="BF16", points=100 * tolerance)
     case = Case(engine=EngineSpec(model="m", served_model_name="m", quant="NVFP4"), task=Task(name="t"))
     agreed = 0
-    for old, new in answers(seed, questions, flips=flips, loss=loss, replicates=replicates):
+    order = np.array(question_order(questions, seed=0))
+    for number, (old, new) in enumerate(answers(seed, questions, flips=flips, loss=loss, replicates=replicates)):
+        sequential = number % 2 == 0
         score = ScoreEntry(
             score=float(old.mean()),
             outcomes=tuple(old.tolist()),
@@ -355,9 +358,11 @@ def whole_evaluation(
             score=float(new.mean()),
             outcomes=tuple(new.tolist()),
             documents_digest="d",
+            sequential=sequential,
         )
         (verdict,) = judge((gate,), CaseResult(case=case, accuracy=measured), Baselines(accuracy=entry))
-        expected = judge_paired(old, new, tolerance=tolerance, looks=single_look("percent of the questions", 100))
+        looks = QUESTIONS if sequential else single_look("percent of the questions", 100)
+        expected = judge_paired(old[order], new[order], tolerance=tolerance, looks=looks)
         agreed += isinstance(expected, PairedVerdict) and verdict.status.value == expected.status.value
     return agreed / replicates
 

@@ -93,7 +93,14 @@ def test_paired_answers_of_a_large_task(rules: Any) -> None:
     assert found.used <= 14_042 / 3
 
 
-def test_a_judge_on_whole_evaluations_gives_the_simulated_verdicts(rules: Any) -> None:
+@pytest.mark.parametrize(("tolerance", "between"), [(0.05, 0.01), (0.03, 0.02)])
+def test_the_judge_of_a_run_gives_the_simulated_verdicts(rules: Any, tolerance: float, between: float) -> None:
+    """Session by session, as a run does; the second tolerance cannot be resolved by some baselines."""
+    noise = rules.Noise(within=0.02, between=between)
+    assert rules.whole_road(SEED, 200, noise=noise, tolerance=tolerance, loss=0.03)[1] == 1.0
+
+
+def test_the_judge_of_an_evaluation_gives_the_simulated_verdicts(rules: Any) -> None:
     assert rules.whole_evaluation(SEED, 100, questions=500, flips=0.05, tolerance=0.03, loss=0.015) == 1.0
 
 
