@@ -7,17 +7,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pytest_inferperf.errors import InvalidRun, MarkError
-from pytest_inferperf.model.case import Case
+from pytest_inferperf.errors import BaselineError, InvalidRun, MarkError
+from pytest_inferperf.model.case import Case, Workload
 from pytest_inferperf.model.gates import PerformanceGate
-from pytest_inferperf.model.results import AccuracyResult, CaseResult, PerformanceResult
+from pytest_inferperf.model.results import AccuracyResult, CaseResult, PerformanceResult, Session
 
 if TYPE_CHECKING:
     from pytest_inferperf.engines.interface import Engine
     from pytest_inferperf.marks.cases import BoundCase
     from pytest_inferperf.settings import Settings
 
-__all__ = ["Inferperf"]
+__all__ = ["RECORDED_SESSIONS", "Inferperf"]
+
+RECORDED_SESSIONS = 10
+"""Sessions of a baseline where the mark says nothing. Their number bounds what any later run can resolve."""
 
 
 class Inferperf:
@@ -59,29 +62,76 @@ class Inferperf:
         return self._result.performance is not None or self._result.accuracy is not None
 
     def measure(self) -> PerformanceResult:
-        """Run the workload: warm-up rounds, then measured rounds, on the loaded engine.
+        """Run the workload in one session or more: each is one launch of the engine, with warm-up and measured rounds.
+
+        Begins with the `sessions` of the mark. A run that is judged goes on while a gate is undecided and a look is
+        left; a run that records goes on to 10 sessions, where the mark says nothing.
 
         Raises `MarkError` when the case has no workload or was measured before, `InvalidRun` when the figures
-        cannot be trusted, `EngineError` when the engine fails.
+        cannot be trusted, `EngineError` when the engine fails, or cannot be launched again and `sessions` asks for it.
         """
-        from pytest_inferperf.measure.session import measure_session
-
-        if self.case.workload is None:
+        workload = self.case.workload
+        if workload is None:
             raise MarkError("inferperf.measure(): the case has no workload; give the inferperf mark isl= and osl=.")
         if self._result.performance is not None:
             raise MarkError("inferperf.measure() was called twice; one test measures its workload once.")
-        self._check_validity()
+        if workload.sessions > 1 and not self.engine.can_relaunch:
+            self.engine.relaunch()  # says what it lacks, before anything is measured
         timer = _BenchmarkTimer(self._benchmark) if self._benchmark is not None else None
-        session = measure_session(self.engine, self.case.workload, timer=timer, progress=self._progress)
-        performance = PerformanceResult(sessions=(session,))
-        self._result = replace(self._result, performance=performance, context=dict(self._context()))
+        sessions: list[Session] = []
+        wanted = max(workload.sessions, 1)
+        while len(sessions) < wanted:
+            if sessions:
+                self.engine.relaunch()
+            self._check_validity()
+            sessions.append(self._measure_session(workload, len(sessions) + 1, wanted, timer))
+            performance = PerformanceResult(sessions=tuple(sessions))
+            self._result = replace(self._result, performance=performance, context=dict(self._context()))
+            wanted = self._sessions_wanted(workload, performance)
         if self._benchmark is not None:
-            names = {name for item in session.rounds for name in item.metrics}
+            names = {name for session in sessions for item in session.rounds for name in item.metrics}
             self._benchmark.extra_info.update(
                 {f"inferperf.{name}": performance.median(name) for name in sorted(names)},
                 **{"inferperf.simulated": self.engine.info.simulated},
             )
         return performance
+
+    def _measure_session(self, workload: Workload, number: int, wanted: int, timer: _BenchmarkTimer | None) -> Session:
+        from pytest_inferperf.gates.looks import SESSIONS
+        from pytest_inferperf.measure.session import measure_session
+
+        report = self._progress
+        progress = report
+        if report is not None and wanted > 1:
+            # A look before the last may decide, so a judged run names the most there can be.
+            most = wanted if self._settings.update else max(wanted, SESSIONS.cap)
+
+            def progress(line: str) -> None:
+                report(f"session {number} (up to {most}): {line}")
+
+        return measure_session(self.engine, workload, timer=timer, progress=progress)
+
+    def _sessions_wanted(self, workload: Workload, performance: PerformanceResult) -> int:
+        """Return how many sessions there should be in all, by what was measured so far."""
+        from pytest_inferperf.gates.judge import failed_requests
+        from pytest_inferperf.judging import lacks_baseline, next_look
+
+        measured = len(performance.sessions)
+        if not self.engine.can_relaunch or failed_requests(performance):
+            return measured
+        settings, gates = self._settings, self.bound.gates
+        try:
+            if settings.update is not None and (
+                settings.update != "new" or lacks_baseline(self._result, gates, root=settings.baselines)
+            ):
+                return workload.sessions or RECORDED_SESSIONS
+            look = next_look(
+                self._result, gates, root=settings.baselines, tolerance=settings.tolerance, alpha=settings.alpha
+            )
+        except BaselineError:
+            # Said when the run is judged, which keeps what was measured.
+            look = None
+        return max(look or measured, workload.sessions)
 
     def evaluate(self) -> AccuracyResult:
         """Run the lm-eval task and keep the outcome of every document.

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 _MARKS = (
     "inferperf(*, model, served_model_name, quant, recipe, kv_cache_dtype, tp, pp, ep, backend, calib_dataset, "
-    "calib_size, engine_options, isl, osl, concurrency, num_requests, rounds, warmup_rounds, seed, task, num_fewshot, "
-    "limit): the engine, and the workload or the task, that the test measures. Lists are cross products.",
+    "calib_size, engine_options, isl, osl, concurrency, num_requests, rounds, warmup_rounds, seed, sessions, task, "
+    "num_fewshot, limit): the engine, and the workload or the task, that the test measures. Lists are cross products.",
     "throughput_floor(*metrics, tolerance=None, **limits): fail when a metric that is better when higher falls below "
     "its baseline or limit.",
     "latency_ceiling(*metrics, tolerance=None, **limits): fail when a metric that is better when lower rises above its "

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pytest_inferperf.fixture import Inferperf
     from pytest_inferperf.marks.cases import BoundCase
     from pytest_inferperf.model.case import EngineSpec
+    from pytest_inferperf.model.verdicts import GateVerdict
     from pytest_inferperf.report.progress import ProgressLine
     from pytest_inferperf.settings import Settings
 
@@ -103,6 +104,8 @@ def judge_item(item: pytest.Item, run: Inferperf, *, invalid: str = "", body_fai
     except BaselineError as error:
         # What was measured is kept; it can be judged again once the file is mended.
         verdicts, broken = (), f"INVALID: {reason}\n{error}" if reason else str(error)
+    if not run.engine.can_relaunch:
+        verdicts = tuple(map(_without_relaunch, verdicts))
     if settings.update is not None:
         # The command that a missing baseline asks for is the one that is running.
         verdicts = tuple(replace(verdict, next_step="") for verdict in verdicts)
@@ -129,6 +132,17 @@ def judge_item(item: pytest.Item, run: Inferperf, *, invalid: str = "", body_fai
         warnings.warn(pytest.PytestWarning(f"{item.nodeid}: {message}"), stacklevel=2)
         return ""
     return message
+
+
+def _without_relaunch(verdict: GateVerdict) -> GateVerdict:
+    """Say of a gate that waits for a further session why there is none."""
+    if verdict.next_look is None:
+        return verdict
+    return replace(
+        verdict,
+        reason=f"{verdict.reason}; the engine cannot be launched again, so there is one session",
+        next_step="implement relaunch() in the engine and set can_relaunch = True, or give the gate a wider tolerance",
+    )
 
 
 def _rerun(item: pytest.Item, settings: Settings) -> str:
@@ -232,7 +246,8 @@ class Recorder:
         if settings.update is None or self._config.getoption("collectonly"):
             return
         from pytest_inferperf.baselines.update import update
-        from pytest_inferperf.report.lines import plural
+        from pytest_inferperf.gates.sessions import doubt_gain
+        from pytest_inferperf.report.lines import plural, uncalibrated
 
         records = [
             replace(record, result=replace(record.result, invalid=record.result.invalid or "the test failed"))
@@ -248,11 +263,13 @@ class Recorder:
             accept_regression=settings.accept_regression,
             now=_now(),
             tolerance=settings.tolerance,
+            doubt=doubt_gain,
         )
         if plan.changes:
             files = ", ".join(map(self._shown, written))
             values = plural(len(plan.changes), "value")
             state.lines.append(f"{values} recorded in {files}; review with git diff, then commit")
+            state.lines += uncalibrated(item.sessions for item in plan.changes)
         state.lines += [f"not recorded: {reason}" for reason in (*plan.refusals, *plan.skipped)]
         if not plan.changes and not plan.refusals:
             state.lines.append(f"--inferperf-update={settings.update}: nothing to record")

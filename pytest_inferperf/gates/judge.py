@@ -51,7 +51,8 @@ def _judge_one(gate: Gate, result: CaseResult, baselines: Baselines) -> list[Gat
     if isinstance(gate, PerformanceGate):
         if result.performance is None:
             return [_not_measured(gate, "measure()")]
-        return [judge_performance(gate, result.performance, baselines.performance, baselines.default_tolerance)]
+        entry, tolerance = baselines.performance, baselines.default_tolerance
+        return [judge_performance(gate, result.performance, entry, tolerance, alpha=baselines.alpha)]
     if result.accuracy is None:
         return [_not_measured(gate, "evaluate()")]
     if isinstance(gate, AccuracyFloor):

@@ -1,15 +1,28 @@
-"""Performance gates: relative tolerance on medians against the stored baseline, or an absolute limit."""
+"""Performance gates: confidence bounds on the loss between sessions, against stored ones; or an absolute limit."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from pytest_inferperf.baselines.entries import MetricBaseline, Missing, PerformanceEntry
+from pytest_inferperf.gates.looks import ALPHA, SESSIONS, Decision, Unresolvable
+from pytest_inferperf.gates.power import baseline_sessions_to_decide, log_margin
+from pytest_inferperf.gates.sessions import (
+    FREE_ZONE_SHARE,
+    LEAST_BASELINE_SESSIONS,
+    SessionsVerdict,
+    judge_sessions,
+)
 from pytest_inferperf.model.gates import PerformanceGate
 from pytest_inferperf.model.results import PerformanceResult
 from pytest_inferperf.model.verdicts import GateVerdict, Status
 
 __all__ = ["judge_performance"]
+
+_RECORD = '--inferperf-update=all --inferperf-reason="…"'
+_TIGHTEN = "better than the baseline beyond tolerance: --inferperf-update=tighten would hold the gain"
 
 
 def judge_performance(
@@ -17,26 +30,36 @@ def judge_performance(
     result: PerformanceResult,
     entry: PerformanceEntry | Missing | None,
     default_tolerance: float,
+    *,
+    alpha: float = ALPHA,
 ) -> GateVerdict:
     """Judge one metric.
 
-    Both sides are medians over sessions of medians over rounds. The limit is `baseline * (1 - tolerance)` for a
-    floor and `baseline * (1 + tolerance)` for a ceiling; tolerance comes from the mark, else the baseline entry,
-    else `default_tolerance`. A published baseline is the limit itself.
+    Against stored sessions the bounds of `gates.sessions` decide, at a total one-sided error of `alpha`; the row shows
+    medians over sessions of medians over rounds, and as the limit `baseline * (1 - tolerance)` for a floor or
+    `baseline * (1 + tolerance)` for a ceiling. Tolerance comes from the mark, else the baseline entry, else
+    `default_tolerance`. With fewer than 5 stored sessions that limit itself decides: `uncalibrated`. A published
+    baseline is the limit itself.
     """
     metric = gate.metric.metric
     verdict = _Verdict(gate)
+    sessions = result.rounds(gate.metric.name)
+    for number, rounds in enumerate(sessions, start=1):
+        for value in rounds:
+            if not math.isfinite(value) or value <= 0:
+                reason = f"measured {value} in session {number}, which is no {metric.unit}"
+                return verdict.give(Status.INVALID, measured=value, reason=reason)
     measured = result.median(gate.metric.name)
     if measured is None:
         return verdict.fail(reason="was not measured: the workload has no sample of it")
-    if not math.isfinite(measured) or measured <= 0:
-        return verdict.give(Status.INVALID, measured=measured, reason=f"measured {measured}, which is no {metric.unit}")
+    if not all(sessions):
+        return verdict.fail(reason=f"was not measured in session {sessions.index([]) + 1} of {len(sessions)}")
     if gate.limit is not None:
         return verdict.compare(measured, gate.limit, source="mark")
     if entry is None or isinstance(entry, Missing):
         return verdict.missing(entry, measured)
     stored = entry.metrics.get(gate.metric.name)
-    if stored is None:
+    if stored is None or (stored.value is None and not stored.sessions):
         absent = Missing(path=entry.path, key=entry.key, reason=f"the entry has no {gate.metric.name}")
         return verdict.missing(absent, measured)
     if stored.value is not None:
@@ -46,18 +69,176 @@ def judge_performance(
         # A cold first round is not the steady state: such figures are of another workload.
         reason = f"recorded after {entry.warmup_rounds} warm-up rounds, this run after {max(warm_up)}"
         return verdict.missing(Missing(path=entry.path, key=entry.key, reason=reason), measured)
-    return _against_sessions(verdict, measured, stored, entry, default_tolerance)
+    given = (gate.tolerance, stored.tolerance, default_tolerance)
+    tolerance = next(value for value in given if value is not None)
+    return _against_sessions(verdict, sessions, measured, stored, entry.path, tolerance, alpha)
 
 
 def _against_sessions(
-    verdict: _Verdict, measured: float, stored: MetricBaseline, entry: PerformanceEntry, default_tolerance: float
+    verdict: _Verdict,
+    sessions: list[list[float]],
+    measured: float,
+    stored: MetricBaseline,
+    path: str,
+    tolerance: float,
+    alpha: float,
 ) -> GateVerdict:
-    baseline = stored.level
-    given = (verdict.gate.tolerance, stored.tolerance, default_tolerance)
-    tolerance = next(value for value in given if value is not None)
-    higher = verdict.gate.metric.metric.higher_is_better
+    baseline, higher = stored.level, verdict.higher
+    try:
+        found = judge_sessions(stored.sessions, sessions, higher_is_better=higher, tolerance=tolerance, alpha=alpha)
+    except ValueError as error:
+        return verdict.give(Status.INVALID, measured=measured, source=path, reason=f"cannot be judged: {error}")
+    if isinstance(found, Unresolvable):
+        return verdict.give(
+            Status.FAIL,
+            measured=measured,
+            baseline=baseline,
+            tolerance=tolerance,
+            source=path,
+            reason=f"cannot be judged: {found.reason}",
+            next_step=f"give the gate a wider tolerance, or record more sessions: pytest {{nodeid}} {_RECORD} "
+            f"--inferperf-set=sessions={2 * len(stored.sessions)}",
+        )
     limit = baseline * (1 - tolerance if higher else 1 + tolerance)
-    return verdict.compare(measured, limit, source=entry.path, baseline=baseline, tolerance=tolerance)
+    if found.uncalibrated:
+        return verdict.compare(
+            measured,
+            limit,
+            source=path,
+            baseline=baseline,
+            tolerance=tolerance,
+            notes=(_uncalibrated(len(stored.sessions)),),
+            details=_details(found, len(sessions), len(stored.sessions)),
+        )
+    words = _Words(verdict, found, measured, limit, baseline, tolerance, len(stored.sessions), alpha)
+    return verdict.give(
+        Status.INCONCLUSIVE if found.status is Decision.OPEN else Status(found.status.value),
+        measured=measured,
+        limit=limit,
+        baseline=baseline,
+        tolerance=tolerance,
+        source=path,
+        reason=words.reason(),
+        next_step=words.next_step(),
+        notes=words.notes(),
+        next_look=found.next_look,
+        details=_details(found, len(sessions), len(stored.sessions)),
+    )
+
+
+def _uncalibrated(stored: int) -> str:
+    return (
+        f"uncalibrated: {_count(stored, 'stored session')}, {LEAST_BASELINE_SESSIONS} or more are needed to know the "
+        f"false alarm rate; record with {_RECORD}"
+    )
+
+
+def _details(found: SessionsVerdict, sessions: int, stored: int) -> dict[str, float | int | str]:
+    """Return the figures of a report; what is unknown or unbounded is left out."""
+    figures: dict[str, float | int | None] = {
+        "sessions": sessions,
+        "baseline_sessions": stored,
+        "loss_percent": 100 * found.loss,
+        "lower_percent": 100 * found.lower,
+        "upper_percent": 100 * found.upper,
+        "sd_percent": 100 * found.sd,
+        "level": found.level,
+        "needed": found.needed,
+        "resolvable_percent": 100 * found.resolvable,
+    }
+    return {name: value for name, value in figures.items() if value is not None and math.isfinite(value)}
+
+
+@dataclass(frozen=True)
+class _Words:
+    """Puts a calibrated verdict into words: the reason, the notes and the next step."""
+
+    verdict: _Verdict
+    found: SessionsVerdict
+    measured: float
+    limit: float
+    baseline: float
+    tolerance: float
+    stored: int
+    alpha: float
+
+    @property
+    def _free(self) -> float:
+        return FREE_ZONE_SHARE * self.tolerance
+
+    @property
+    def _beyond(self) -> bool:
+        return not self.verdict.meets(self.measured, self.limit)
+
+    def _interval(self) -> str:
+        loss, lower, upper = map(self._percent, (self.found.loss, self.found.lower, self.found.upper))
+        return f"loss {loss}, between {lower} and {upper}"
+
+    def _percent(self, share: float) -> str:
+        # Rounded by what the gate can tell apart; without the sign of a zero.
+        digits = 1 if self.tolerance >= 0.1 else 2
+        return f"{round(100 * share, digits) + 0.0:.{digits}f} %"
+
+    def _row(self) -> str:
+        """Say where the row's median lies, for a verdict that reads otherwise."""
+        unit = self.verdict.gate.metric.metric.unit
+        return f"{self.measured:.6g} {unit} is {self.verdict.side(self._beyond)} {self.limit:.6g}"
+
+    def reason(self) -> str:
+        """Say why it is not a PASS; "" for a PASS."""
+        if self.found.status is Decision.PASS:
+            return ""
+        if self.found.status is Decision.FAIL:
+            if self._beyond:
+                return self.verdict.beyond(self.measured, self.limit, self.baseline)
+            return (
+                f"{self._row()}, but a loss beyond the free {100 * self._free:g} % is proven: "
+                f"{self._percent(self.found.loss)}, at least {self._percent(self.found.lower)}, "
+                f"vs baseline {self.baseline:.6g}"
+            )
+        doubt = "that may be noise" if self._beyond else f"a loss of {100 * self.tolerance:g} % is not ruled out"
+        return f"{self._row()}, but {doubt}: {self._interval()}; {self._more()}"
+
+    def _more(self) -> str:
+        """Say how many more sessions would decide it."""
+        if self.found.needed is None:
+            return f"no number of further sessions would decide it against {self.stored} stored ones"
+        left = "" if self.found.next_look is not None else ", and no look is left"
+        return f"{_count(self.found.needed, 'more session')} would decide it{left}"
+
+    def next_step(self) -> str:
+        """Say what to do about a verdict that is not decided at the last look."""
+        if self.found.status is not Decision.INCONCLUSIVE:
+            return ""
+        gap = log_margin(self.tolerance, higher_is_better=self.verdict.higher) - log_margin(
+            self._free, higher_is_better=self.verdict.higher
+        )
+        looks = SESSIONS.at(self.alpha)
+        enough = baseline_sessions_to_decide(sd=self.found.sd, gap=gap, level=looks.levels[-1])
+        if enough is None or enough <= self.stored:
+            return "measure on a quieter machine, or give the gate a wider tolerance"
+        return (
+            f"measure on a quieter machine, give the gate a wider tolerance, or record {enough} sessions: "
+            f"pytest {{nodeid}} {_RECORD} --inferperf-set=sessions={enough}"
+        )
+
+    def notes(self) -> tuple[str, ...]:
+        """Return the bounds, and what a PASS must explain."""
+        name = self.verdict.gate.name
+        sessions = _count(self.found.used, "session")
+        found = [f"{name}: {self._interval()} ({sessions} against {self.stored} stored)"]
+        if self.found.status is Decision.PASS and self._beyond:
+            found.append(
+                f"{name}: {self._row()}, but a loss of {100 * self.tolerance:g} % is ruled out: at most "
+                f"{self._percent(self.found.upper)}"
+            )
+        if self.found.upper < -self.tolerance:
+            found.append(_TIGHTEN)
+        return tuple(found)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 class _Verdict:
@@ -65,6 +246,21 @@ class _Verdict:
 
     def __init__(self, gate: PerformanceGate) -> None:
         self.gate = gate
+        self.higher = gate.metric.metric.higher_is_better
+
+    def meets(self, measured: float, limit: float) -> bool:
+        """Whether a figure is on the right side of a limit, or on it."""
+        return measured >= limit if self.higher else measured <= limit
+
+    def side(self, beyond: bool) -> str:
+        """Name the side of its limit on which a figure is."""
+        kind = "floor" if self.higher else "ceiling"
+        return f"{'below' if self.higher else 'above'} its {kind}" if beyond else f"within its {kind}"
+
+    def beyond(self, measured: float, limit: float, baseline: float | None) -> str:
+        """Say by how much a figure is beyond its limit."""
+        change = f" ({100 * (measured / baseline - 1):+.1f} % vs baseline {baseline:.6g})" if baseline else ""
+        return f"{measured:.6g} {self.gate.metric.metric.unit} is {self.side(True)} {limit:.6g}{change}"
 
     def give(
         self,
@@ -78,6 +274,8 @@ class _Verdict:
         reason: str = "",
         next_step: str = "",
         notes: tuple[str, ...] = (),
+        next_look: int | None = None,
+        details: Mapping[str, float | int | str] | None = None,
     ) -> GateVerdict:
         metric = self.gate.metric.metric
         return GateVerdict(
@@ -93,6 +291,8 @@ class _Verdict:
             reason=reason,
             next_step=next_step,
             notes=notes,
+            next_look=next_look,
+            details=details or {},
         )
 
     def fail(self, *, reason: str) -> GateVerdict:
@@ -117,24 +317,13 @@ class _Verdict:
         baseline: float | None = None,
         tolerance: float | None = None,
         notes: tuple[str, ...] = (),
+        details: Mapping[str, float | int | str] | None = None,
     ) -> GateVerdict:
-        metric = self.gate.metric.metric
-        passed = measured >= limit if metric.higher_is_better else measured <= limit
-        better = baseline is not None and (
-            measured > baseline * (1 + (tolerance or 0))
-            if metric.higher_is_better
-            else measured < baseline * (1 - (tolerance or 0))
-        )
-        if better:
-            notes = (
-                *notes,
-                "better than the baseline beyond tolerance: --inferperf-update=tighten would hold the gain",
-            )
-        reason = ""
-        if not passed:
-            side = "below its floor" if metric.higher_is_better else "above its ceiling"
-            change = f" ({100 * (measured / baseline - 1):+.1f} % vs baseline {baseline:.6g})" if baseline else ""
-            reason = f"{measured:.6g} {metric.unit} is {side} {limit:.6g}{change}"
+        passed = self.meets(measured, limit)
+        if baseline is not None and tolerance is not None:
+            gain = baseline * (1 + tolerance if self.higher else 1 - tolerance)
+            if measured > gain if self.higher else measured < gain:
+                notes = (*notes, _TIGHTEN)
         return self.give(
             Status.PASS if passed else Status.FAIL,
             measured=measured,
@@ -142,6 +331,7 @@ class _Verdict:
             baseline=baseline,
             tolerance=tolerance,
             source=source,
-            reason=reason,
+            reason="" if passed else self.beyond(measured, limit, baseline),
             notes=notes,
+            details=details,
         )

@@ -51,6 +51,7 @@ KEYWORDS: dict[str, Keyword] = {
     "rounds": Keyword(target="workload", kind=int, minimum=1),
     "warmup_rounds": Keyword(target="workload", kind=int),
     "seed": Keyword(target="workload", kind=int),
+    "sessions": Keyword(target="workload", kind=int),
     "task": Keyword(target="task", kind=str),
     "num_fewshot": Keyword(target="task", kind=int),
     "limit": Keyword(target="task", kind=int, minimum=1),

@@ -76,6 +76,9 @@ class Workload:
     """Passes before the measured ones; run, counted, not judged."""
 
     seed: int = 0
+    sessions: int = 0
+    """Launches of the engine to begin with; 0 means 1 when judged (more follow while a verdict is open), 10 when
+    recorded."""
 
     @property
     def requests_per_round(self) -> int:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Sequence
 
+from pytest_inferperf.gates.sessions import LEAST_BASELINE_SESSIONS
 from pytest_inferperf.model.verdicts import GateVerdict, Status, worst
 
-__all__ = ["INJECTED", "SIMULATED", "failure_message", "gate_rows", "number", "plural", "summary_lines"]
+__all__ = ["INJECTED", "SIMULATED", "failure_message", "gate_rows", "number", "plural", "summary_lines", "uncalibrated"]
 
 SIMULATED = "simulated quantization: accuracy is real, speed is not that of the format's hardware"
 INJECTED = "a regression was injected ({}): this says nothing about the engine itself"
@@ -29,6 +30,20 @@ def number(value: float | None) -> str:
 def plural(count: int, noun: str) -> str:
     """Count things: `1 gate`, `2 gates`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def uncalibrated(sessions: Iterable[int | None]) -> list[str]:
+    """Say of values that were recorded whether they rest on too few sessions to know the false alarm rate.
+
+    `sessions` holds the number of each value; None for one that has no sessions.
+    """
+    few = [count for count in sessions if count is not None and count < LEAST_BASELINE_SESSIONS]
+    if not few:
+        return []
+    return [
+        f"uncalibrated: {plural(min(few), 'session')} recorded; with {LEAST_BASELINE_SESSIONS} or more the false alarm "
+        "rate is known. pytest --inferperf-update=… measures 10."
+    ]
 
 
 def gate_rows(verdicts: Sequence[GateVerdict]) -> list[str]:

@@ -71,7 +71,7 @@ WRONG = {
             "test_it.py::test_it: inferperf: unknown keyword 'qant'.",
             "Did you mean 'quant'? Keywords: backend, calib_dataset, calib_size, concurrency, engine_options, ep, isl, "
             "kv_cache_dtype, limit, model, num_fewshot, num_requests, osl, pp, quant, recipe, rounds, seed, "
-            "served_model_name, task, tp, warmup_rounds.",
+            "served_model_name, sessions, task, tp, warmup_rounds.",
         ],
     ),
     "positional": (

@@ -1,7 +1,8 @@
 """A user's project for the plugin tests: a scripted engine and scripted answers instead of a model.
 
-`engine.json` in the project scripts both; what is not in it has the defaults below. Every build and close is logged in
-`engines.log`, so that a test can count them.
+`engine.json` in the project scripts both; what is not in it has the defaults below. Every build, relaunch and close is
+logged in `engines.log`, so that a test can count them. `session_factors` are the speeds of the sessions: .97 makes one
+3 % slower, and the last holds for all that follow. A run begins with the first, whatever ran before it.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ DEFAULTS: dict[str, Any] = {
     "build_error": "",
     "generate_error": "",
     "hardware": "Test CPU",
+    "can_relaunch": True,
+    "relaunch_error": "",
+    "session_factors": [1.0],
     "right": {"BF16": 900},
     "unparseable": {"BF16": 0},
     "questions": 1000,
@@ -60,6 +64,8 @@ class ScriptedEngine(Engine):
         self.spec = spec
         self.root = root
         self.script = script(root)
+        type(self).can_relaunch = self.script["can_relaunch"]
+        self.session = 0
         quant = QUANTIZATIONS.get(spec.quant)
         algo = quant.quant_algo if quant is not None else spec.quant
         self.info = EngineInfo(
@@ -111,7 +117,9 @@ class ScriptedEngine(Engine):
         answers = []
         for index, request in enumerate(requests):
             tokens = 0 if index < self.script["failed"] else request.max_tokens - self.script["short_by"]
-            first, step = self.script["ttft_ms"] / 1000, self.script["tpot_ms"] / 1000
+            factors = self.script["session_factors"]
+            speed = 1000 * factors[min(self.session, len(factors) - 1)]
+            first, step = self.script["ttft_ms"] / speed, self.script["tpot_ms"] / speed
             answers.append(
                 Generation(
                     token_ids=(65,) * tokens,
@@ -154,6 +162,14 @@ class ScriptedEngine(Engine):
 
     def peak_memory_bytes(self) -> int:
         return 2**30
+
+    def relaunch(self) -> None:
+        if not self.can_relaunch:
+            super().relaunch()
+        if self.script["relaunch_error"]:
+            raise EngineError(self.script["relaunch_error"])
+        self.session += 1
+        self.log("relaunch")
 
     def close(self) -> None:
         self.log("close")
