@@ -365,11 +365,12 @@ MUTATIONS = {
     "sign of the rise of unparseable answers": Mutation(
         "pytest_inferperf.gates.accuracy", "rise = share - before", "rise = before - share", ACCURACY
     ),
-    "gates that are not judged": Mutation(
-        "pytest_inferperf.gates.judge",
-        "    for gate in gates:\n        verdicts +=",
-        "    for gate in gates[1:]:\n        verdicts +=",
-        ACCURACY,
+    "first gate not judged": Mutation(
+        "pytest_inferperf.gates.judge", "    for gate in gates:\n", "    for gate in gates[1:]:\n", ACCURACY
+    ),
+    # The rows are as many as the gates all the same: a loss has two.
+    "last gate not judged": Mutation(
+        "pytest_inferperf.gates.judge", "    for gate in gates:\n", "    for gate in gates[:-1]:\n", ACCURACY
     ),
 }
 
