@@ -46,7 +46,8 @@ FOLDER = "INFERPERF_SELFTEST_FOLDER"
 
 BASELINES, ONLY, OUTCOMES, RESULTS = "baselines", "only.json", "outcomes.json", "results.json"
 
-_RECORD = ("--inferperf-update=new", "--inferperf-update-in-ci")
+# As few sessions as are calibrated: these baselines serve this one test.
+_RECORD = ("--inferperf-update=new", "--inferperf-update-in-ci", "--inferperf-set=sessions=5")
 _OURS = (
     "--inferperf-update",
     "--inferperf-inject",

@@ -304,14 +304,20 @@ PERFORMANCE, ACCURACY = "NVFP4 and serving", "NVFP4 and gsm8k"
 MUTATIONS = {
     "judge reads the metric's direction the wrong way": Mutation(
         "pytest_inferperf.gates.performance",
-        "passed = measured >= limit if metric.higher_is_better else measured <= limit",
-        "passed = measured <= limit if metric.higher_is_better else measured >= limit",
+        "return measured >= limit if self.higher else measured <= limit",
+        "return measured <= limit if self.higher else measured >= limit",
         PERFORMANCE,
     ),
-    "limit on the wrong side of the baseline": Mutation(
+    "sign of the difference between sessions": Mutation(
+        "pytest_inferperf.gates.sessions",
+        "sign = 1.0 if higher_is_better else -1.0\n    mean0",
+        "sign = -1.0 if higher_is_better else 1.0\n    mean0",
+        PERFORMANCE,
+    ),
+    "direction that the performance judge passes on": Mutation(
         "pytest_inferperf.gates.performance",
-        "limit = baseline * (1 - tolerance if higher else 1 + tolerance)",
-        "limit = baseline * (1 + tolerance if higher else 1 - tolerance)",
+        "higher_is_better=higher, tolerance=tolerance",
+        "higher_is_better=not higher, tolerance=tolerance",
         PERFORMANCE,
     ),
     "performance gate that cannot fail": Mutation(
