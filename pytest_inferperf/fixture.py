@@ -127,7 +127,7 @@ class Inferperf:
         progress = report
         if report is not None and wanted > 1:
             # A look before the last may decide, so a judged run names the most there can be.
-            most = wanted if self._settings.update else max(wanted, SESSIONS.cap)
+            most = max(wanted, SESSIONS.cap)
 
             def progress(line: str) -> None:
                 report(f"session {number} (up to {most}): {line}")

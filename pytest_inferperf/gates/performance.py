@@ -96,8 +96,7 @@ def _against_sessions(
             tolerance=tolerance,
             source=path,
             reason=f"cannot be judged: {found.reason}",
-            next_step=f"give the gate a wider tolerance, or record more sessions: pytest {{nodeid}} {_RECORD} "
-            f"--inferperf-set=sessions={2 * len(stored.sessions)}",
+            next_step=_widen(found, len(stored.sessions)),
         )
     limit = baseline * (1 - tolerance if higher else 1 + tolerance)
     if found.uncalibrated:
@@ -123,6 +122,17 @@ def _against_sessions(
         notes=words.notes(),
         next_look=found.next_look,
         details=_details(found, len(sessions), len(stored.sessions)),
+    )
+
+
+def _widen(found: Unresolvable, stored: int) -> str:
+    """Say what to type for a tolerance that cannot be resolved."""
+    # Rounded up, so that it is accepted.
+    wider = f"tolerance={math.ceil(1e4 * found.smallest) / 1e4:g}" if found.smallest < 1 else "a wider tolerance"
+    sessions = max(2 * stored, 2 * LEAST_BASELINE_SESSIONS)
+    return (
+        f"give the gate {wider}, or record more sessions, or on a quieter machine: pytest {{nodeid}} {_RECORD} "
+        f"--inferperf-set=sessions={sessions}"
     )
 
 
