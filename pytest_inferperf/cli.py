@@ -26,9 +26,10 @@ from pytest_inferperf.baselines.store import (
 )
 from pytest_inferperf.baselines.update import update
 from pytest_inferperf.errors import InferperfError, SettingsError, choices
+from pytest_inferperf.gates.sessions import LEAST_BASELINE_SESSIONS, doubt_gain
 from pytest_inferperf.model.metrics import parse_metric
 from pytest_inferperf.model.results import slug
-from pytest_inferperf.report.lines import number
+from pytest_inferperf.report.lines import number, uncalibrated
 
 __all__ = ["main"]
 
@@ -153,8 +154,9 @@ def _collect(problems: list[str]) -> Iterator[None]:
 def _performance_lines(file: PerformanceFile, shown: str) -> list[str]:
     lines = [shown, f"  {file.model} on {file.hardware.count} x {file.hardware.name}"]
     for key, entry in sorted(file.entries.items()):
-        sessions = max(len(item.sessions) for item in entry.metrics.values())
-        count = f"; {_plural(sessions, 'session')}" if sessions else ""
+        sessions = min(len(item.sessions) for item in entry.metrics.values())
+        few = ", uncalibrated" if sessions < LEAST_BASELINE_SESSIONS else ""
+        count = f"; {_plural(sessions, 'session')}{few}" if sessions else ""
         lines.append(f"  {key}  ({_origin(entry.provenance)}{count})")
         rows = []
         for name, item in sorted(entry.metrics.items()):
@@ -239,6 +241,7 @@ def _update(arguments: argparse.Namespace) -> int:
         reason=arguments.reason,
         accept_regression=arguments.accept_regression,
         now=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        doubt=doubt_gain,
     )
     print("\n".join(_update_lines(plan, len(written))))
     for refusal in plan.refusals:
@@ -255,7 +258,12 @@ def _update_lines(plan: UpdatePlan, written: int) -> list[str]:
     if not plan.changes:
         return [*lines, f"Nothing recorded in {plan.root}{refused}."]
     recorded = f"{_plural(len(plan.changes), 'value')} recorded in {_plural(written, 'file')}{refused}."
-    return [*lines, recorded, f"Review with git diff {plan.root}, then commit."]
+    return [
+        *lines,
+        recorded,
+        *uncalibrated(item.sessions for item in plan.changes),
+        f"Review with git diff {plan.root}, then commit.",
+    ]
 
 
 def _change_lines(changes: Sequence[Change]) -> list[str]:

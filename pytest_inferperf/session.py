@@ -292,7 +292,8 @@ class Recorder:
         if settings.update is None or self._config.getoption("collectonly"):
             return
         from pytest_inferperf.baselines.update import update
-        from pytest_inferperf.report.lines import plural
+        from pytest_inferperf.gates.sessions import doubt_gain
+        from pytest_inferperf.report.lines import plural, uncalibrated
 
         records = [
             replace(record, result=replace(record.result, invalid=record.result.invalid or "the test failed"))
@@ -308,11 +309,13 @@ class Recorder:
             accept_regression=settings.accept_regression,
             now=_now(),
             tolerance=settings.tolerance,
+            doubt=doubt_gain,
         )
         if plan.changes:
             files = ", ".join(map(self._shown, written))
             values = plural(len(plan.changes), "value")
             state.lines.append(f"{values} recorded in {files}; review with git diff, then commit")
+            state.lines += uncalibrated(item.sessions for item in plan.changes)
         state.lines += [f"not recorded: {reason}" for reason in (*plan.refusals, *plan.skipped)]
         if not plan.changes and not plan.refusals:
             state.lines.append(f"--inferperf-update={settings.update}: nothing to record")

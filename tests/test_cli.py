@@ -104,6 +104,7 @@ baselines/accuracy/tiny.json
   sums-exact_match  NVFP4  0.8000  exact_match  new
 
 3 values recorded in 2 files.
+uncalibrated: 1 session recorded; with 5 or more the false alarm rate is known. pytest --inferperf-update=… measures 10.
 Review with git diff baselines, then commit.
 """
     )
@@ -120,6 +121,7 @@ baselines/performance/amd-epyc-2x/tiny.json
   NVFP4-isl64-osl32-c1  output_throughput  1000.0  ->  1100.0  tok/s  +10.0 % better
 
 1 value recorded in 1 file.
+uncalibrated: 1 session recorded; with 5 or more the false alarm rate is known. pytest --inferperf-update=… measures 10.
 Review with git diff baselines, then commit.
 """,
         "",
@@ -186,7 +188,7 @@ def test_show(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = """\
 baselines/performance/amd-epyc-2x/tiny.json
   tiny on 2 x AMD EPYC
-  NVFP4-isl64-osl32-c1  (measured 2026-11-21; 1 session)
+  NVFP4-isl64-osl32-c1  (measured 2026-11-21; 1 session, uncalibrated)
     output_throughput  1000.0  tok/s
     ttft_ms.p99         20.00  ms
 

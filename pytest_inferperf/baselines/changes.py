@@ -58,6 +58,9 @@ class Change:
     """None without an old value, or where nothing moved. A score with more unparseable answers is never better."""
 
     kind: Literal["performance", "accuracy"]
+    sessions: int | None = None
+    """Sessions that the new value rests on; None for accuracy."""
+
     unparseable: tuple[float, float] | None = None
     """Old and new percentage of unparseable answers; None where it did not move."""
 
@@ -72,6 +75,7 @@ def change(
     unit: str,
     higher_is_better: bool,
     kind: Literal["performance", "accuracy"],
+    sessions: int | None = None,
     unparseable: tuple[float, float] | None = None,
 ) -> Change:
     """Make a `Change`, with its percentage and direction worked out."""
@@ -93,6 +97,7 @@ def change(
         percent=percent,
         better=better,
         kind=kind,
+        sessions=sessions,
         unparseable=unparseable,
     )
 

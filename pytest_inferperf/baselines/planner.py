@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -48,7 +48,7 @@ from pytest_inferperf.model.gates import AccuracyLossCeiling, PerformanceGate
 from pytest_inferperf.model.metrics import parse_metric
 from pytest_inferperf.model.results import AccuracyResult, Hardware, PerformanceResult
 
-__all__ = ["DEFAULT_TOLERANCE", "MODES", "Mode", "PlannedFile", "Planner", "UpdatePlan"]
+__all__ = ["DEFAULT_TOLERANCE", "MODES", "Doubt", "Mode", "PlannedFile", "Planner", "UpdatePlan", "no_doubt"]
 
 Mode = Literal["new", "tighten", "all"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -71,6 +71,16 @@ _ROUNDING = 1e-9
 
 _NAMED = 3
 """Metrics that the first line of a refusal names; all are listed below it."""
+
+
+Sessions = Sequence[Sequence[float]]
+Doubt = Callable[[Sessions, Sessions, bool], str]
+"""Takes stored sessions, measured ones and whether higher is better; says why a gain is not proven, "" where it is."""
+
+
+def no_doubt(_stored: Sessions, _measured: Sessions, _higher_is_better: bool) -> str:
+    """Take every better figure for a gain."""
+    return ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +114,18 @@ class Planner:
     """Holds the files as they would be after the records added so far."""
 
     def __init__(
-        self, root: Path, *, mode: Mode, reason: str, accept_regression: bool, now: str, tolerance: float
+        self,
+        root: Path,
+        *,
+        mode: Mode,
+        reason: str,
+        accept_regression: bool,
+        now: str,
+        tolerance: float,
+        doubt: Doubt = no_doubt,
     ) -> None:
         self.root = root
+        self._doubt = doubt
         self.tolerance = tolerance
         self.mode = mode
         self.reason = reason
@@ -244,9 +263,12 @@ class Planner:
                     unit=row.unit,
                     higher_is_better=row.higher_is_better,
                     kind="performance",
+                    sessions=len(sessions),
                 )
             )
         wanted = self._wanted(changes)
+        if self.mode == "tighten" and old is not None:
+            wanted = self._proven(wanted, old, metrics)
         warmup_rounds = max(session.warmup_rounds for session in measured.sessions)
         if not wanted:
             return
@@ -470,6 +492,21 @@ class Planner:
             ]
             return [item for item in changes if item.better]
         return list(changes)
+
+    def _proven(
+        self, better: Sequence[Change], old: PerformanceEntry, metrics: Mapping[str, MetricBaseline]
+    ) -> list[Change]:
+        """Return the gains that are more than a lucky run, and say which are not."""
+        found = []
+        for item in better:
+            row = parse_metric(item.what).metric
+            stored, measured = old.metrics[item.what].sessions, metrics[item.what].sessions
+            why = self._doubt(stored, measured, row.higher_is_better)
+            if why:
+                self.skipped.append(f"{item.path}: {item.key}: {item.what} is not tightened: {why}")
+            else:
+                found.append(item)
+        return found
 
     def _provenance(self, kept: str = "") -> Provenance:
         """Return where values come from that are recorded now; `kept` is the reason of others that stay beside them."""

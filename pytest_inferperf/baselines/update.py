@@ -6,7 +6,7 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from pytest_inferperf.baselines.planner import DEFAULT_TOLERANCE, Mode, Planner, UpdatePlan
+from pytest_inferperf.baselines.planner import DEFAULT_TOLERANCE, Doubt, Mode, Planner, UpdatePlan, no_doubt
 from pytest_inferperf.baselines.result_file import ResultRecord
 from pytest_inferperf.baselines.store import read_bytes
 from pytest_inferperf.baselines.write import locked, remove_leftovers, write_atomic
@@ -24,17 +24,25 @@ def plan_update(
     accept_regression: bool,
     now: str,
     tolerance: float = DEFAULT_TOLERANCE,
+    doubt: Doubt = no_doubt,
 ) -> UpdatePlan:
     """Decide what the records change in the baselines below `root`. Writes nothing.
 
-    `new` records what is missing; `tighten` replaces a value where the measured one is better; `all` replaces every
+    `new` records what is missing; `tighten` replaces a value where the measured one is better, and `doubt`, which is
+    asked about performance, has no doubt that it is; `all` replaces every
     value, for which it needs a reason, and a value that is worse beyond the tolerance only with `accept_regression`.
     The tolerance of a metric is the smallest of `tolerance`, that of its entry, and those of the gates on it.
     Of a test that was run again, the last attempt counts. A baseline file that cannot be read is a refusal, and does
     not keep the others from being updated.
     """
     planner = Planner(
-        root, mode=mode, reason=reason.strip(), accept_regression=accept_regression, now=now, tolerance=tolerance
+        root,
+        mode=mode,
+        reason=reason.strip(),
+        accept_regression=accept_regression,
+        now=now,
+        tolerance=tolerance,
+        doubt=doubt,
     )
     if mode == "all" and not planner.reason:
         planner.refusals.append('mode "all" may loosen baselines and needs a reason: add --reason "…"')
@@ -64,6 +72,7 @@ def update(
     accept_regression: bool,
     now: str,
     tolerance: float = DEFAULT_TOLERANCE,
+    doubt: Doubt = no_doubt,
 ) -> tuple[UpdatePlan, list[Path]]:
     """Plan and apply under one lock, so that of two updates at the same time neither is refused nor lost.
 
@@ -78,6 +87,7 @@ def update(
         accept_regression=accept_regression,
         now=now,
         tolerance=tolerance,
+        doubt=doubt,
     )
     plan = make_plan()
     if not plan.files:

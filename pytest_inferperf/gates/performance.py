@@ -171,8 +171,13 @@ class _Words:
         return not self.verdict.meets(self.measured, self.limit)
 
     def _interval(self) -> str:
-        loss, lower, upper = (100 * value for value in (self.found.loss, self.found.lower, self.found.upper))
-        return f"loss {_plain(loss)} %, between {_plain(lower)} % and {_plain(upper)} %"
+        loss, lower, upper = map(self._percent, (self.found.loss, self.found.lower, self.found.upper))
+        return f"loss {loss}, between {lower} and {upper}"
+
+    def _percent(self, share: float) -> str:
+        # Rounded by what the gate can tell apart; without the sign of a zero.
+        digits = 1 if self.tolerance >= 0.1 else 2
+        return f"{round(100 * share, digits) + 0.0:.{digits}f} %"
 
     def _row(self) -> str:
         """Say where the row's median lies, for a verdict that reads otherwise."""
@@ -188,7 +193,7 @@ class _Words:
                 return self.verdict.beyond(self.measured, self.limit, self.baseline)
             return (
                 f"{self._row()}, but a loss beyond the free {100 * self._free:g} % is proven: "
-                f"{_plain(100 * self.found.loss)} %, at least {_plain(100 * self.found.lower)} %, "
+                f"{self._percent(self.found.loss)}, at least {self._percent(self.found.lower)}, "
                 f"vs baseline {self.baseline:.6g}"
             )
         doubt = "that may be noise" if self._beyond else f"a loss of {100 * self.tolerance:g} % is not ruled out"
@@ -225,16 +230,11 @@ class _Words:
         if self.found.status is Decision.PASS and self._beyond:
             found.append(
                 f"{name}: {self._row()}, but a loss of {100 * self.tolerance:g} % is ruled out: at most "
-                f"{_plain(100 * self.found.upper)} %"
+                f"{self._percent(self.found.upper)}"
             )
         if self.found.upper < -self.tolerance:
             found.append(_TIGHTEN)
         return tuple(found)
-
-
-def _plain(percent: float) -> str:
-    # Without the sign of a zero.
-    return f"{round(percent, 2) + 0.0:.2f}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -28,6 +28,7 @@ from pytest_inferperf.gates.looks import (
     Unresolvable,
     check_margins,
     decide,
+    single_look,
 )
 from pytest_inferperf.gates.power import (
     blocks_to_decide,
@@ -44,6 +45,7 @@ __all__ = [
     "RESOLUTION",
     "Block",
     "SessionsVerdict",
+    "doubt_gain",
     "judge_blocks",
     "judge_sessions",
 ]
@@ -164,6 +166,33 @@ def judge_sessions(
     if status is Decision.OPEN:
         total = sessions_to_decide(sd=sd, baseline_sessions=n0, gap=high - low, level=schedule.levels[-1])
     return _verdict(status, used, level, difference, width, sd, smallest, total, len(after), schedule, higher_is_better)
+
+
+def doubt_gain(
+    baseline: Sequence[Sequence[float]], candidate: Sequence[Sequence[float]], higher_is_better: bool
+) -> str:
+    """Say why a better candidate must not replace stored sessions; "" where it may.
+
+    Stored sessions that are enough to judge by are replaced only by as many as that, and only by a gain that one look
+    at all of them proves: the upper bound of the loss, at the whole alpha, is below 0. Otherwise the baseline would
+    follow every lucky run, and unchanged engines would then fail against it.
+    """
+    if len(baseline) < LEAST_BASELINE_SESSIONS:
+        return ""
+    count = len(candidate)
+    if count < LEAST_BASELINE_SESSIONS:
+        measured = f"{count} {_plural('session', count)}"
+        return f"{measured} would replace {len(baseline)}; {LEAST_BASELINE_SESSIONS} or more are needed to judge by"
+    found = judge_sessions(
+        baseline,
+        candidate,
+        higher_is_better=higher_is_better,
+        tolerance=1 - RESOLUTION,  # only the bounds are of interest here
+        looks=single_look("sessions", count),
+    )
+    if isinstance(found, Unresolvable):
+        return found.reason
+    return "" if found.upper < 0 else f"the gain may be noise: loss at most {100 * found.upper:.2f} %"
 
 
 def judge_blocks(

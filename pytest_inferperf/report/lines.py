@@ -5,11 +5,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Sequence
 
+from pytest_inferperf.gates.sessions import LEAST_BASELINE_SESSIONS
 from pytest_inferperf.model.verdicts import GateVerdict, Status, worst
 
-__all__ = ["SIMULATED", "failure_message", "gate_rows", "number", "plural", "summary_lines"]
+__all__ = ["SIMULATED", "failure_message", "gate_rows", "number", "plural", "summary_lines", "uncalibrated"]
 
 SIMULATED = "simulated quantization: accuracy is real, speed is not that of the format's hardware"
+_RECORD_WORSE = '--inferperf-update=all --inferperf-reason="…" --inferperf-accept-regression'
 _LABEL = {Status.PASS: "ok", Status.FAIL: "FAIL", Status.INCONCLUSIVE: "OPEN", Status.INVALID: "INVALID"}
 
 
@@ -28,6 +30,20 @@ def number(value: float | None) -> str:
 def plural(count: int, noun: str) -> str:
     """Count things: `1 gate`, `2 gates`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def uncalibrated(sessions: Iterable[int | None]) -> list[str]:
+    """Say of values that were recorded whether they rest on too few sessions to know the false alarm rate.
+
+    `sessions` holds the number of each value; None for one that has no sessions.
+    """
+    few = [count for count in sessions if count is not None and count < LEAST_BASELINE_SESSIONS]
+    if not few:
+        return []
+    return [
+        f"uncalibrated: {plural(min(few), 'session')} recorded; with {LEAST_BASELINE_SESSIONS} or more the false alarm "
+        "rate is known. pytest --inferperf-update=… measures 10."
+    ]
 
 
 def gate_rows(verdicts: Sequence[GateVerdict]) -> list[str]:
@@ -72,9 +88,13 @@ def _next_step(verdicts: Iterable[GateVerdict], rerun: str) -> str:
     for item in found:
         if item.next_step:
             return f"Next: {item.next_step.replace('{nodeid}', rerun)}"
-    # No baseline is behind a limit of the mark, or of what the run was compared with.
-    stored = [item for item in found if item.source != "mark" and not item.source.startswith("against ")]
-    if any(item.status is Status.FAIL and item.limit is not None for item in stored):
+    # No baseline is behind a limit of what the run was compared with.
+    failing = [item for item in found if not item.source.startswith("against ")]
+    regressed = [item for item in failing if item.status is Status.FAIL and item.limit is not None]
+    if any("baseline_sessions" in item.details for item in regressed):
+        # A judged run stops at the first look that decides: too few sessions for the next baseline.
+        return f"To accept: pytest {rerun} {_RECORD_WORSE}, then commit."
+    if any(item.source != "mark" for item in regressed):
         return (
             'To accept: inferperf baseline update RESULTS.json --mode all --reason "…" --accept-regression, then commit. '
             "RESULTS.json is what --inferperf-json=RESULTS.json writes."

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from pytest_inferperf.gates.looks import BLOCKS, SESSIONS, Decision, Unresolvable, single_look
-from pytest_inferperf.gates.sessions import RESOLUTION, Block, SessionsVerdict, judge_blocks, judge_sessions
+from pytest_inferperf.gates.sessions import RESOLUTION, Block, SessionsVerdict, doubt_gain, judge_blocks, judge_sessions
 
 Sessions = list[list[float]]
 
@@ -349,3 +349,25 @@ def test_both_errors_of_blocks_stay_below_alpha(loss: float, status: Decision) -
         for run in np.exp(logs).tolist()
     )
     assert wrong / runs < 0.067
+
+
+STORED = [[100.0 + shift] for shift in (-2.0, -1.0, 0.0, 1.0, 2.0)]
+
+
+@pytest.mark.parametrize(
+    ("stored", "measured", "doubt"),
+    [
+        (STORED, [[110.0], [111.0], [112.0], [110.0], [111.0]], ""),
+        (STORED, [[101.0], [103.0], [100.0], [102.0], [101.0]], "the gain may be noise: loss at most "),
+        (STORED, [[200.0]] * 4, "4 sessions would replace 5; 5 or more are needed to judge by"),
+        (STORED[:4], [[101.0]], ""),
+    ],
+)
+def test_only_a_proven_gain_is_without_doubt(
+    stored: list[list[float]], measured: list[list[float]], doubt: str
+) -> None:
+    found = doubt_gain(stored, measured, True)
+    assert found.startswith(doubt) if doubt else found == ""
+    upside_down = [[10_000 / value for value in rounds] for rounds in measured]
+    found = doubt_gain([[10_000 / value for value in rounds] for rounds in stored], upside_down, False)
+    assert found.startswith(doubt) if doubt else found == ""

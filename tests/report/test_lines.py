@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from pytest_inferperf.model.verdicts import GateVerdict, Status
@@ -43,6 +45,14 @@ def test_failure_in_full() -> None:
         'To accept: inferperf baseline update RESULTS.json --mode all --reason "…" --accept-regression, then commit. '
         "RESULTS.json is what --inferperf-json=RESULTS.json writes.",
     ]
+
+
+def test_sessions_are_accepted_by_recording_as_many_as_a_baseline_has() -> None:
+    judged = replace(FAILED, details={"baseline_sessions": 10})
+    assert failure_message([judged, PASSED], "test_x.py::test_y").splitlines()[-1] == (
+        'To accept: pytest test_x.py::test_y --inferperf-update=all --inferperf-reason="…" '
+        "--inferperf-accept-regression, then commit."
+    )
 
 
 def test_inconclusive_and_invalid_lead_the_first_line() -> None:
