@@ -16,7 +16,7 @@ from pytest_inferperf.engines.interface import (
     TokenChunk,
 )
 from pytest_inferperf.errors import EngineError, InvalidRun
-from pytest_inferperf.measure import blocks, session
+from pytest_inferperf.measure import blocks
 from pytest_inferperf.measure.blocks import held_reference, measure_blocks
 from pytest_inferperf.model.case import EngineSpec, ReferenceEngine, Workload
 from pytest_inferperf.model.results import Comparison, EngineInfo, Hardware
@@ -43,9 +43,6 @@ class Clock:
     def __init__(self) -> None:
         self.now_s = 0.0
 
-    def perf_counter(self) -> float:
-        return self.now_s
-
 
 class FakeEngine(Engine):
     """Takes `round_s` of the fake clock for a round, and logs what happens to it."""
@@ -66,6 +63,9 @@ class FakeEngine(Engine):
         self.failure: BaseException | None = None
         self.failing_requests = 0
         world.log.append(f"open {name}")
+
+    def clock_s(self) -> float:
+        return self.world.clock.now_s
 
     def relaunch(self) -> None:
         self.loaded = True
@@ -143,10 +143,8 @@ class World:
 
 
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> World:
-    clock = Clock()
-    monkeypatch.setattr(session, "time", clock)
-    return World(clock)
+def world() -> World:
+    return World(Clock())
 
 
 def test_rounds_run_a_b_b_a_after_a_warm_up_of_both(world: World) -> None:
