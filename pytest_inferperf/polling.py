@@ -1,0 +1,40 @@
+"""Waiting for sockets with deadlines finer than the millisecond that epoll, and every event loop on it, rounds to."""
+
+from __future__ import annotations
+
+import select
+
+__all__ = ["READ", "WRITE", "Poller"]
+
+READ = select.EPOLLIN
+WRITE = select.EPOLLOUT
+
+_FINE_S = 0.002
+_MAX_SELECT = 1024
+"""`select` takes descriptors below this number only (FD_SETSIZE)."""
+
+
+class Poller:
+    """An epoll whose wait ends some 0.1 ms after its deadline. Owns a descriptor: close it."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._fine = self._epoll.fileno() < _MAX_SELECT
+        self.register = self._epoll.register
+        self.modify = self._epoll.modify
+        self.unregister = self._epoll.unregister
+
+    def wait(self, timeout_s: float) -> list[tuple[int, int]]:
+        """Return (descriptor, mask) of every ready socket, as soon as there is one, or nothing after `timeout_s`."""
+        if timeout_s <= 0:
+            return self._epoll.poll(0)
+        if timeout_s < _FINE_S and self._fine:
+            # An epoll descriptor can itself be waited for, and select counts in microseconds.
+            select.select((self._epoll,), (), (), timeout_s)
+            return self._epoll.poll(0)
+        # Rounded down to whole milliseconds: the caller comes back for the rest.
+        return self._epoll.poll(max(1, int(1000 * timeout_s) - 1) / 1000 - 0.0005)
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        self._epoll.close()
