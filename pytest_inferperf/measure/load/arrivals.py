@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from pytest_inferperf.errors import SettingsError, choices
 
-__all__ = ["ARRIVALS", "Arrivals", "ArrivalKind"]
+__all__ = ["ARRIVALS", "ArrivalKind", "Arrivals"]
 
 ArrivalKind = Literal["poisson", "constant", "gamma"]
 ARRIVALS: tuple[ArrivalKind, ...] = get_args(ArrivalKind)
