@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import zlib
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,20 +27,26 @@ def error_body(message: str, status: int) -> bytes:
     return json.dumps({"error": {"message": message, "type": "simulated", "code": status}}).encode()
 
 
-def prompt_of(body: Mapping[str, Any]) -> tuple[str | list[int], int]:
-    """Return the prompt and the number of its tokens: ids, or words. Raises `ValueError` where there is none."""
+def prompt_of(body: Mapping[str, Any]) -> tuple[bytes, int]:
+    """Return the prompt as bytes and the number of its tokens: ids, or words. Raises `ValueError` where there is none."""
     if "messages" in body:
         messages = body["messages"]
         if not isinstance(messages, list) or not all(isinstance(item, dict) for item in messages):
             raise ValueError("messages must be a list of objects")
         text = "\n".join(str(item.get("content", "")) for item in messages)
-        return text, len(text.split())
+        return text.encode("utf-8", "surrogatepass"), len(text.split())
     prompt = body.get("prompt")
     if isinstance(prompt, str):
-        return prompt, len(prompt.split())
-    if isinstance(prompt, list) and all(isinstance(item, int) for item in prompt):
-        return prompt, len(prompt)
+        return prompt.encode("utf-8", "surrogatepass"), len(prompt.split())
+    try:
+        if isinstance(prompt, list):
+            return array("q", prompt).tobytes(), len(prompt)
+    except (TypeError, OverflowError):
+        pass
     raise ValueError("prompt must be text or a list of token ids")
+
+
+_quoted = functools.cache(json.dumps)
 
 
 class Answer:
@@ -51,13 +59,13 @@ class Answer:
     ) -> None:
         prompt, self.prompt_tokens = prompt_of(body)
         # The same prompt gives the same answer, in every process.
-        digest = zlib.crc32(repr(prompt).encode())
+        digest = zlib.crc32(prompt)
         self._first = digest % len(WORDS)
         self.count = count
         self.chat = chat
         self._reasoning = reasoning_tokens if chat else 0
         self._ids = body.get("return_token_ids") is True
-        name = f'"id":"sim-{digest:08x}","created":1700000000,"model":{json.dumps(model)}'
+        name = f'"id":"sim-{digest:08x}","created":1700000000,"model":{_quoted(model)}'
         kind = "chat.completion.chunk" if chat else "text_completion"
         self._head = f'data: {{{name},"object":"{kind}","choices":['.encode()
         self._tail = b"]}\n\n"

@@ -6,6 +6,10 @@ __all__ = ["HttpError", "ResponseReader"]
 
 _MAX_HEAD = 65536
 _HEX = frozenset(b"0123456789abcdefABCDEF")
+_SIZES: dict[bytes, int] = {}
+"""Sizes of chunks that were read before: a server sends few different ones."""
+
+_MAX_SIZES = 4096
 
 
 class HttpError(Exception):
@@ -171,7 +175,10 @@ class ResponseReader:
                     raise HttpError("the size of a chunk does not end")
                 self._buffer = data[position:]
                 break
-            size = _size(data[position:end].partition(b";")[0].strip())
+            line = data[position:end]
+            size = _SIZES.get(line)
+            if size is None:
+                size = _size(line.partition(b";")[0].strip())
             if size == 0:
                 # Trailers, if any, and an empty line.
                 if data[end : end + 4] != b"\r\n\r\n":
@@ -185,9 +192,8 @@ class ResponseReader:
                 break
             start, stop = end + 2, end + 2 + size
             if len(data) < stop + 2:
-                body = data[start:stop]
-                found.append(body)
-                self._left = size - len(body) + 2
+                found.append(data[start:stop])
+                self._left = size - len(found[-1]) + 2
                 self._buffer = data[stop:]
                 break
             if data[stop : stop + 2] != b"\r\n":
@@ -199,6 +205,11 @@ class ResponseReader:
 
 
 def _size(text: bytes) -> int:
-    if not text or len(text) > 8 or not _HEX.issuperset(text):
-        raise HttpError(f"not the size of a chunk: {text[:20]!r}")
-    return int(text, 16)
+    size = _SIZES.get(text)
+    if size is None:
+        if not text or len(text) > 8 or not _HEX.issuperset(text):
+            raise HttpError(f"not the size of a chunk: {text[:20]!r}")
+        size = int(text, 16)
+        if len(_SIZES) < _MAX_SIZES:
+            _SIZES[text] = size
+    return size

@@ -82,7 +82,7 @@ def decode_stream(
     """
     state = _State()
     separator = b""
-    head = tail = b"\x00"
+    head = close = b"\x00"
     sink = state.text
     carry = b""
     for piece, time_s in zip(pieces, times, strict=True):
@@ -94,21 +94,38 @@ def decode_stream(
                 carry = piece
                 continue
             separator = b"\r\n\r\n" if piece[line - 1 : line] == b"\r" else b"\n\n"
-        events = piece.split(separator)
-        carry = events.pop()
-        for event in events:
-            # An event that differs from an earlier one in nothing but its text is read without JSON.
-            if event.startswith(head) and event.endswith(tail) and len(event) > len(head) + len(tail):
-                plain = event[len(head) : -len(tail)]
-                if b'"' not in plain and b"\\" not in plain:
-                    state.times.append(time_s)
-                    state.sizes.append(len(plain))
-                    sink.append(plain)
-                    continue
+        if piece.startswith(head) and piece.endswith(close):
+            plain = piece[len(head) : -len(close)]
+            if plain and b'"' not in plain and b"\\" not in plain:
+                state.times.append(time_s)
+                state.sizes.append(len(plain))
+                sink.append(plain)
+                carry = b""
+                continue
+        while True:
+            # Events that differ from an earlier one in nothing but their text are read without JSON, all at once.
+            if piece.startswith(head):
+                texts = piece[len(head) :].split(close + head)
+                rest = texts.pop()
+                end = rest.find(close)
+                if end >= 0:
+                    texts.append(rest[:end])
+                    together = b"".join(texts)
+                    if all(texts) and b'"' not in together and b"\\" not in together:
+                        state.times.extend([time_s] * len(texts))
+                        state.sizes.extend(map(len, texts))
+                        sink.extend(texts)
+                        piece = rest[end + len(close) :]
+            end = piece.find(separator)
+            if end < 0:
+                carry = piece
+                break
+            event, piece = piece[:end], piece[end + len(separator) :]
             found = _read_event(event, state, time_s)
-            if found is not None:
+            if found is not None and len(state.times) > 1:
                 sink = state.reasoning if found[1] else state.text
-                head, tail = _template(event, *found)
+                head, close = _template(event, *found)
+                close += separator
     if carry.strip() and not partial:
         _read_event(carry, state, times[-1])
     try:
