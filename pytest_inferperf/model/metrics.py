@@ -101,7 +101,7 @@ _ROWS = (
         name="tpot_ms",
         unit="ms",
         higher_is_better=False,
-        formula="(latency - TTFT) / (OSL - 1), per request of at least 2 output tokens; a first chunk of k tokens counts as k, not 1",
+        formula="(latency - TTFT) / (OSL - 1), per request of at least 2 output tokens; for a first chunk of k tokens OSL - k",
         sample="request",
         source="trtllm-bench TPOT; AIPerf inter_token_latency",
     ),

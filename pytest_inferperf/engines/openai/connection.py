@@ -115,7 +115,7 @@ class Connection:
             except BlockingIOError:
                 break
             except OSError as error:
-                raise _failed(error.errno or 0) from None
+                raise ConnectionFailed("tls", f"TLS: the handshake broke off ({error.strerror})") from None
             if not data:
                 raise ConnectionFailed("tls", "TLS: the server closed the connection during the handshake")
             self._incoming.write(data)

@@ -3,8 +3,8 @@
 An event carries tokens when its text is not empty: `text`, `delta.content`, or a reasoning model's
 `delta.reasoning_content` or `delta.reasoning`. A chunk that only names the role, an empty last chunk and the usage chunk
 carry none. The number of tokens comes from the chunks' `token_ids` where the server sends them, else from `usage`, else
-from a tokenizer, else one per chunk; where a response has more tokens than chunks, each chunk gets at least one and the
-rest goes by length of text.
+from a tokenizer, else one per chunk; where a response has more tokens than chunks, they are shared among the chunks
+by length of text, at least one each.
 """
 
 from __future__ import annotations
@@ -257,18 +257,17 @@ def _count(
 
 
 def _share(total: int, sizes: Sequence[int]) -> list[int]:
-    """Give each chunk one token, and the rest by length of text, rounded so that the sum is exact."""
-    if not sizes or total == len(sizes):
-        return [1] * len(sizes)
-    length = sum(sizes)
-    extra = total - len(sizes)
+    """Share tokens among chunks by length of text, at least one each, rounded so that the sum is exact."""
+    chunks = len(sizes)
+    if total == chunks:
+        return [1] * chunks
+    length = sum(sizes) or 1
     shares, seen, given = [], 0, 0
-    for size in sizes:
+    for index, size in enumerate(sizes):
         seen += size
-        upto = round(extra * seen / length) if length else 0
-        shares.append(1 + upto - given)
+        upto = min(max(round(total * seen / length), given + 1), total - (chunks - 1 - index))
+        shares.append(upto - given)
         given = upto
-    shares[-1] += extra - given
     return shares
 
 
