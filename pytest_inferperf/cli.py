@@ -25,6 +25,7 @@ from pytest_inferperf.baselines.store import (
     shown_path,
 )
 from pytest_inferperf.baselines.update import update
+from pytest_inferperf.cli_load import add_load_commands
 from pytest_inferperf.errors import InferperfError, SettingsError, choices
 from pytest_inferperf.model.metrics import parse_metric
 from pytest_inferperf.model.results import slug
@@ -35,7 +36,7 @@ __all__ = ["main"]
 _EXIT_CODES = """\
 exit status:
   0  done, or nothing to do
-  1  an update was refused
+  1  an update was refused, or a measurement is INVALID
   2  bad usage, or a file that cannot be read or written
 """
 
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="inferperf",
-        description="Look at and update the baselines of pytest-inferperf.",
+        description="Look at and update the baselines of pytest-inferperf; measure a server.",
         epilog=_EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -109,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     change.add_argument("--root", type=Path, help=_RESULTS_ROOT_HELP)
     change.set_defaults(run=_update)
+    add_load_commands(commands)
     return parser
 
 

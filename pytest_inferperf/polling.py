@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import resource
 import select
 
-__all__ = ["READ", "WRITE", "Poller"]
+__all__ = ["READ", "WRITE", "Poller", "raise_file_limit"]
 
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
 
 _FINE_S = 0.002
+_MANY = 1 << 20
+"""Open files to ask for where there is no hard limit."""
+
 _MAX_SELECT = 1024
 """`select` takes descriptors below this number only (FD_SETSIZE)."""
 
@@ -38,3 +42,14 @@ class Poller:
     def close(self) -> None:
         """Give the descriptor back."""
         self._epoll.close()
+
+
+def raise_file_limit() -> int:
+    """Raise this process's soft limit of open files up to the hard one, and return what it is then."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return _MANY
+    top = max(soft, _MANY) if hard == resource.RLIM_INFINITY else hard
+    if soft < top:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (top, hard))
+    return top

@@ -16,7 +16,6 @@ import collections
 import gc
 import heapq
 import itertools
-import resource
 import signal
 import threading
 import time
@@ -32,7 +31,7 @@ from pytest_inferperf.errors import EngineError, SettingsError
 from pytest_inferperf.measure.load.arrivals import Arrivals
 from pytest_inferperf.measure.load.clock import ClockMeter, ClockReport
 from pytest_inferperf.measure.load.records import FILLER, MEASURED, WARMUP, Records, Sample
-from pytest_inferperf.polling import READ, WRITE, Poller
+from pytest_inferperf.polling import READ, WRITE, Poller, raise_file_limit
 
 __all__ = ["Failure", "LoadPlan", "LoadRun", "run_load"]
 
@@ -773,10 +772,7 @@ def _descriptors(sockets: int) -> int:
 
     Raises `EngineError` where that is fewer than asked for.
     """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    top = hard if hard != resource.RLIM_INFINITY else max(soft, 1 << 20)
-    if soft != resource.RLIM_INFINITY and soft < top:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (top, hard))
+    top = raise_file_limit()
     room = top - _RESERVED_DESCRIPTORS
     if room < sockets:
         raise EngineError(
