@@ -208,7 +208,7 @@ def _figure_lines(metrics: dict[str, float], slo: dict[str, float]) -> list[str]
     if metrics.get("chunk_gap_ms.mean") == metrics.get("itl_ms.mean"):
         # Every chunk was one token: the same figures under another name.
         latencies = [name for name in latencies if name != "chunk_gap_ms"]
-    rows = [("", *STATISTICS, "")]
+    rows: list[tuple[str, ...]] = [("", *STATISTICS, "")]
     rows += [
         (name, *(number(metrics[f"{name}.{item}"]) for item in STATISTICS), METRICS[name].unit) for name in latencies
     ]
@@ -245,8 +245,9 @@ def _run_lines(run: LoadRun) -> list[str]:
 def _clock_text(clock: ClockReport) -> str:
     parts = []
     if clock.wait is not None:
-        upto = "" if clock.wait_source == "kernel" else "up to "
-        parts.append(f"arrivals seen {upto}{clock.wait.mean_ms:.3f} ms late (p99 {clock.wait.p99_ms:.3f})")
+        kernel = clock.wait_source == "kernel"
+        what = "arrivals timed by the kernel, seen" if kernel else "arrivals timed up to"
+        parts.append(f"{what} {clock.wait.mean_ms:.3f} ms late (p99 {clock.wait.p99_ms:.3f})")
     if clock.lateness is not None:
         parts.append(f"sends {clock.lateness.mean_ms:.3f} ms late (p99 {clock.lateness.p99_ms:.3f})")
     if clock.lag is not None:

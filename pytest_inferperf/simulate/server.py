@@ -1,7 +1,7 @@
 """The simulated server: one thread, one epoll, one heap of deadlines.
 
-Token i leaves at `request arrival + TTFT + i * ITL`. Arrival is the moment at which epoll reported the request; tokens
-that are due go before requests that wait to be read, so that a burst of requests delays no stream by more than the
+Token i leaves at `request arrival + TTFT + i * ITL`. Arrival is the kernel's time of the request's first bytes; tokens that
+are due go before requests that wait to be read, so that a burst of requests delays no stream by more than the
 reading of one. The server keeps its own lateness (moment of the send - deadline), so that a reader knows how true the
 truth was.
 """
@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pytest_inferperf.errors import EngineError
-from pytest_inferperf.polling import READ, WRITE, Poller
+from pytest_inferperf.polling import READ, WRITE, Poller, keep_times, receive
 from pytest_inferperf.simulate.answers import Answer, chunk, error_body
 from pytest_inferperf.simulate.behaviour import Behaviour
 
@@ -147,7 +147,7 @@ class SimulatedServer:
         if not mask & ~WRITE or connection.closed:
             return
         try:
-            data = connection.sock.recv(262144)
+            data, came_ns = receive(connection.sock, 262144)
         except BlockingIOError:
             return
         except OSError:
@@ -156,7 +156,9 @@ class SimulatedServer:
             self._drop(connection)
             return
         if not connection.inbox:
-            connection.arrival = now
+            waited = (time.time_ns() - came_ns) / 1e9 - (_now() - now)
+            # Without a kernel time, or after the wall clock was set, the request arrived when epoll said so.
+            connection.arrival = now - waited if 0 <= waited < 60 else now
         connection.inbox += data
         if not connection.streaming:
             self._unread.append(connection)
@@ -170,6 +172,7 @@ class SimulatedServer:
                 return
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            keep_times(sock)
             self._connections[sock.fileno()] = _Connection(sock)
             self._poller.register(sock.fileno(), READ)
 

@@ -156,7 +156,8 @@ def test_other_streams_slow_it_down() -> None:
         alone = time.perf_counter() - start
         other = http.client.HTTPConnection(slow.connection.host, slow.connection.port)
         other.request("POST", "/v1/completions", json.dumps({**IDS, **STREAM, "max_tokens": 400}))
-        slow.ask("/health")
+        while not slow.value("/stats")["active"]:
+            time.sleep(0.001)
         start = time.perf_counter()
         slow.events("/v1/completions", {**IDS, "max_tokens": 2})
         assert time.perf_counter() - start >= 0.005 * 51

@@ -1,7 +1,7 @@
 """One keep-alive connection: a non-blocking socket, plain or TLS, driven by whoever polls it.
 
-No event loop stands between the socket and the clock: the one who polls takes the time when the poll returns, then
-receives. Plain sockets are received from directly; TLS goes through memory buffers, as non-blocking TLS must.
+No event loop stands between the socket and the clock: what is received comes with the kernel's own time of its arrival.
+Plain sockets are received from directly; TLS goes through memory buffers, as non-blocking TLS must.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import errno
 import os
 import socket
 import ssl
-from collections.abc import Callable
 from typing import Literal
 
 from pytest_inferperf.engines.openai.endpoint import Address
+from pytest_inferperf.polling import keep_times, receive
 
 __all__ = ["Connection", "ConnectionFailed"]
 
@@ -34,7 +34,7 @@ class Connection:
     Owns its socket: close it.
     """
 
-    __slots__ = ("_incoming", "_outbox", "_outgoing", "_tls", "receive", "sock", "state")
+    __slots__ = ("_incoming", "_outbox", "_outgoing", "_tls", "sock", "state")
 
     def __init__(self, address: Address, *, tls: ssl.SSLContext | None, host: str) -> None:
         self.state: Literal["connecting", "handshake", "ready"] = "connecting"
@@ -44,12 +44,10 @@ class Connection:
         if tls is not None:
             self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
             self._tls = tls.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
-        self.receive: Callable[[int], bytes] = self.sock.recv if tls is None else self._receive_tls
-        """Return what has come, b"" at the end of the connection. Raises `BlockingIOError` when there is nothing."""
-
         try:
             self.sock.setblocking(False)
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            keep_times(self.sock)
             code = self.sock.connect_ex(address.sockaddr)
             if code not in (0, errno.EINPROGRESS):
                 raise _failed(code)
@@ -90,6 +88,13 @@ class Connection:
             self._outbox += data
             return
         self._outbox = data[self._send(data) :]
+
+    def receive(self) -> tuple[bytes, int]:
+        """Return what has come, b"" at the end of the connection, and when: see `polling.receive`.
+
+        Raises `BlockingIOError` when there is nothing.
+        """
+        return receive(self.sock, _READ_SIZE) if self._tls is None else self._receive_tls()
 
     def close(self) -> None:
         """Close the socket. Idempotent."""
@@ -132,18 +137,18 @@ class Connection:
             self._outbox += data
             self._flush()
 
-    def _receive_tls(self, size: int) -> bytes:
+    def _receive_tls(self) -> tuple[bytes, int]:
         assert self._tls is not None
-        ended = False
+        ended, wall_ns = False, 0
         try:
-            data = self.sock.recv(size)
+            data, wall_ns = receive(self.sock, _READ_SIZE)
             ended = not data
             self._incoming.write(data)
         except BlockingIOError:
             pass
         parts = []
         try:
-            while part := self._tls.read(size):
+            while part := self._tls.read(_READ_SIZE):
                 parts.append(part)
             ended = True
         except ssl.SSLWantReadError:
@@ -158,7 +163,7 @@ class Connection:
             self._flush()
         if not parts and not ended:
             raise BlockingIOError
-        return b"".join(parts)
+        return b"".join(parts), wall_ns
 
 
 _CAUSES = {

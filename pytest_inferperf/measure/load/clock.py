@@ -1,16 +1,13 @@
 """How wrong the generator's own clock is, measured while it runs.
 
-Four ways for a client to lie, and their measures: its process does not run when it should (`lag`: how late a deadline of
-its own is met, every 10 ms); data waits in the kernel while it is busy (`wait`: from the kernel's own receive time to the
-timestamp, for a sample of arrivals; without kernel times, the time since the last look at the sockets, an upper bound);
-it sends later than planned (`lateness`, open loop); it uses up its core (`cpu_share`).
+Arrivals are timed by the kernel, so a process that looks at its sockets late does not call them late. Without kernel
+times (another system, some sandboxes) the time at which it looked stands in, and is wrong by up to `wait`. What a client
+can still get wrong is measured: its process does not run when it should (`lag`: how late a deadline of its own is met,
+every 10 ms), it sends later than planned (`lateness`, open loop), it uses up its core (`cpu_share`).
 """
 
 from __future__ import annotations
 
-import socket
-import struct
-import sys
 import time
 from dataclasses import dataclass
 
@@ -19,9 +16,6 @@ from pytest_inferperf.measure.load.records import Sample
 __all__ = ["ClockError", "ClockLimits", "ClockMeter", "ClockReport", "client_bound"]
 
 _BEAT_S = 0.01
-_SAMPLE_EVERY = 16
-_TIMESTAMPNS = 35
-"""SO_TIMESTAMPNS on Linux, which the socket module does not name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +35,10 @@ class ClockReport:
     """Deadlines of the client's own: how late it ran."""
 
     wait: ClockError | None
-    """Arrivals: how long data waited for its timestamp."""
+    """Arrivals: how long data waited for the client to look at it."""
 
     wait_source: str
-    """`kernel` where the kernel's receive times were read, else `bound`."""
+    """`kernel` where the kernel's receive times were read and so no timestamp is wrong by the wait, else `bound`."""
 
     lateness: ClockError | None
     """Sends after their planned time, under open loop."""
@@ -58,7 +52,7 @@ class ClockLimits:
     """From where on the client, not the server, is what was measured."""
 
     error_share: float = 0.02
-    """Largest mean lag, wait or lateness as a share of the mean TTFT."""
+    """Largest mean error as a share of the mean TTFT."""
 
     error_floor_ms: float = 0.5
     """A mean error up to this is allowed whatever the TTFT."""
@@ -72,8 +66,7 @@ class ClockMeter:
     def __init__(self) -> None:
         self._lag, self._wait, self._lateness = Sample(), Sample(), Sample()
         self._next_beat = time.perf_counter() + _BEAT_S
-        self._arrivals = 0
-        self._kernel = False
+        self._kernel = self._bounded = False
         self._cpu = self._start = 0.0
 
     @property
@@ -96,46 +89,15 @@ class ClockMeter:
         """Take how long after its planned time a request was sent."""
         self._lateness.add(1000 * max(0.0, seconds))
 
-    def sampled(self) -> bool:
-        """Say whether the wait of this arrival is to be measured: one in 16."""
-        self._arrivals += 1
-        return not self._arrivals % _SAMPLE_EVERY
+    def waited(self, seconds: float) -> None:
+        """Take how long an arrival had waited in the kernel when the generator looked at it."""
+        self._wait.add(1000 * max(0.0, seconds))
+        self._kernel = True
 
-    def receive(self, sock: socket.socket, size: int, now: float, since: float) -> bytes:
-        """Receive from a plain socket, and note how long the data had waited at `now`.
-
-        `since` is when the sockets were looked at before. Raises what `socket.recv` raises.
-        """
-        if not sys.platform.startswith("linux"):
-            self.bound(now, since)
-            return sock.recv(size)
-        data, found, _, _ = sock.recvmsg(size, 64)
-        for level, kind, value in found:
-            if level == socket.SOL_SOCKET and kind == _TIMESTAMPNS and len(value) == 16:
-                seconds, nanoseconds = struct.unpack("qq", value)
-                came = time.time() - seconds - nanoseconds / 1e9
-                waited = came - (time.perf_counter() - now)
-                # A wall clock that was set meanwhile says nothing.
-                if -0.1 < waited < 60:
-                    self._kernel = True
-                    self._wait.add(1000 * max(0.0, waited))
-                return data
-        self.bound(now, since)
-        return data
-
-    def bound(self, now: float, since: float) -> None:
-        """Note that an arrival cannot have waited longer than since the sockets were looked at before."""
-        self._wait.add(1000 * (now - since))
-
-    @staticmethod
-    def prepare(sock: socket.socket) -> None:
-        """Ask the kernel to keep receive times for a socket, where it can."""
-        if sys.platform.startswith("linux"):
-            try:
-                sock.setsockopt(socket.SOL_SOCKET, _TIMESTAMPNS, 1)
-            except OSError:
-                # A kernel or sandbox without them: the bound is used instead.
-                return
+    def bound(self, seconds: float) -> None:
+        """Take the longest that an arrival without a kernel time can have waited."""
+        self._wait.add(1000 * seconds)
+        self._bounded = True
 
     def report(self) -> ClockReport:
         """Return what was found since `start`."""
@@ -143,7 +105,7 @@ class ClockMeter:
         return ClockReport(
             lag=_error(self._lag),
             wait=_error(self._wait),
-            wait_source="kernel" if self._kernel else "bound",
+            wait_source="kernel" if self._kernel and not self._bounded else "bound",
             lateness=_error(self._lateness),
             cpu_share=(time.thread_time() - self._cpu) / wall if wall > 0 else 0.0,
         )
@@ -164,10 +126,11 @@ def client_bound(report: ClockReport, *, ttft_ms: float, limits: ClockLimits) ->
             "own. Lower the load, or measure from a faster machine."
         )
     limit = max(limits.error_floor_ms, limits.error_share * ttft_ms)
+    # Where the kernel timed the arrivals, looking at them late does no harm.
+    timed = report.wait_source == "kernel"
     causes = (
-        # The kernel's times say how late arrivals were seen; without them, how late the process ran stands in.
-        (None if report.wait_source == "kernel" else report.lag, "ran late"),
-        (report.wait, "took the time of arrivals late"),
+        (None if timed else report.lag, "ran late"),
+        (None if timed else report.wait, "took the time of arrivals late"),
         (report.lateness, "sent after the planned time"),
     )
     for error, what in causes:

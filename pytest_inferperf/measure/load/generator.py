@@ -1,8 +1,8 @@
 """The load generator: one thread that polls sockets, takes one time per poll, and reads what it got when it is idle.
 
-One turn: wait for sockets; take the time; receive from every socket that was ready; find which responses ended and send
-the next request on each at once; then read one ended response (its events, tokens, usage) and write one request ahead.
-So between readiness and timestamp stands one return of epoll, whatever the number of sockets, and no parsing.
+One turn: wait for sockets; receive from every one that is ready, each with the kernel's time of its arrival; find which
+responses ended and send the next request on each at once; then read one ended response (its events, tokens, usage) and
+write one request ahead. So no timestamp waits for other sockets, for parsing, or for the process to be scheduled.
 
 The load has three parts. Closed loop: the first `concurrency` requests are warm-up (they start all at once, which no
 later ones do), then come the measured ones, and fillers keep the concurrency until the last measured request has ended.
@@ -36,7 +36,6 @@ from pytest_inferperf.polling import READ, WRITE, Poller, raise_file_limit
 __all__ = ["Failure", "LoadPlan", "LoadRun", "run_load"]
 
 _clock = time.perf_counter
-_READ_SIZE = 65536
 _CONNECT_AT_ONCE = 64
 _CONNECT_TIMEOUT_S = 10.0
 _SCAN_S = 0.2
@@ -272,6 +271,9 @@ class _Generator:
 
         self._left = plan.num_requests
         self._warming = plan.concurrency
+        self._warmed = self._last = 0.0
+        """When the last warm-up request and the last measured one ended, so far."""
+
         self._start: float | None = None
         self._first_measured: float | None = None
         self._stop = False
@@ -325,23 +327,22 @@ class _Generator:
                 upcoming = min(due, meter.next_beat, self._timers[0][0] if self._timers else due)
                 timeout = upcoming - _clock()
             ready = poller.wait(timeout)
-            now = _clock()
+            now, wall_ns = _clock(), time.time_ns()
             meter.beat(now)
             if ready:
-                self._receive(ready, now)
+                self._receive(ready, now, wall_ns)
             self._looked = now
             if now >= next_scan:
                 self._scan(now)
                 next_scan = now + _SCAN_S
         return self._result(interrupt.seen)
 
-    def _receive(self, ready: list[tuple[int, int]], now: float) -> None:
-        """Receive from every ready socket, then look at what came."""
+    def _receive(self, ready: list[tuple[int, int]], now: float, wall_ns: int) -> None:
+        """Receive from every ready socket, then look at what came. `now` and `wall_ns` are one moment on two clocks."""
         slots, meter, since = self._slots, self._meter, self._looked
-        came: list[tuple[_Slot, bytes]] = []
+        came: list[tuple[_Slot, bytes, float]] = []
         failed: list[tuple[_Slot, ConnectionFailed]] = []
         others: list[_Slot] = []
-        plain = self._tls is None
         for descriptor, mask in ready:
             slot = slots[descriptor]
             connection = slot.connection
@@ -351,14 +352,7 @@ class _Generator:
                 if connection.state != "ready" or not mask & ~WRITE:
                     continue
             try:
-                if meter.sampled():
-                    if plain:
-                        data = meter.receive(connection.sock, _READ_SIZE, now, since)
-                    else:
-                        meter.bound(now, since)
-                        data = connection.receive(_READ_SIZE)
-                else:
-                    data = connection.receive(_READ_SIZE)
+                data, came_ns = connection.receive()
             except BlockingIOError:
                 continue
             except OSError as error:
@@ -367,20 +361,27 @@ class _Generator:
             except ConnectionFailed as error:
                 failed.append((slot, error))
                 continue
-            came.append((slot, data))
+            waited = (wall_ns - came_ns) / 1e9
+            # Data may come after the poll returned; a wall clock that was set meanwhile says nothing.
+            if -1 < waited < 60:
+                meter.waited(waited)
+                came.append((slot, data, now - waited))
+            else:
+                meter.bound(now - since)
+                came.append((slot, data, now))
         ended = 0
-        for slot, data in came:
+        for slot, data, time_s in came:
             if slot.request is None:
                 # Nothing was asked: the server closes the connection, or says what nobody wants to hear.
                 self._lost(slot)
                 continue
             try:
-                done = slot.reader.feed(data, now) if data else slot.reader.eof()
+                done = slot.reader.feed(data, time_s) if data else slot.reader.eof()
             except HttpError as error:
                 self._broken(slot, ConnectionFailed("malformed", str(error)), now)
                 continue
             if done:
-                self._finished(slot, now, alive=bool(data))
+                self._finished(slot, time_s, alive=bool(data))
                 ended += 1
             elif not data:
                 self._broken(slot, _cut_off(slot.reader), now)
@@ -428,8 +429,6 @@ class _Generator:
 
     def _connect(self, slot: _Slot) -> None:
         connection = Connection(self._address, tls=self._tls, host=self._endpoint.host)
-        if self._tls is None:
-            ClockMeter.prepare(connection.sock)
         slot.connection = connection
         slot.descriptor = connection.sock.fileno()
         slot.since = _clock()
@@ -562,7 +561,7 @@ class _Generator:
             self._poll(slot)
 
     def _finished(self, slot: _Slot, now: float, *, alive: bool) -> None:
-        """A response is complete: send the next request first, and keep this one for reading."""
+        """A response was complete at `now`: send the next request first, and keep this one for reading."""
         request, reader = slot.request, slot.reader
         assert request is not None
         slot.request = None
@@ -637,10 +636,12 @@ class _Generator:
         if request.kind == MEASURED:
             self._left -= 1
             self._stop = not self._left
+            self._last = max(self._last, now)
         elif request.kind == WARMUP and self._plan.arrivals is None:
             self._warming -= 1
+            self._warmed = max(self._warmed, now)
             if not self._warming:
-                self._start = now
+                self._start = self._warmed
 
     # Reading.
 
@@ -715,7 +716,7 @@ class _Generator:
             self._count_window()
 
     def _result(self, interrupted: bool) -> LoadRun:
-        stop = self._looked
+        stop = self._last if self._stop else self._looked
         clock = self._meter.report()
         while self._ended:
             self._read_one()

@@ -119,7 +119,7 @@ def test_goodput(slo: dict[str, float], share: float) -> None:
         ({"cached_tokens": 40}, "40 of 80 prompt tokens came from the server's prefix cache"),
         ({"clock": replace(CLOCK, cpu_share=1.0)}, "client-bound: the load generator used 100 % of a core"),
         (
-            {"clock": replace(CLOCK, wait=ClockError(mean_ms=20.0, p99_ms=50.0, max_ms=60.0))},
+            {"clock": replace(CLOCK, wait_source="bound", wait=ClockError(mean_ms=20.0, p99_ms=50.0, max_ms=60.0))},
             "client-bound: the load generator took the time of arrivals late by 20.00 ms",
         ),
     ],
