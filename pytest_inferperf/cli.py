@@ -36,7 +36,7 @@ __all__ = ["main"]
 _EXIT_CODES = """\
 exit status:
   0  done, or nothing to do
-  1  an update was refused, or a measurement is INVALID
+  1  an update was refused
   2  bad usage, or a file that cannot be read or written
 """
 

@@ -151,18 +151,20 @@ def _measure(arguments: argparse.Namespace) -> int:
         ca_file=arguments.ca_file,
     )
     bodies = SyntheticBodies(endpoint, isl=arguments.isl, osl=arguments.osl, seed=seed, vocab_size=arguments.vocab_size)
+    path: Path | None = arguments.json
+    if path is not None and not path.parent.is_dir():
+        raise SettingsError(f"{path}: cannot be written: no such folder.")
     settings = _settings(arguments, plan.num_requests, seed)
     try:
         run = run_load(endpoint, plan, bodies, progress=_show_progress if sys.stderr.isatty() else None)
     except EngineError as error:
-        _write(arguments.json, endpoint, settings, invalid=str(error))
         print(f"INVALID: {error}", file=sys.stderr)
+        _write(path, endpoint, settings, invalid=str(error))
         return 1
     if sys.stderr.isatty():
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
     invalid = check_load(run, max_failed_share=arguments.allow_failed)
     metrics = dict(summarise_load(run, isl=arguments.isl, slo=slo, check=False).metrics)
-    _write(arguments.json, endpoint, settings, invalid=invalid, metrics=metrics, run=run)
     head = [f"{endpoint.shown}  {endpoint.model}", "  ".join(f"{name} {value}" for name, value in settings.items()), ""]
     figures = _figure_lines(metrics, slo) if not invalid or run.interrupted else []
     if invalid and figures:
@@ -170,8 +172,8 @@ def _measure(arguments: argparse.Namespace) -> int:
     print("\n".join([*head, *figures, *_run_lines(run)]))
     if invalid:
         print(f"INVALID: {invalid}", file=sys.stderr)
-        return 1
-    return 0
+    _write(path, endpoint, settings, invalid=invalid, metrics=metrics, run=run)
+    return 1 if invalid else 0
 
 
 def _settings(arguments: argparse.Namespace, requests: int, seed: int) -> dict[str, Any]:
