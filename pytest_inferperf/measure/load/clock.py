@@ -3,19 +3,20 @@
 Arrivals are timed by the kernel, so a process that looks at its sockets late does not call them late. Without kernel
 times (another system, some sandboxes) the time at which it looked stands in, and is wrong by up to `wait`. What a client
 can still get wrong is measured: its process does not run when it should (`lag`: how late a deadline of its own is met,
-every 10 ms), it sends later than planned (`lateness`, open loop), it uses up its core (`cpu_share`).
+every 50 ms), it sends later than planned (`lateness`, open loop), it uses up its core (`cpu_share`).
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pytest_inferperf.measure.load.records import Sample
 
 __all__ = ["ClockError", "ClockLimits", "ClockMeter", "ClockReport", "client_bound"]
 
-_BEAT_S = 0.01
+_BEAT_S = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +90,9 @@ class ClockMeter:
         """Take how long after its planned time a request was sent."""
         self._lateness.add(1000 * max(0.0, seconds))
 
-    def waited(self, seconds: float) -> None:
-        """Take how long an arrival had waited in the kernel when the generator looked at it."""
-        self._wait.add(1000 * max(0.0, seconds))
+    def waited(self, seconds: Sequence[float]) -> None:
+        """Take how long arrivals had waited in the kernel when the generator looked at them."""
+        self._wait.extend([1000 * item if item > 0 else 0.0 for item in seconds])
         self._kernel = True
 
     def bound(self, seconds: float) -> None:

@@ -343,6 +343,7 @@ class _Generator:
         came: list[tuple[_Slot, bytes, float]] = []
         failed: list[tuple[_Slot, ConnectionFailed]] = []
         others: list[_Slot] = []
+        waits: list[float] = []
         for descriptor, mask in ready:
             slot = slots[descriptor]
             connection = slot.connection
@@ -364,11 +365,13 @@ class _Generator:
             waited = (wall_ns - came_ns) / 1e9
             # Data may come after the poll returned; a wall clock that was set meanwhile says nothing.
             if -1 < waited < 60:
-                meter.waited(waited)
+                waits.append(waited)
                 came.append((slot, data, now - waited))
             else:
                 meter.bound(now - since)
                 came.append((slot, data, now))
+        if waits:
+            meter.waited(waits)
         ended = 0
         for slot, data, time_s in came:
             if slot.request is None:
