@@ -163,7 +163,7 @@ def _measure(arguments: argparse.Namespace) -> int:
         return 1
     if sys.stderr.isatty():
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-    invalid = check_load(run, max_failed_share=arguments.allow_failed)
+    invalid = check_load(run, max_failed_share=arguments.allow_failed, isl=None if arguments.chat else arguments.isl)
     metrics = dict(summarise_load(run, isl=arguments.isl, slo=slo, check=False).metrics)
     head = [f"{endpoint.shown}  {endpoint.model}", "  ".join(f"{name} {value}" for name, value in settings.items()), ""]
     figures = _figure_lines(metrics, slo) if not invalid or run.interrupted else []

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -107,6 +109,20 @@ def test_an_invalid_run_shows_no_figure(capsys: Capture, tmp_path: Path) -> None
     found = json.loads(path.read_text())
     assert found["metrics"] == {}
     assert found["failures"]["http_503"]["count"] == 3
+
+
+def test_ctrl_c_shows_what_was_measured_and_marks_it(capsys: Capture, tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    with serve_in_thread(Behaviour(ttft_ms=2.0, itl_ms=1.0)) as server:
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        assert measure(server.url, "--concurrency", "1", "--num-requests", "1000000", "--json", str(path)) == 1
+    out, err = capsys.readouterr()
+    assert "\nSo far, not to be judged:\n" in out
+    assert "\nttft_ms " in out
+    assert re.match(r"INVALID: interrupted after \d+ of 1000000 measured requests\n", err)
+    found = json.loads(path.read_text())
+    assert found["metrics"] == {}
+    assert found["metrics_so_far"]["ttft_ms.p50"] >= 2
 
 
 def test_no_server(capsys: Capture, tmp_path: Path) -> None:

@@ -33,12 +33,14 @@ def check_load(
     max_failed_share: float = 0.0,
     min_held_share: float = 0.99,
     max_cached_share: float = 0.01,
+    isl: int | None = None,
     limits: ClockLimits | None = None,
 ) -> str:
     """Say why a run must not be judged; "" where it can be.
 
     `max_failed_share` is the largest share of measured requests that may fail, `min_held_share` the smallest share of
-    the concurrency that must have been held, `max_cached_share` the largest share of prompt tokens from a cache.
+    the concurrency that must have been held, `max_cached_share` the largest share of prompt tokens from a cache. With `isl`, the server must
+    have counted exactly that many prompt tokens for every request, where it counts them.
     """
     columns = run.records.columns()
     measured = columns["kind"] == MEASURED
@@ -52,9 +54,15 @@ def check_load(
         allowed = f"{100 * max_failed_share:g} %" if max_failed_share else "none"
         return f"{failed} of {total} requests failed, where {allowed} may: {failures_text(run)}"
     prompts = columns["prompt_tokens"][measured & columns["ok"]]
-    if run.cached_tokens > max_cached_share * max(0, int(prompts.sum())):
+    counted = prompts[prompts >= 0]
+    if isl is not None and (counted != isl).any():
         return (
-            f"{run.cached_tokens} of {int(prompts.sum())} prompt tokens came from the server's prefix cache; switch it "
+            f"the server counted {int(counted.min())} to {int(counted.max())} prompt tokens for a request where {isl} "
+            "were sent: the prompts were changed on the way"
+        )
+    if run.cached_tokens > max_cached_share * int(counted.sum()):
+        return (
+            f"{run.cached_tokens} of {int(counted.sum())} prompt tokens came from the server's prefix cache; switch it "
             "off, or send other prompts (another seed)"
         )
     ttft_ms = 1000 * float((columns["first"] - columns["intended"])[measured & columns["ok"]].mean())

@@ -24,6 +24,8 @@ from pytest_inferperf.measure.load.arrivals import Arrivals
 from pytest_inferperf.measure.load.generator import LoadPlan, LoadRun, run_load
 from pytest_inferperf.measure.load.records import FILLER, MEASURED, WARMUP
 from pytest_inferperf.measure.load.summary import check_load, summarise_load
+from pytest_inferperf.simulate.behaviour import Behaviour
+from pytest_inferperf.simulate.server import serve_in_thread
 from tests.measure.load.conftest import (
     HEAD,
     Peer,
@@ -251,6 +253,24 @@ def test_a_server_that_restarts_in_mid_run() -> None:
     assert sum(causes(run).values()) == 1
     assert set(causes(run)) <= {"reset", "closed"}
     assert "1 of 8 requests failed, where none may" in check_load(run)
+
+
+def test_a_server_that_dies_in_mid_run() -> None:
+    """Nothing hangs: what is left fails at once, each request under its cause."""
+    with serve_in_thread(Behaviour(ttft_ms=5.0, itl_ms=1.0)) as server:
+        threading.Timer(0.3, server.stop).start()
+        run = load(endpoint(server.port), num_requests=2000, concurrency=4)
+    assert len(run.records) >= 2000
+    assert set(causes(run)) <= {"refused", "reset", "closed"}
+    assert 0 < causes(run)["refused"] < 2000
+    assert "of 2000 requests failed, where none may: " in check_load(run)
+
+
+def test_many_streams() -> None:
+    with simulated(ttft_ms=200.0, itl_ms=50.0) as it:
+        run = load(it, num_requests=500, concurrency=1000, osl=2)
+    assert not run.failures
+    assert run.warmup == 1000
 
 
 # Faults: each is counted under its cause, and no figure comes of it.

@@ -138,6 +138,13 @@ def test_what_may_be_allowed() -> None:
     assert check_load(made(cached_tokens=40), max_cached_share=0.5) == ""
 
 
+def test_prompts_that_were_changed_on_the_way() -> None:
+    assert check_load(made(), isl=20) == ""
+    assert check_load(made(), isl=21) == (
+        "the server counted 20 to 20 prompt tokens for a request where 21 were sent: the prompts were changed on the way"
+    )
+
+
 def test_no_success() -> None:
     run = made(failures=3)
     for index in range(len(run.records)):
