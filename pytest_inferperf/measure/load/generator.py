@@ -19,7 +19,7 @@ import itertools
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 
@@ -105,10 +105,14 @@ class LoadRun:
     """Requests in flight, mean over the window."""
 
     window_tokens: float
-    """Output tokens that arrived in the window, of all requests."""
+    """Output tokens of the requests of the window, counted as they are."""
 
-    window_requests: int
-    """Requests that ended with success in the window."""
+    window_requests: float
+    """Requests with success, warm-up and fillers included: each counts with the share of its time that lies in the window.
+
+    At the start of the window many requests have just begun, at its end they are anywhere; counting those that end in it
+    would lose half a request per stream.
+    """
 
     failures: dict[str, Failure]
     """Of measured requests, by cause."""
@@ -173,10 +177,6 @@ class _Tally:
     cached_tokens: int = 0
     retries: int = 0
     reconnects: int = 0
-    window_requests: int = 0
-    window_tokens: int = 0
-    chunks: int = 0
-    tokens: int = 0
 
 
 def run_load(
@@ -277,9 +277,6 @@ class _Generator:
         self._start: float | None = None
         self._first_measured: float | None = None
         self._stop = False
-        self._early: list[tuple[float, list[tuple[float, int]]]] = []
-        """Requests read before the start of the window was known: their end, and when their tokens came."""
-
         self._records = Records()
         self._itl, self._gaps = Sample(), Sample()
         self._tally = _Tally()
@@ -648,15 +645,6 @@ class _Generator:
 
     # Reading.
 
-    def _count_window(self) -> None:
-        """Count what the requests that ended around the start of the window gave after it."""
-        start = self._start
-        assert start is not None
-        for done, tokens in self._early:
-            self._tally.window_requests += done > start
-            self._tally.window_tokens += sum(count for time_s, count in tokens if time_s > start)
-        self._early = []
-
     def _read_one(self) -> None:
         """Read the oldest response that has ended."""
         if not self._ended:
@@ -695,8 +683,6 @@ class _Generator:
                 self._itl.extend(gap / count for gap, count in zip(gaps, tokens[1:], strict=True) for _ in range(count))
             self._tally.cached_tokens += found.cached_tokens
             self._tally.sources[found.source] = self._tally.sources.get(found.source, 0) + 1
-        self._tally.chunks += len(times)
-        self._tally.tokens += found.num_tokens
         self._records.add(
             kind=kind,
             ok=True,
@@ -709,14 +695,6 @@ class _Generator:
             first_tokens=tokens[0],
             prompt_tokens=-1 if found.prompt_tokens is None else found.prompt_tokens,
         )
-        start = self._start
-        if start is not None and times[0] > start:
-            self._tally.window_requests += 1
-            self._tally.window_tokens += found.num_tokens
-            return
-        self._early.append((done, list(zip(times, tokens, strict=True))))
-        if start is not None and self._looked > start:
-            self._count_window()
 
     def _result(self, interrupted: bool) -> LoadRun:
         stop = self._last if self._stop else self._looked
@@ -727,21 +705,9 @@ class _Generator:
             # The measured requests were faster than the slowest of the warm-up.
             self._start = min(stop, self._first_measured if self._first_measured is not None else stop)
         start = self._start
-        self._count_window()
         records, tally = self._records, self._tally
-        flying = [slot for slot in self._all if slot.request is not None and slot.request.sent]
-        spans = sum(stop - max(start, slot.request.sent) for slot in flying if slot.request is not None)
-        for sent, done in zip(records.sent, records.done, strict=True):
-            if sent:
-                spans += max(0.0, min(done, stop) - max(sent, start))
-        partial = 0
-        for slot in flying:
-            try:
-                found = decode_stream(slot.reader.pieces, slot.reader.times, partial=True)
-            except StreamError:
-                continue
-            partial += sum(time_s > start for time_s in found.times)
-        duration = stop - start
+        flying = [slot.request.sent for slot in self._all if slot.request is not None and slot.request.sent]
+        held, requests, tokens = _window(records, flying, start, stop)
         return LoadRun(
             plan=self._plan,
             records=records,
@@ -749,9 +715,9 @@ class _Generator:
             chunk_gap_ms=self._gaps,
             start=start,
             stop=stop,
-            held=spans / duration if duration > 0 else 0.0,
-            window_tokens=tally.window_tokens + partial * (tally.tokens / tally.chunks if tally.chunks else 1.0),
-            window_requests=tally.window_requests,
+            held=held,
+            window_tokens=tokens,
+            window_requests=requests,
             failures=tally.failures,
             warmup=self._issued[WARMUP],
             fillers=self._issued[FILLER],
@@ -763,6 +729,33 @@ class _Generator:
             interrupted=interrupted,
             clock=clock,
         )
+
+
+def _window(records: Records, flying: Sequence[float], start: float, stop: float) -> tuple[float, float, float]:
+    """Return for a window the requests in flight, in the mean, the requests with success, and their tokens.
+
+    `flying` holds when the requests that were cut off at `stop` had been sent; each counts for as much of a request as
+    it had time, next to the mean request, and for one at most.
+    """
+    import numpy as np
+
+    duration = stop - start
+    if duration <= 0:
+        return 0.0, 0.0, 0.0
+    columns = records.columns()
+    sent, done, good = columns["sent"], columns["done"], columns["ok"]
+    # A request that never got a connection was not sent.
+    sent = np.where(sent > 0, sent, done)
+    inside = np.clip(np.minimum(done, stop) - np.maximum(sent, start), 0.0, None)
+    cut = np.array([stop - max(start, began) for began in flying])
+    held = (float(inside.sum()) + float(cut.sum())) / duration
+    spans = (done - sent)[good]
+    shares = inside[good] / np.maximum(spans, 1e-9)
+    # A request that hangs is no more than one.
+    rest = float(np.minimum(cut / spans.mean(), 1.0).sum()) if len(spans) and spans.mean() > 0 else 0.0
+    tokens = columns["tokens"][good]
+    requests = float(shares.sum()) + rest
+    return held, requests, float((shares * tokens).sum()) + (rest * float(tokens.mean()) if len(tokens) else 0.0)
 
 
 def _cut_off(reader: ResponseReader) -> ConnectionFailed:

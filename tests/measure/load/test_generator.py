@@ -85,7 +85,7 @@ def test_rates_are_of_the_window() -> None:
     with simulated(ttft_ms=20.0, itl_ms=2.0) as it:
         run = load(it, num_requests=5)
     found = round_of(run)
-    assert (run.window_requests, run.window_tokens) == (5, 20)
+    assert (run.window_requests, run.window_tokens) == pytest.approx((5, 20))
     assert found["request_throughput"] == pytest.approx(5 / (run.stop - run.start))
     assert found["output_throughput"] == pytest.approx(20 / (run.stop - run.start))
     assert found["request_throughput"] <= 1 / 0.026
@@ -94,9 +94,23 @@ def test_rates_are_of_the_window() -> None:
     assert found["output_throughput_per_user"] >= 1000 / found["tpot_ms.mean"] * 0.99
 
 
+@pytest.mark.parametrize("requests", [16, 128])
+def test_rates_agree_with_latencies_however_short_the_run(requests: int) -> None:
+    """Little's law: what is in flight is the rate times the latency. Jitter keeps the streams from moving in step."""
+    with simulated(ttft_ms=30.0, itl_ms=3.0, jitter_ms=40.0) as it:
+        runs = [load(it, num_requests=requests, concurrency=8, osl=8) for _ in range(4)]
+    found = [round_of(run) for run in runs]
+    ratios = [
+        item["request_throughput"] * item["e2e_latency_ms.mean"] / 1000 / run.held
+        for item, run in zip(found, runs, strict=True)
+    ]
+    assert sum(ratios) / len(ratios) == pytest.approx(1.0, abs=0.1)
+    assert all(item["output_throughput"] == pytest.approx(8 * item["request_throughput"]) for item in found)
+
+
 def test_one_request_and_more_places_than_requests() -> None:
     with simulated() as it:
-        assert load(it, num_requests=1, concurrency=1).window_requests == 1
+        assert load(it, num_requests=1, concurrency=1).window_requests == pytest.approx(1)
         run = load(it, num_requests=1, concurrency=8)
     assert list(run.records.kind).count(MEASURED) == 1
     assert run.stop > run.start
