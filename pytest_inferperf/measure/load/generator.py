@@ -1,8 +1,8 @@
 """The load generator: one thread that polls sockets, takes one time per poll, and reads what it got when it is idle.
 
 One turn: wait for sockets; receive from every one that is ready, each with the kernel's time of its arrival; find which
-responses ended and send the next request on each at once; then read one ended response (its events, tokens, usage) and
-write one request ahead. So no timestamp waits for other sockets, for parsing, or for the process to be scheduled.
+responses ended and send the next request on each at once. When nothing is ready, read one ended response (its events,
+tokens, usage) and write one request ahead. So no timestamp waits for other sockets, for parsing, or for the process to be scheduled.
 
 The load has three parts. Closed loop: the first `concurrency` requests are warm-up (they start all at once, which no
 later ones do), then come the measured ones, and fillers keep the concurrency until the last measured request has ended.
@@ -41,6 +41,12 @@ _CONNECT_TIMEOUT_S = 10.0
 _SCAN_S = 0.2
 _MIN_SPARE = 16
 _RESERVED_DESCRIPTORS = 64
+_AHEAD, _MAX_AHEAD = 64, 1024
+"""Requests written ahead."""
+
+_UNREAD = 256
+"""Responses that may wait to be read, besides two per stream."""
+
 _RETRIED = (429, 503)
 
 
@@ -262,7 +268,9 @@ class _Generator:
         self._ended: collections.deque[tuple[_Request, ResponseReader, float, ConnectionFailed | None]] = (
             collections.deque()
         )
+        self._max_unread = _UNREAD + 2 * plan.concurrency
         self._prepared: collections.deque[bytes] = collections.deque()
+        self._ahead = max(_AHEAD, min(plan.concurrency, _MAX_AHEAD))
         self._bodies = 0
         self._serial = 0
         self._issued = [0, 0, 0]
@@ -293,7 +301,7 @@ class _Generator:
     def run(self, interrupt: _Interrupt) -> LoadRun:
         plan = self._plan
         self._open(plan.concurrency or _MIN_SPARE)
-        self._prepare(max(64, plan.concurrency))
+        self._prepare(self._ahead)
         planned: Iterator[float] = plan.arrivals.times() if plan.arrivals is not None else iter(())
         self._meter.start()
         begin = self._looked = _clock()
@@ -314,11 +322,8 @@ class _Generator:
             while self._timers and self._timers[0][0] <= now:
                 _, _, slot, request = heapq.heappop(self._timers)
                 self._launch(slot, request)
-            if self._ended:
-                self._read_one()
-            if len(self._prepared) < 64:
-                self._prepare(1)
-            if self._ended or self._free:
+            behind = bool(self._ended) or len(self._prepared) < self._ahead
+            if behind or self._free:
                 timeout = 0.0
             else:
                 upcoming = min(due, meter.next_beat, self._timers[0][0] if self._timers else due)
@@ -328,6 +333,10 @@ class _Generator:
             meter.beat(now)
             if ready:
                 self._receive(ready, now, wall_ns)
+            elif behind:
+                self._read_one()
+                if len(self._prepared) < self._ahead:
+                    self._prepare(1)
             self._looked = now
             if now >= next_scan:
                 self._scan(now)
@@ -369,7 +378,6 @@ class _Generator:
                 came.append((slot, data, now))
         if waits:
             meter.waited(waits)
-        ended = 0
         for slot, data, time_s in came:
             if slot.request is None:
                 # Nothing was asked: the server closes the connection, or says what nobody wants to hear.
@@ -382,7 +390,6 @@ class _Generator:
                 continue
             if done:
                 self._finished(slot, time_s, alive=bool(data))
-                ended += 1
             elif not data:
                 self._broken(slot, _cut_off(slot.reader), now)
         for slot, problem in failed:
@@ -392,11 +399,9 @@ class _Generator:
                 self._broken(slot, problem, now)
         for slot in others:
             self._advance(slot, now)
-        # Reading must keep up with what ends.
-        for _ in range(ended - 1):
+        # Where there is never an idle moment, what has ended must be read all the same.
+        while len(self._ended) > self._max_unread:
             self._read_one()
-            if len(self._prepared) < 64:
-                self._prepare(1)
 
     # Connections.
 
