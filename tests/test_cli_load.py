@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -185,6 +186,21 @@ def test_the_server_says_where_it_is_and_ends_when_told(number: signal.Signals) 
     assert client.returncode in (0, 1), client.stderr
     assert client.returncode == 0 or client.stderr.startswith("INVALID: ")
     assert (process.returncode, out, err) == (0, "", "")
+
+
+@pytest.mark.parametrize("command", ["measure", "simulate-server"])
+def test_help_names_every_option(command: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as found:
+        main([command, "--help"])
+    assert found.value.code == 0
+    text = capsys.readouterr().out
+    names = ("--slo", "--json", "exit status:") if command == "measure" else ("--host",)
+    for name in names:
+        assert name in text
+    if command == "simulate-server":
+        for item in fields(Behaviour):
+            assert f"--{item.name.replace('_', '-')}" in text
+            assert " ".join(item.metadata["help"].split()[:2]) in " ".join(text.split())
 
 
 def test_bad_options_of_the_server(capsys: Capture) -> None:

@@ -26,7 +26,9 @@ class Behaviour:
     ttft_ms: float = _option(200.0, "From the arrival of a request to its first token")
     itl_ms: float = _option(20.0, "From one token to the next")
     jitter_ms: float = _option(0.0, "Largest random delay added to each chunk, uniform; tokens stay in order")
-    slowdown: float = _option(0.0, "Share by which every other active stream lengthens the gaps: 0.01 is 1 % each")
+    slowdown: float = _option(
+        0.0, "Share by which every other active stream lengthens the gaps: 0.01 for 1 percent each"
+    )
     tokens_per_chunk: int = _option(1, "Tokens sent in one event, as speculative decoding does", low=1)
     max_output_tokens: int = _option(0, "Stop after this many tokens, whatever was asked for; 0 for no limit")
     reasoning_tokens: int = _option(0, "Tokens of a chat answer that are reasoning_content")
