@@ -28,6 +28,7 @@ from pytest_inferperf.baselines.store import (
 )
 from pytest_inferperf.baselines.update import update
 from pytest_inferperf.baselines.write import write_atomic
+from pytest_inferperf.cli_load import add_load_commands
 from pytest_inferperf.errors import InferperfError, ResultFileError, SettingsError, choices
 from pytest_inferperf.gates.sessions import LEAST_BASELINE_SESSIONS, doubt_gain
 from pytest_inferperf.model.metrics import parse_metric
@@ -81,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="inferperf",
-        description="Look at and update the baselines of pytest-inferperf, and plan runs.",
+        description="Look at and update the baselines of pytest-inferperf, prove gates, plan runs, and measure servers.",
         epilog=f"{_EXIT_CODES}  plan ends as pytest does\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -152,6 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     proof.add_argument("--json", metavar="PATH", type=Path, help="Write the report to this file")
     proof.add_argument("--keep", metavar="DIR", type=Path, help="Keep the results and the output of every run here")
     proof.set_defaults(run=_selftest, pytest_arguments=())
+    add_load_commands(commands)
     return parser
 
 

@@ -1,0 +1,215 @@
+"""HTTP/1.1 responses, read piece by piece as they arrive, with the time of each piece kept."""
+
+from __future__ import annotations
+
+__all__ = ["HttpError", "ResponseReader"]
+
+_MAX_HEAD = 65536
+_HEX = frozenset(b"0123456789abcdefABCDEF")
+_SIZES: dict[bytes, int] = {}
+"""Sizes of chunks that were read before: a server sends few different ones."""
+
+_MAX_SIZES = 4096
+
+
+class HttpError(Exception):
+    """Bytes that are no HTTP/1.1 response; `str(error)` says what is wrong with them."""
+
+
+class ResponseReader:
+    """Reads one response: status, headers, and a body that is chunked, of known length, or ends with the connection.
+
+    `feed` is on the path of the clock, so it does only what finds the end of the response: what the body says is read
+    later, by `sse`.
+    """
+
+    __slots__ = (
+        "_buffer",
+        "_chunked",
+        "_left",
+        "_step",
+        "headers",
+        "keep_alive",
+        "pieces",
+        "status",
+        "surplus",
+        "times",
+    )
+
+    def __init__(self) -> None:
+        self.status = 0
+        """0 until the head has come."""
+
+        self.headers: dict[bytes, bytes] = {}
+        """Names in lower case."""
+
+        self.pieces: list[bytes] = []
+        """The body."""
+
+        self.times: list[float] = []
+        """When each piece of the body arrived; same length as `pieces`."""
+
+        self.keep_alive = True
+        self.surplus = b""
+        """What came after the end of the response."""
+
+        self._step = self._head
+        self._buffer = b""
+        self._chunked = False
+        self._left = 0
+
+    def feed(self, data: bytes, time_s: float) -> bool:
+        """Take what arrived at `time_s`; return whether the response is complete. Raises `HttpError`."""
+        if self._chunked and not self._buffer and not self._left:
+            # The usual case: one whole chunk at a time.
+            end = data.find(b"\r\n", 0, 10)
+            if end > 0:
+                size = _size(data[:end])
+                if size and len(data) == end + 4 + size:
+                    if data[-2:] != b"\r\n":
+                        raise HttpError("a chunk does not end where it says")
+                    self.pieces.append(data[end + 2 : -2])
+                    self.times.append(time_s)
+                    return False
+        if self._buffer:
+            data = self._buffer + data
+            self._buffer = b""
+        return self._step(data, time_s)
+
+    def eof(self) -> bool:
+        """Say whether a connection that ends here has given a complete response."""
+        return self._step == self._until_close
+
+    @property
+    def begun(self) -> bool:
+        """Whether any byte has come."""
+        return bool(self.status or self._buffer)
+
+    def _head(self, data: bytes, time_s: float) -> bool:
+        end = data.find(b"\r\n\r\n")
+        if end < 0:
+            if len(data) > _MAX_HEAD:
+                raise HttpError("the head of the response does not end")
+            if not b"HTTP/".startswith(data[:5]):
+                raise HttpError(f"not HTTP: {data[:20]!r}")
+            self._buffer = data
+            return False
+        line, *rows = data[:end].split(b"\r\n")
+        version, _, rest = line.partition(b" ")
+        status = rest[:3]
+        if version not in (b"HTTP/1.1", b"HTTP/1.0") or not status.isdigit() or len(status) != 3:
+            raise HttpError(f"not an HTTP/1.1 response: {line[:60]!r}")
+        rest = data[end + 4 :]
+        if status[:1] == b"1":
+            # 100 Continue and the like come before the response.
+            return self._head(rest, time_s)
+        self.status = int(status)
+        for row in rows:
+            name, colon, value = row.partition(b":")
+            if not colon or name != name.strip():
+                raise HttpError(f"not a header: {row[:60]!r}")
+            self.headers[name.lower()] = value.strip()
+        connection = self.headers.get(b"connection", b"").lower()
+        self.keep_alive = b"close" not in connection if version == b"HTTP/1.1" else b"keep-alive" in connection
+        coding = self.headers.get(b"transfer-encoding")
+        length = self.headers.get(b"content-length")
+        if coding is not None:
+            if coding.lower() != b"chunked":
+                raise HttpError(f"transfer encoding {coding[:60]!r}")
+            self._chunked = True
+            self._step = self._chunks
+            return self._chunks(rest, time_s)
+        if length is not None:
+            if not length.isdigit():
+                raise HttpError(f"content length {length[:60]!r}")
+            self._left = int(length)
+            self._step = self._fixed
+            return self._fixed(rest, time_s)
+        if self.status in (204, 304):
+            self.surplus = rest
+            return True
+        self.keep_alive = False
+        self._step = self._until_close
+        return self._until_close(rest, time_s)
+
+    def _keep(self, data: bytes, time_s: float) -> None:
+        if data:
+            self.pieces.append(data)
+            self.times.append(time_s)
+
+    def _until_close(self, data: bytes, time_s: float) -> bool:
+        self._keep(data, time_s)
+        return False
+
+    def _fixed(self, data: bytes, time_s: float) -> bool:
+        self._keep(data[: self._left], time_s)
+        self.surplus = data[self._left :]
+        self._left -= min(self._left, len(data))
+        return not self._left
+
+    def _chunks(self, data: bytes, time_s: float) -> bool:
+        position = 0
+        found: list[bytes] = []
+        if self._left:
+            # In the middle of a chunk: its data and the line end after it.
+            if len(data) < self._left:
+                body = max(0, self._left - 2)
+                if len(data) > body:
+                    # The line end is torn: wait for its other half.
+                    self._keep(data[:body], time_s)
+                    self._left, self._buffer = 2, data[body:]
+                else:
+                    self._keep(data, time_s)
+                    self._left -= len(data)
+                return False
+            position = self._left
+            if data[position - 2 : position] != b"\r\n":
+                raise HttpError("a chunk does not end where it says")
+            found.append(data[: position - 2])
+            self._left = 0
+        done = False
+        while position < len(data):
+            end = data.find(b"\r\n", position)
+            if end < 0:
+                if len(data) - position > 1024:
+                    raise HttpError("the size of a chunk does not end")
+                self._buffer = data[position:]
+                break
+            line = data[position:end]
+            size = _SIZES.get(line)
+            if size is None:
+                size = _size(line.partition(b";")[0].strip())
+            if size == 0:
+                # Trailers, if any, and an empty line.
+                if data[end : end + 4] != b"\r\n\r\n":
+                    last = data.find(b"\r\n\r\n", end)
+                    if last < 0:
+                        self._buffer = data[position:]
+                        break
+                    end = last
+                self.surplus = data[end + 4 :]
+                done = True
+                break
+            start, stop = end + 2, end + 2 + size
+            if len(data) < stop + 2:
+                found.append(data[start:stop])
+                self._left = size - len(found[-1]) + 2
+                self._buffer = data[stop:]
+                break
+            if data[stop : stop + 2] != b"\r\n":
+                raise HttpError("a chunk does not end where it says")
+            found.append(data[start:stop])
+            position = stop + 2
+        self._keep(b"".join(found) if len(found) != 1 else found[0], time_s)
+        return done
+
+
+def _size(text: bytes) -> int:
+    size = _SIZES.get(text)
+    if size is None:
+        if not text or len(text) > 8 or not _HEX.issuperset(text):
+            raise HttpError(f"not the size of a chunk: {text[:20]!r}")
+        size = int(text, 16)
+        if len(_SIZES) < _MAX_SIZES:
+            _SIZES[text] = size
+    return size

@@ -1,0 +1,276 @@
+"""From the body of a stream to tokens with times: read after the response has ended, off the path of the clock.
+
+An event carries tokens when its text is not empty: `text`, `delta.content`, or a reasoning model's
+`delta.reasoning_content` or `delta.reasoning`. A chunk that only names the role, an empty last chunk and the usage chunk
+carry none. The number of tokens comes from the chunks' `token_ids` where the server sends them, else from `usage`, else
+from a tokenizer, else one per chunk; where a response has more tokens than chunks, they are shared among the chunks
+by length of text, at least one each.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+__all__ = ["CountSource", "CountTokens", "Decoded", "StreamError", "decode_stream"]
+
+CountSource = Literal["token_ids", "usage", "tokenizer", "chunks"]
+CountTokens = Callable[[str], int]
+"""Counts the tokens of a text."""
+
+_REASONING = ("reasoning_content", "reasoning")
+_PROBE = "inferperf~probe"
+
+
+class StreamError(Exception):
+    """A stream that is not a complete, well-formed answer. `cause` is a key of the counts, `str(error)` the detail."""
+
+    def __init__(self, cause: str, detail: str) -> None:
+        super().__init__(detail)
+        self.cause = cause
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """The tokens of one answer."""
+
+    times: Sequence[float]
+    """When each chunk that carries tokens arrived, seconds on the clock of the arrivals."""
+
+    tokens: Sequence[int]
+    """Tokens of each of these chunks, at least 1; same length as `times`."""
+
+    source: CountSource
+    text: str
+    reasoning: str
+    finish_reason: str
+    prompt_tokens: int | None
+    """As usage says; None where there is no usage."""
+
+    cached_tokens: int
+    """Prompt tokens that usage says came from a cache."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Output tokens, reasoning included."""
+        return sum(self.tokens)
+
+
+@dataclass
+class _State:
+    times: list[float] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    """Bytes of text of each chunk that carries tokens."""
+
+    ids: list[int] = field(default_factory=list)
+    text: list[bytes] = field(default_factory=list)
+    reasoning: list[bytes] = field(default_factory=list)
+    finish_reason: str = ""
+    usage: dict[str, Any] | None = None
+    done: bool = False
+
+
+def decode_stream(
+    pieces: Sequence[bytes], times: Sequence[float], *, count_tokens: CountTokens | None = None, partial: bool = False
+) -> Decoded:
+    """Read the body of a streamed answer, given as it arrived: `times[i]` is when `pieces[i]` came.
+
+    `partial` reads what has come of a stream that has not ended. Raises `StreamError` for a stream that is malformed,
+    ends early, reports an error, carries no token, or whose usage counts fewer tokens than it has chunks.
+    """
+    state = _State()
+    separator = b""
+    head = close = b"\x00"
+    sink = state.text
+    carry = b""
+    for piece, time_s in zip(pieces, times, strict=True):
+        if carry:
+            piece = carry + piece
+        if not separator:
+            line = piece.find(b"\n")
+            if line < 0:
+                carry = piece
+                continue
+            separator = b"\r\n\r\n" if piece[line - 1 : line] == b"\r" else b"\n\n"
+        if piece.startswith(head) and piece.endswith(close):
+            plain = piece[len(head) : -len(close)]
+            if plain and b'"' not in plain and b"\\" not in plain:
+                state.times.append(time_s)
+                state.sizes.append(len(plain))
+                sink.append(plain)
+                carry = b""
+                continue
+        while True:
+            # Events that differ from an earlier one in nothing but their text are read without JSON, all at once.
+            if piece.startswith(head):
+                texts = piece[len(head) :].split(close + head)
+                rest = texts.pop()
+                end = rest.find(close)
+                if end >= 0:
+                    texts.append(rest[:end])
+                    together = b"".join(texts)
+                    if all(texts) and b'"' not in together and b"\\" not in together:
+                        state.times.extend([time_s] * len(texts))
+                        state.sizes.extend(map(len, texts))
+                        sink.extend(texts)
+                        piece = rest[end + len(close) :]
+            end = piece.find(separator)
+            if end < 0:
+                carry = piece
+                break
+            event, piece = piece[:end], piece[end + len(separator) :]
+            found = _read_event(event, state, time_s)
+            if found is not None and len(state.times) > 1:
+                sink = state.reasoning if found[1] else state.text
+                head, close = _template(event, *found)
+                close += separator
+    if carry.strip() and not partial:
+        _read_event(carry, state, times[-1])
+    try:
+        text, reasoning = b"".join(state.text).decode(), b"".join(state.reasoning).decode()
+    except UnicodeDecodeError as error:
+        raise StreamError("malformed", f"the text is not UTF-8: {error}") from None
+    if not partial:
+        if not state.finish_reason and not state.done:
+            raise StreamError("truncated", "the stream ended without a finish reason and without [DONE]")
+        if not state.times:
+            raise StreamError("no_tokens", "the stream carried no token")
+    tokens, source = _count(state, text, reasoning, None if partial else count_tokens)
+    usage = state.usage or {}
+    details = usage.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else 0
+    return Decoded(
+        times=state.times,
+        tokens=tokens,
+        source=source,
+        text=text,
+        reasoning=reasoning,
+        finish_reason=state.finish_reason,
+        prompt_tokens=_whole(usage, "prompt_tokens"),
+        cached_tokens=cached if isinstance(cached, int) else 0,
+    )
+
+
+def _read_event(event: bytes, state: _State, time_s: float) -> tuple[str, bool] | None:
+    """Read one event of any form; return its text and whether it is reasoning, if it can serve as a template."""
+    lines = [line[5:].strip() for line in event.splitlines() if line.startswith(b"data:")]
+    data = b"\n".join(lines)
+    if not data:
+        # A comment, a keep-alive, or another field.
+        if event.lstrip()[:1] in (b"{", b"<", b"["):
+            raise StreamError("not_openai", f"not an event stream: {event.strip()[:60]!r}")
+        return None
+    if data == b"[DONE]":
+        state.done = True
+        return None
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        raise StreamError("malformed", f"an event is not JSON: {data[:60]!r}") from None
+    if not isinstance(value, dict):
+        raise StreamError("malformed", f"an event is not an object: {data[:60]!r}")
+    if value.get("error") or value.get("object") == "error":
+        raise StreamError("server_error", f"the server reports an error in the stream: {data[:200]!r}")
+    usage = value.get("usage")
+    if isinstance(usage, dict):
+        state.usage = usage
+    options = value.get("choices")
+    if not isinstance(options, list):
+        raise StreamError("not_openai", f"an event has no choices: {data[:60]!r}")
+    if not options:
+        return None
+    choice = options[0]
+    if not isinstance(choice, dict):
+        raise StreamError("malformed", f"a choice is not an object: {data[:60]!r}")
+    text, reasoning = _text(choice)
+    reason = choice.get("finish_reason")
+    if reason:
+        state.finish_reason = str(reason)
+        if reason in ("error", "abort"):
+            raise StreamError("server_error", f"the server ended the stream: finish_reason {reason!r}")
+    ids = choice.get("token_ids")
+    count = len(ids) if isinstance(ids, list) else 0
+    if not text and not count:
+        return None
+    encoded = text.encode("utf-8", "surrogatepass")
+    state.times.append(time_s)
+    state.sizes.append(len(encoded))
+    (state.reasoning if reasoning else state.text).append(encoded)
+    if count:
+        state.ids.append(count)
+    return (text, reasoning) if not count and not reason and not usage else None
+
+
+def _text(choice: dict[str, Any]) -> tuple[str, bool]:
+    """Return the text of a choice, and whether it is reasoning."""
+    text = choice.get("text")
+    reasoning = False
+    delta = choice.get("delta")
+    if isinstance(delta, dict):
+        text = delta.get("content")
+        if not text:
+            text = next((delta[name] for name in _REASONING if delta.get(name)), None)
+            reasoning = text is not None
+    if text is not None and not isinstance(text, str):
+        raise StreamError("malformed", f"the text of a chunk is {text!r:.60}")
+    return text or "", reasoning
+
+
+def _template(event: bytes, text: str, reasoning: bool) -> tuple[bytes, bytes]:
+    """Return what stands before and after the text of an event; a pair that fits nothing where that is not certain.
+
+    Certain means: with another text in the same place the event reads as that text, and as nothing else.
+    """
+    nothing = (b"\x00", b"\x00")
+    quoted = b'"' + text.encode("utf-8", "surrogatepass") + b'"'
+    if event.count(quoted) != 1 or b"\n" in event or b"\r" in event or not event.startswith(b"data:"):
+        return nothing
+    at = event.index(quoted)
+    head, tail = event[: at + 1], event[at + len(quoted) - 1 :]
+    try:
+        value = json.loads(head[5:] + _PROBE.encode() + tail)
+    except ValueError:
+        return nothing
+    return (head, tail) if _text(value["choices"][0]) == (_PROBE, reasoning) else nothing
+
+
+def _count(
+    state: _State, text: str, reasoning: str, count_tokens: CountTokens | None
+) -> tuple[Sequence[int], CountSource]:
+    chunks = len(state.times)
+    if state.ids and len(state.ids) == chunks:
+        return state.ids, "token_ids"
+    total = _whole(state.usage or {}, "completion_tokens")
+    source: CountSource = "usage"
+    if total is None:
+        if count_tokens is None:
+            return [1] * chunks, "chunks"
+        total, source = count_tokens(reasoning + text), "tokenizer"
+    if total < chunks:
+        if source == "tokenizer":
+            # Text that is encoded anew may be shorter than what was generated.
+            return [1] * chunks, "chunks"
+        raise StreamError("usage", f"usage counts {total} tokens where {chunks} chunks carried text")
+    return _share(total, state.sizes), source
+
+
+def _share(total: int, sizes: Sequence[int]) -> list[int]:
+    """Share tokens among chunks by length of text, at least one each, rounded so that the sum is exact."""
+    chunks = len(sizes)
+    if total == chunks:
+        return [1] * chunks
+    length = sum(sizes) or 1
+    shares, seen, given = [], 0, 0
+    for index, size in enumerate(sizes):
+        seen += size
+        upto = min(max(round(total * seen / length), given + 1), total - (chunks - 1 - index))
+        shares.append(upto - given)
+        given = upto
+    return shares
+
+
+def _whole(usage: dict[str, Any], name: str) -> int | None:
+    value = usage.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

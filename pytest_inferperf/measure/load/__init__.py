@@ -1,0 +1,1 @@
+"""Load on an endpoint, measured by a clock that knows its own error."""

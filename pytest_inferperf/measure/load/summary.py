@@ -1,0 +1,165 @@
+"""From what happened under load to the metric table, or to the reason why there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pytest_inferperf.errors import InvalidRun, SettingsError, choices
+from pytest_inferperf.measure.load.clock import ClockLimits, client_bound
+from pytest_inferperf.measure.load.generator import LoadRun
+from pytest_inferperf.measure.load.records import MEASURED, Sample
+from pytest_inferperf.model.metrics import METRICS, STATISTICS
+from pytest_inferperf.model.results import Round
+
+__all__ = ["SLO_METRICS", "check_load", "check_slo", "summarise_load"]
+
+SLO_METRICS = ("ttft_ms", "tpot_ms", "e2e_latency_ms")
+"""What an SLO can limit: the latencies of a request."""
+
+
+def check_slo(slo: Mapping[str, float]) -> None:
+    """Raise `SettingsError` for an SLO on something that is not the latency of a request, or not above 0."""
+    for name, limit in slo.items():
+        if name not in SLO_METRICS:
+            raise SettingsError(f"SLO {name!r} is unknown. {choices(name, SLO_METRICS, what='SLOs')}")
+        if not limit > 0:
+            raise SettingsError(f"SLO {name} {limit:g} ms: must be above 0.")
+
+
+def check_load(
+    run: LoadRun,
+    *,
+    max_failed_share: float = 0.0,
+    min_held_share: float = 0.99,
+    max_cached_share: float = 0.01,
+    isl: int | None = None,
+    limits: ClockLimits | None = None,
+) -> str:
+    """Say why a run must not be judged; "" where it can be.
+
+    `max_failed_share` is the largest share of measured requests that may fail, `min_held_share` the smallest share of
+    the concurrency that must have been held, `max_cached_share` the largest share of prompt tokens from a cache. With `isl`, the server must
+    have counted exactly that many prompt tokens for every request, where it counts them.
+    """
+    columns = run.records.columns()
+    measured = columns["kind"] == MEASURED
+    total, good = int(measured.sum()), int((measured & columns["ok"]).sum())
+    failed = total - good
+    if run.interrupted:
+        return f"interrupted after {total} of {run.plan.num_requests} measured requests"
+    if not good:
+        return f"no request had success: {failures_text(run)}"
+    if failed > max_failed_share * total:
+        allowed = f"{100 * max_failed_share:g} %" if max_failed_share else "none"
+        return f"{failed} of {total} requests failed, where {allowed} may: {failures_text(run)}"
+    prompts = columns["prompt_tokens"][measured & columns["ok"]]
+    counted = prompts[prompts >= 0]
+    if isl is not None and (counted != isl).any():
+        return (
+            f"the server counted {int(counted.min())} to {int(counted.max())} prompt tokens for a request where {isl} "
+            "were sent: the prompts were changed on the way"
+        )
+    if run.cached_tokens > max_cached_share * int(counted.sum()):
+        return (
+            f"{run.cached_tokens} of {int(counted.sum())} prompt tokens came from the server's prefix cache; switch it "
+            "off, or send other prompts (another seed)"
+        )
+    ttft_ms = 1000 * float((columns["first"] - columns["intended"])[measured & columns["ok"]].mean())
+    cause = client_bound(run.clock, ttft_ms=ttft_ms, limits=limits or ClockLimits())
+    if cause:
+        return cause
+    asked = run.plan.concurrency
+    if asked and run.held < min_held_share * asked:
+        return (
+            f"{run.held:.2f} requests were in flight in the mean, where {asked} were asked for and "
+            f"{min_held_share * asked:g} are the least: figures at this concurrency were not measured"
+        )
+    return ""
+
+
+def failures_text(run: LoadRun) -> str:
+    """List the causes of failed requests, the most frequent first, each with an example."""
+    causes = sorted(run.failures.items(), key=lambda item: -item[1].count)
+    return (
+        "; ".join(f"{failure.count} x {cause} ({failure.example})" for cause, failure in causes) or "no request ended"
+    )
+
+
+def summarise_load(
+    run: LoadRun, *, isl: int, slo: Mapping[str, float] | None = None, devices: int | None = None, check: bool = True
+) -> Round:
+    """Compute every metric of a run; formulas and sources stand in `model.metrics`.
+
+    Latencies are of measured requests, from when they were due; rates are of the window. `isl` counts the input where
+    the server sends no usage. `devices` is the number of GPUs behind the endpoint; None leaves out what is per GPU.
+    Raises `InvalidRun` where `check_load`, with its defaults, finds a reason; `check=False` is for those who have
+    judged the run themselves.
+    """
+    if check:
+        cause = check_load(run)
+        if cause:
+            raise InvalidRun(cause)
+    import numpy as np
+
+    columns = run.records.columns()
+    measured = columns["kind"] == MEASURED
+    rows = {name: column[measured & columns["ok"]] for name, column in columns.items()}
+    duration_s = run.stop - run.start
+    later = rows["tokens"] - rows["first_tokens"]
+    many = later > 0
+    # Tokens of the first chunk all came at once: the rest shares the time after it.
+    tpot_ms = 1000 * (rows["last"] - rows["first"])[many] / later[many]
+    samples: dict[str, Any] = {
+        "ttft_ms": 1000 * (rows["first"] - rows["intended"]),
+        "tpot_ms": tpot_ms,
+        "e2e_latency_ms": 1000 * (rows["last"] - rows["intended"]),
+    }
+    input_tokens = np.where(rows["prompt_tokens"] < 0, isl, rows["prompt_tokens"])
+    requests_per_s = run.window_requests / duration_s
+    output_per_s = run.window_tokens / duration_s
+    metrics = {
+        "output_throughput": output_per_s,
+        "total_throughput": output_per_s + requests_per_s * float(input_tokens.mean()) if len(input_tokens) else 0.0,
+        "request_throughput": requests_per_s,
+    }
+    if devices is not None:
+        metrics["output_throughput_per_gpu"] = output_per_s / devices
+    speeds = 1000 / tpot_ms[tpot_ms > 0]
+    if len(speeds):
+        metrics["output_throughput_per_user"] = float(speeds.mean())
+    if slo:
+        check_slo(slo)
+        met = np.ones(len(rows["tokens"]), dtype=bool)
+        for name, limit in slo.items():
+            if name == "tpot_ms":
+                # A request without a second chunk has no TPOT to miss.
+                met[np.flatnonzero(many)[tpot_ms > limit]] = False
+            else:
+                met &= samples[name] <= limit
+        metrics["goodput"] = requests_per_s * float(met.mean())
+    for name, values in samples.items():
+        if len(values):
+            metrics[f"{name}.mean"] = float(values.mean())
+            metrics |= {f"{name}.{item}": float(np.percentile(values, float(item[1:]))) for item in STATISTICS[1:]}
+    for name, sample in (("itl_ms", run.itl_ms), ("chunk_gap_ms", run.chunk_gap_ms)):
+        metrics |= _statistics(name, sample)
+    assert all(name.partition(".")[0] in METRICS for name in metrics)
+    total = int(measured.sum())
+    return Round(
+        duration_s=duration_s,
+        num_requests=total,
+        num_failed_requests=total - len(rows["tokens"]),
+        input_tokens=int(input_tokens.sum()),
+        output_tokens=int(rows["tokens"].sum()),
+        metrics=metrics,
+    )
+
+
+def _statistics(name: str, sample: Sample) -> dict[str, float]:
+    if not len(sample):
+        return {}
+    found = sample.percentiles(*(float(item[1:]) for item in STATISTICS[1:]))
+    return {f"{name}.mean": sample.mean} | {
+        f"{name}.{item}": value for item, value in zip(STATISTICS[1:], found, strict=True)
+    }

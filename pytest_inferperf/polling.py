@@ -1,0 +1,89 @@
+"""Sockets and time: waits finer than epoll's millisecond, and the kernel's own time of what was received.
+
+A process that looks at its sockets late would call everything late. The kernel notes when data arrives; with that, a
+timestamp does not depend on when the process ran.
+"""
+
+from __future__ import annotations
+
+import resource
+import select
+import socket
+import struct
+import sys
+
+__all__ = ["READ", "WRITE", "Poller", "keep_times", "raise_file_limit", "receive"]
+
+READ = select.EPOLLIN
+WRITE = select.EPOLLOUT
+
+_FINE_S = 0.002
+_TIMESTAMPNS = 35
+"""SO_TIMESTAMPNS on Linux, which the socket module does not name."""
+
+_SPACE = socket.CMSG_SPACE(16)
+_unpack = struct.Struct("qq").unpack
+_MANY = 1 << 20
+"""Open files to ask for where there is no hard limit."""
+
+_MAX_SELECT = 1024
+"""`select` takes descriptors below this number only (FD_SETSIZE)."""
+
+
+class Poller:
+    """An epoll whose wait ends some 0.1 ms after its deadline. Owns a descriptor: close it."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._fine = self._epoll.fileno() < _MAX_SELECT
+        self.register = self._epoll.register
+        self.modify = self._epoll.modify
+        self.unregister = self._epoll.unregister
+
+    def wait(self, timeout_s: float) -> list[tuple[int, int]]:
+        """Return (descriptor, mask) of every ready socket, as soon as there is one, or nothing after `timeout_s`."""
+        if timeout_s <= 0:
+            return self._epoll.poll(0)
+        if timeout_s < _FINE_S and self._fine:
+            # An epoll descriptor can itself be waited for, and select counts in microseconds.
+            select.select((self._epoll,), (), (), timeout_s)
+            return self._epoll.poll(0)
+        # Rounded down to whole milliseconds: the caller comes back for the rest.
+        return self._epoll.poll(max(1, int(1000 * timeout_s) - 1) / 1000 - 0.0005)
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        self._epoll.close()
+
+
+def raise_file_limit() -> int:
+    """Raise this process's soft limit of open files up to the hard one, and return what it is then."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return _MANY
+    top = max(soft, _MANY) if hard == resource.RLIM_INFINITY else hard
+    if soft < top:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (top, hard))
+    return top
+
+
+def keep_times(sock: socket.socket) -> None:
+    """Ask the kernel to note when data for a socket arrives, where it can."""
+    if sys.platform.startswith("linux"):
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, _TIMESTAMPNS, 1)
+        except OSError:
+            # A kernel or sandbox without them: `receive` then says 0.
+            return
+
+
+def receive(sock: socket.socket, size: int) -> tuple[bytes, int]:
+    """Receive, and return with the data the wall time at which its end reached this machine: nanoseconds, 0 if unknown.
+
+    Raises what `socket.recv` raises.
+    """
+    data, found, _, _ = sock.recvmsg(size, _SPACE)
+    if found and found[0][1] == _TIMESTAMPNS and len(found[0][2]) == 16:
+        seconds, nanoseconds = _unpack(found[0][2])
+        return data, seconds * 1_000_000_000 + nanoseconds
+    return data, 0

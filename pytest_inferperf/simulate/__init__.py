@@ -1,0 +1,1 @@
+"""A server with known truth: what a client measures against it can be compared with what it was told to do."""
