@@ -19,17 +19,10 @@ from typing import Any
 
 from pytest_inferperf.engines import wire
 from pytest_inferperf.engines.interface import Progress
+from pytest_inferperf.engines.log_tail import log_tail
 from pytest_inferperf.errors import EngineError
 
 __all__ = ["WorkerProcess"]
-
-LOG_LINES = 15
-"""Lines of the log that an error quotes."""
-
-_LOG_BYTES = 1 << 16
-"""End of the log that is looked at: an engine may have flooded it."""
-
-_LINE_CHARACTERS = 400
 
 GRACE_S = 3.0
 """Time between the request to end and the kill."""
@@ -226,32 +219,16 @@ class WorkerProcess:
         """End the worker and everything it started, and say what happened, with the end of the log."""
         self.kill()
         self._ended = f"is gone: it {what}"
-        return EngineError(f"{self._what} {what}.\n{self._tail()}")
+        return EngineError(f"{self._what} {what}.\n{log_tail(self.log)}")
 
     def _reported(self, data: dict[str, Any]) -> Exception:
         if data.get("log"):
             self._keep_log = True
-            found = EngineError(f"{self._what} failed: {data.get('message')}\n{self._tail()}")
+            found = EngineError(f"{self._what} failed: {data.get('message')}\n{log_tail(self.log)}")
             if data.get("errno") is not None:
                 found.__cause__ = OSError(data["errno"], str(data.get("message")))
             return found
         return wire.load_error(data)
-
-    def _tail(self) -> str:
-        try:
-            with self.log.open("rb") as file:
-                file.seek(max(0, self.log.stat().st_size - _LOG_BYTES))
-                text = file.read(_LOG_BYTES).decode("utf-8", errors="replace")
-        except OSError as error:
-            return f"Its log {self.log} cannot be read: {error}"
-        # A carriage return begins a line again: of a progress bar only its last state counts.
-        last = [
-            line.rstrip("\r").rpartition("\r")[2][:_LINE_CHARACTERS]
-            for line in text.rstrip("\n").split("\n")[-LOG_LINES:]
-        ]
-        if not text:
-            return f"Its log {self.log} is empty."
-        return "\n".join([f"Last lines of {self.log}:", *(f"  {line}" for line in last)])
 
     def kill(self) -> None:
         """End the worker and its children: first politely, then not."""

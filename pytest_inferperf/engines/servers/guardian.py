@@ -1,0 +1,114 @@
+"""Runs a server and ends with it: `python -m pytest_inferperf.engines.servers.guardian LIFELINE COMMAND…`.
+
+A server starts children of its own, in sessions of their own, and none of them knows pytest. The guardian adopts all of
+them (`PR_SET_CHILD_SUBREAPER`), so that whatever happens it can find and end them: when the server ends, when pytest
+closes the lifeline pipe, and when pytest is killed, which closes it too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+__all__ = ["main"]
+
+GRACE_S = 5.0
+"""Time between the request to end and the kill."""
+
+_POLL_S = 0.05
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def main(argv: list[str]) -> int:
+    """Run `argv[1:]` until it ends or the lifeline `argv[0]` closes; return its exit status, 128 + N for signal N."""
+    lifeline = int(argv[0])
+    os.set_inheritable(lifeline, False)
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    wake, wakened = os.pipe()
+    os.set_blocking(wakened, False)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)
+    signal.set_wakeup_fd(wakened, warn_on_full_buffer=False)
+    try:
+        server = subprocess.Popen(argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)
+    except OSError as error:
+        print(f"cannot start {argv[1]}: {error.strerror or error}", file=sys.stderr, flush=True)
+        return 127
+    while server.poll() is None:
+        ready, _, _ = select.select([lifeline, wake], [], [], 0.5)
+        _reap(server)
+        if ready:
+            break
+    _end_all(server)
+    code = server.returncode
+    return 128 - code if code is not None and code < 0 else code or 0
+
+
+def _end_all(server: subprocess.Popen[bytes]) -> None:
+    """End every descendant: first politely, then not."""
+    deadline = time.monotonic() + GRACE_S
+    asked: set[int] = set()
+    while (left := _descendants()) and time.monotonic() < deadline:
+        for pid in left - asked:
+            _signal(pid, signal.SIGTERM)
+        asked |= left
+        time.sleep(_POLL_S)
+        _reap(server)
+    while left := _descendants():
+        for pid in left:
+            _signal(pid, signal.SIGKILL)
+        time.sleep(_POLL_S)
+        _reap(server)
+    server.poll()
+
+
+def _reap(server: subprocess.Popen[bytes]) -> None:
+    """Collect adopted children that have ended; the server itself is collected by its own handle."""
+    server.poll()
+    for pid in _children(os.getpid()):
+        if pid != server.pid:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
+
+
+def _descendants() -> set[int]:
+    """Return every process below this one."""
+    parents: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError, IndexError, ValueError):
+                # The name, in brackets, may hold spaces and brackets.
+                parent = int((entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+                parents.setdefault(parent, []).append(int(entry.name))
+    found: set[int] = set()
+    open_ = [os.getpid()]
+    while open_:
+        for pid in parents.get(open_.pop(), ()):
+            if pid not in found:
+                found.add(pid)
+                open_.append(pid)
+    return found
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(item) for item in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return [item for item in _descendants() if item != pid]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,221 @@
+"""What each model server calls its flags: one table, so that one `EngineSpec` runs on several servers.
+
+The flags are those of trtllm-serve 1.2, vLLM 0.11, SGLang 0.5, transformers 5, llama.cpp and ollama as their
+documentation has them. A flag that the user's own command gives already is left as it is.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pytest_inferperf.errors import EngineError, choices
+from pytest_inferperf.model.case import EngineSpec
+
+__all__ = ["PRESETS", "Launch", "Preset", "plan_launch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """One server program. A flag that is "" does not exist there."""
+
+    name: str
+    program: tuple[str, ...]
+    """What its command line begins with."""
+
+    host: str = "--host"
+    port: str = "--port"
+    model: str = ""
+    """The flag of the model; "" for the first argument after the program."""
+
+    takes_model: bool = True
+    served_model_name: str = ""
+    """The flag for the name that requests use; without one, requests use the model itself."""
+
+    tp: str = ""
+    pp: str = ""
+    ep: str = ""
+    ep_is_switch: bool = False
+    """True where expert parallelism has no size: it is on or off."""
+
+    kv_cache_dtype: str = ""
+    kv_cache_dtypes: Mapping[str, str] = field(default_factory=dict)
+    """Our name of a KV cache type to the server's."""
+
+    quantization: str = ""
+    quantizations: Mapping[str, str] = field(default_factory=dict)
+    """Our name of a quantization to the server's, for checkpoints made by ModelOpt."""
+
+    ready_path: str = "/health"
+    """Answers 200 once requests can be served."""
+
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """`{host}` and `{port}` are filled in."""
+
+
+PRESETS: dict[str, Preset] = {
+    row.name: row
+    for row in (
+        Preset(
+            name="trtllm-serve",
+            program=("trtllm-serve",),
+            tp="--tp_size",
+            pp="--pp_size",
+            ep="--ep_size",
+            kv_cache_dtype="--kv_cache_dtype",
+            # The checkpoint's own hf_quant_config.json says how the weights are quantized.
+            kv_cache_dtypes={"fp8": "fp8", "nvfp4": "nvfp4"},
+        ),
+        Preset(
+            name="vllm",
+            program=("vllm", "serve"),
+            served_model_name="--served-model-name",
+            tp="--tensor-parallel-size",
+            pp="--pipeline-parallel-size",
+            ep="--enable-expert-parallel",
+            ep_is_switch=True,
+            kv_cache_dtype="--kv-cache-dtype",
+            kv_cache_dtypes={"fp8": "fp8"},
+            quantization="--quantization",
+            quantizations={"FP8": "modelopt", "NVFP4": "modelopt_fp4"},
+        ),
+        Preset(
+            name="sglang",
+            program=("python", "-m", "sglang.launch_server"),
+            model="--model-path",
+            served_model_name="--served-model-name",
+            tp="--tp-size",
+            pp="--pp-size",
+            ep="--ep-size",
+            kv_cache_dtype="--kv-cache-dtype",
+            kv_cache_dtypes={"fp8": "fp8_e4m3", "nvfp4": "fp4_e2m1"},
+            quantization="--quantization",
+            quantizations={"FP8": "modelopt_fp8", "NVFP4": "modelopt_fp4"},
+        ),
+        Preset(name="transformers", program=("transformers", "serve"), ready_path="/health"),
+        Preset(name="llama-server", program=("llama-server",), model="--model", served_model_name="--alias"),
+        Preset(
+            name="ollama",
+            program=("ollama", "serve"),
+            host="",
+            port="",
+            takes_model=False,
+            ready_path="/",
+            environment={"OLLAMA_HOST": "{host}:{port}"},
+        ),
+    )
+}
+"""By the name that `serve=` takes."""
+
+HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """How to start one server, and how to speak to it."""
+
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+    base_url: str
+    """Without `/v1`."""
+
+    ready_url: str
+    request_model: str
+    """What requests put into "model"."""
+
+
+def plan_launch(serve: str, spec: EngineSpec, *, model: str, port: int, ready_path: str = "") -> Launch:
+    """Turn `serve` into a command line for `spec`.
+
+    `serve` is the name of a preset, a command line that begins like one (`vllm serve --max-num-seqs 64`), or any other
+    command line with `{port}` and, where it takes them, `{host}`, `{model}` and `{served_model_name}` in it. `model` is
+    the folder or hub id to load. Raises `EngineError` for a command that names no port, and for a spec that the server
+    has no flag for.
+    """
+    words = _words(serve)
+    preset = PRESETS.get(serve) or next((row for row in PRESETS.values() if _begins(words, row.program)), None)
+    if preset is None:
+        return _own_command(serve, words, spec, model=model, port=port, ready_path=ready_path or "/health")
+    given = () if serve == preset.name else words[len(preset.program) :]
+    added: list[str] = []
+
+    def add(flag: str, value: str = "") -> None:
+        if flag and not any(word == flag or word.startswith(f"{flag}=") for word in given):
+            added.extend((flag, value) if value else (flag,))
+
+    if preset.takes_model and not preset.model:
+        # The first argument, wherever the user's own flags stand.
+        added.append(model)
+    elif preset.takes_model:
+        add(preset.model, model)
+    add(preset.host, HOST)
+    add(preset.port, str(port))
+    add(preset.served_model_name, spec.served_model_name)
+    for name, flag, value in (("tp", preset.tp, spec.tp), ("pp", preset.pp, spec.pp)):
+        if value != 1:
+            _need(flag, f"{name}={value}", preset)
+            add(flag, str(value))
+    if spec.ep != 1:
+        _need(preset.ep, f"ep={spec.ep}", preset)
+        add(preset.ep, "" if preset.ep_is_switch else str(spec.ep))
+    if spec.kv_cache_dtype != "auto":
+        if spec.kv_cache_dtype not in preset.kv_cache_dtypes:
+            known = choices(spec.kv_cache_dtype, ("auto", *preset.kv_cache_dtypes), what="KV cache types there")
+            raise EngineError(f"{preset.name} has no kv_cache_dtype={spec.kv_cache_dtype!r}. {known}")
+        add(preset.kv_cache_dtype, preset.kv_cache_dtypes[spec.kv_cache_dtype])
+    if spec.quant in preset.quantizations:
+        add(preset.quantization, preset.quantizations[spec.quant])
+    filled = {name: value.format(host=HOST, port=port) for name, value in preset.environment.items()}
+    base_url = f"http://{HOST}:{port}"
+    return Launch(
+        command=(*preset.program, *added, *given),
+        environment=filled,
+        base_url=base_url,
+        ready_url=base_url + (ready_path or preset.ready_path),
+        request_model=spec.served_model_name if preset.served_model_name or not preset.takes_model else model,
+    )
+
+
+def _words(serve: str) -> tuple[str, ...]:
+    try:
+        words = tuple(shlex.split(serve))
+    except ValueError as error:
+        raise EngineError(f"serve={serve!r} is no command line: {error}.") from None
+    if not words:
+        raise EngineError(f"serve is empty. {choices('', PRESETS, what='Servers')} Or a command line with {{port}}.")
+    return words
+
+
+def _begins(words: tuple[str, ...], program: tuple[str, ...]) -> bool:
+    return words[: len(program)] == program
+
+
+def _need(flag: str, asked: str, preset: Preset) -> None:
+    if not flag:
+        raise EngineError(f"{preset.name} has no flag for {asked}: it runs on one device.")
+
+
+def _own_command(
+    serve: str, words: tuple[str, ...], spec: EngineSpec, *, model: str, port: int, ready_path: str
+) -> Launch:
+    values = {"host": HOST, "port": str(port), "model": model, "served_model_name": spec.served_model_name}
+    if not any("{port}" in word for word in words):
+        raise EngineError(
+            f"serve={serve!r}: {choices(words[0], PRESETS, what='Servers')} Any other command line says {{port}} where "
+            "the server takes its port, so that a free one can be given."
+        )
+    try:
+        command = tuple(word.format_map(values) for word in words)
+    except (KeyError, ValueError, IndexError) as error:
+        fields = ", ".join(f"{{{name}}}" for name in values)
+        raise EngineError(f"serve={serve!r}: unknown placeholder ({error}). Placeholders: {fields}.") from None
+    named = any("{served_model_name}" in word for word in words)
+    base_url = f"http://{HOST}:{port}"
+    return Launch(
+        command=command,
+        environment={},
+        base_url=base_url,
+        ready_url=base_url + ready_path,
+        request_model=spec.served_model_name if named else model,
+    )

@@ -1,0 +1,91 @@
+"""One spec, many servers: each gets the flags it knows, and says what it cannot do."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_inferperf.engines.servers.presets import PRESETS, plan_launch
+from pytest_inferperf.errors import EngineError
+from pytest_inferperf.model.case import EngineSpec
+
+LLAMA = EngineSpec(model="models/llama", served_model_name="llama", quant="NVFP4", kv_cache_dtype="fp8", tp=8)
+PLAIN = EngineSpec(model="models/llama", served_model_name="llama")
+
+
+def command(serve: str, spec: EngineSpec = PLAIN, port: int = 4321) -> str:
+    return " ".join(plan_launch(serve, spec, model="/ckpt", port=port).command)
+
+
+@pytest.mark.parametrize(
+    ("serve", "expected"),
+    [
+        (
+            "trtllm-serve",
+            "trtllm-serve /ckpt --host 127.0.0.1 --port 4321 --tp_size 8 --kv_cache_dtype fp8",
+        ),
+        (
+            "vllm",
+            "vllm serve /ckpt --host 127.0.0.1 --port 4321 --served-model-name llama --tensor-parallel-size 8 "
+            "--kv-cache-dtype fp8 --quantization modelopt_fp4",
+        ),
+        (
+            "sglang",
+            "python -m sglang.launch_server --model-path /ckpt --host 127.0.0.1 --port 4321 --served-model-name llama "
+            "--tp-size 8 --kv-cache-dtype fp8_e4m3 --quantization modelopt_fp4",
+        ),
+    ],
+)
+def test_one_spec_runs_on_several_servers(serve: str, expected: str) -> None:
+    assert command(serve, LLAMA) == expected
+
+
+def test_a_users_own_flags_stay_and_are_not_doubled() -> None:
+    assert command("vllm serve --max-num-seqs 64 --served-model-name=mine") == (
+        "vllm serve /ckpt --host 127.0.0.1 --port 4321 --max-num-seqs 64 --served-model-name=mine"
+    )
+
+
+def test_every_preset_binds_the_loopback_interface_at_the_given_port() -> None:
+    for name in PRESETS:
+        launch = plan_launch(name, PLAIN, model="/ckpt", port=4321)
+        told = " ".join((*launch.command, *launch.environment.values()))
+        assert "127.0.0.1" in told, name
+        assert "4321" in told, name
+        assert launch.ready_url.startswith("http://127.0.0.1:4321/"), name
+
+
+def test_the_name_in_requests_is_the_one_the_server_was_told() -> None:
+    assert plan_launch("vllm", PLAIN, model="/ckpt", port=1).request_model == "llama"
+    assert plan_launch("trtllm-serve", PLAIN, model="/ckpt", port=1).request_model == "/ckpt"
+    assert plan_launch("ollama", PLAIN, model="/ckpt", port=1).request_model == "llama"
+
+
+def test_any_other_command_fills_its_placeholders() -> None:
+    launch = plan_launch(
+        "python 'my server.py' --listen {host}:{port} --weights {model}", PLAIN, model="/c", port=9, ready_path="/up"
+    )
+    assert launch.command == ("python", "my server.py", "--listen", "127.0.0.1:9", "--weights", "/c")
+    assert launch.ready_url == "http://127.0.0.1:9/up"
+
+
+@pytest.mark.parametrize(
+    ("serve", "spec", "message"),
+    [
+        ("vlm", PLAIN, "Did you mean 'vllm'? Servers: llama-server, ollama, sglang"),
+        ("my-server --port 80", PLAIN, "says {port} where the server takes its port"),
+        ("my-server {prt} {port}", PLAIN, "unknown placeholder ('prt'). Placeholders: {host}, {port}, {model}"),
+        ("my-server 'unclosed {port}", PLAIN, "is no command line: No closing quotation"),
+        ("", PLAIN, "serve is empty. Servers: llama-server"),
+        (
+            "vllm",
+            EngineSpec(model="m", served_model_name="m", kv_cache_dtype="nvfp4"),
+            "KV cache types there: auto, fp8.",
+        ),
+        ("transformers", EngineSpec(model="m", served_model_name="m", tp=2), "transformers has no flag for tp=2"),
+        ("llama-server", EngineSpec(model="m", served_model_name="m", ep=2), "llama-server has no flag for ep=2"),
+    ],
+)
+def test_what_a_server_cannot_do_is_said(serve: str, spec: EngineSpec, message: str) -> None:
+    with pytest.raises(EngineError) as caught:
+        plan_launch(serve, spec, model="/ckpt", port=4321)
+    assert message in str(caught.value)
