@@ -13,11 +13,12 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pytest_inferperf.engines import wire
+from pytest_inferperf.engines.environment import quiet_environment
 from pytest_inferperf.engines.interface import Progress
 from pytest_inferperf.engines.log_tail import log_tail
 from pytest_inferperf.errors import EngineError
@@ -286,7 +287,7 @@ def _end_all() -> None:
 
 
 def _environment() -> dict[str, str]:
-    found = _quiet(os.environ)
+    found = quiet_environment()
     # A plugin run from a source tree must be importable in the worker as well.
     here = str(Path(__file__).resolve().parents[2])
     paths = [here, *filter(None, found.get("PYTHONPATH", "").split(os.pathsep))]
@@ -296,14 +297,4 @@ def _environment() -> dict[str, str]:
 
 def _foreign_environment() -> dict[str, str]:
     """Another interpreter's: nothing that would show it our packages."""
-    return {name: value for name, value in _quiet(os.environ).items() if name not in ("PYTHONPATH", "PYTHONHOME")}
-
-
-def _quiet(environment: Mapping[str, str]) -> dict[str, str]:
-    found = dict(environment)
-    found["PYTHONUNBUFFERED"] = "1"
-    found.setdefault("TOKENIZERS_PARALLELISM", "false")
-    found.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    # Measured by coverage or not, the worker is not the test process.
-    found.pop("COV_CORE_SOURCE", None)
-    return found
+    return {name: value for name, value in quiet_environment().items() if name not in ("PYTHONPATH", "PYTHONHOME")}

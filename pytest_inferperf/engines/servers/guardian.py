@@ -1,4 +1,4 @@
-"""Runs a server and ends with it: `python -m pytest_inferperf.engines.servers.guardian LIFELINE COMMAND…`.
+"""Runs a server and ends with it: `python guardian.py LIFELINE COMMAND…`. Standard library only.
 
 A server starts children of its own, in sessions of their own, and none of them knows pytest. The guardian adopts all of
 them (`PR_SET_CHILD_SUBREAPER`), so that whatever happens it can find and end them: when the server ends, when pytest

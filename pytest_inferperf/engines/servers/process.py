@@ -17,9 +17,10 @@ import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pytest_inferperf.engines.environment import quiet_environment
 from pytest_inferperf.engines.interface import Progress
 from pytest_inferperf.engines.log_tail import log_tail
-from pytest_inferperf.engines.servers.guardian import GRACE_S
+from pytest_inferperf.engines.servers import guardian
 from pytest_inferperf.errors import EngineError
 
 __all__ = ["ManagedServer", "free_port"]
@@ -75,14 +76,15 @@ class ManagedServer:
         lifeline, self._lifeline = os.pipe()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "pytest_inferperf.engines.servers.guardian", str(lifeline), *command],
+                # By its file and isolated: the server's own environment must not be shown our packages.
+                [sys.executable, "-I", guardian.__file__, str(lifeline), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=descriptor,
                 stderr=descriptor,
                 pass_fds=(lifeline,),
                 # Ctrl-C on the terminal reaches pytest, which ends the server in order.
                 start_new_session=True,
-                env=_environment(environment or {}),
+                env=quiet_environment() | dict(environment or {}),
             )
         except OSError as error:
             os.close(self._lifeline)
@@ -146,14 +148,14 @@ class ManagedServer:
             os.close(self._lifeline)
         try:
             # The guardian asks politely, waits, and kills.
-            self._process.wait(2 * GRACE_S)
+            self._process.wait(2 * guardian.GRACE_S)
         except subprocess.TimeoutExpired:
             pass
         finally:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(GRACE_S)
+                self._process.wait(guardian.GRACE_S)
             if not self._keep_log:
                 self.log.unlink(missing_ok=True)
             _alive.discard(self)
@@ -193,15 +195,3 @@ def _ending(code: int) -> str:
         hint = ": out of memory?" if number == signal.SIGKILL else ""
         return f"was killed by signal {number} ({signal.Signals(number).name}){hint}"
     return f"ended with exit status {code}"
-
-
-def _environment(extra: Mapping[str, str]) -> dict[str, str]:
-    found = dict(os.environ)
-    here = str(Path(__file__).resolve().parents[3])
-    paths = [here, *filter(None, found.get("PYTHONPATH", "").split(os.pathsep))]
-    found["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
-    found["PYTHONUNBUFFERED"] = "1"
-    found.setdefault("TOKENIZERS_PARALLELISM", "false")
-    found.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    found.pop("COV_CORE_SOURCE", None)
-    return found | dict(extra)
