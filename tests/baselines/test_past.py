@@ -36,7 +36,7 @@ def file(created: str, *records: ResultRecord) -> ResultFile:
 def test_a_session_is_its_rounds_and_warm_up(speed: Make, speed_case: Case, hardware: Hardware) -> None:
     """Five rounds and one of warm-up of 3 s each, however many rounds the past run had."""
     past = Past([file("2026-01-01", timed(speed(output_throughput=1.0), [2.0, 4.0], load_s=30.0))])
-    assert past.session_s(speed_case, hardware) == pytest.approx(18.0)
+    assert past.round_s(speed_case, hardware) == pytest.approx(18.0)
     assert past.load_s(speed_case.engine, hardware) == 30.0
     assert past.hardware(speed_case) == hardware
 
@@ -51,7 +51,7 @@ def test_newest_first_but_the_same_hardware_before(speed: Make, speed_case: Case
         ]
     )
     assert past.load_s(speed_case.engine, hardware) == 2.0
-    assert past.session_s(speed_case, hardware) == pytest.approx(12.0)
+    assert past.round_s(speed_case, hardware) == pytest.approx(12.0)
     assert past.load_s(speed_case.engine, None) == 3.0
     assert past.session_s(speed_case, Hardware(name="CPU", count=1, kind="cpu")) == pytest.approx(18.0)
 
