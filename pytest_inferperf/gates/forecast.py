@@ -212,7 +212,7 @@ def _speedup(gate: SpeedupFloor, known: OnFile) -> GateForecast:
     found = least(lambda loss: odds(loss).fails >= known.power, low=FREE_ZONE_SHARE * tolerance, high=LARGEST)
     text = f"{head}, {len(differences)} on file, sd {_percent(sd)}: {_finds(found, _percent, known)}"
     same = odds(loss)
-    text += f"; {times_as_good(gate, loss):.3g} x then, which {_ends(same, f'{same.used:.1f}', known)}"
+    text += f"; {times_as_good(gate, loss):.3g} x, as on file, {_ends(same, f'{same.used:.1f}', known)}"
     if holds(tolerance):
         state, text = Foresight.ABLE, text + _could(holds, tolerance)
     else:
