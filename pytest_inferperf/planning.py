@@ -119,7 +119,7 @@ def _against_words(conditions: Conditions) -> str:
     if conditions.against is not None:
         return f"{conditions.against.label}: its sessions and answers stand in for the baselines"
     if conditions.against_engine:
-        return f"{conditions.against_engine}: measured, and asked, in the run itself; no baseline is read"
+        return f"{conditions.against_engine}: runs, and answers, in this run; no baseline is read"
     return ""
 
 

@@ -359,7 +359,7 @@ def test_answers_that_only_the_run_will_have(sums: PlannedTest, root: Path) -> N
     (gate,) = plan_.engines[0].cases[0].gates
     assert gate.state is Foresight.UNKNOWN
     assert gate.text == "quant=BF16 answers in the run; what its answers can tell is known after it"
-    assert plan_.against == "quant=BF16: measured, and asked, in the run itself; no baseline is read"
+    assert plan_.against == "quant=BF16: runs, and answers, in this run; no baseline is read"
     # A floor alone asks no reference.
     floor = replace(first, gates=(AccuracyFloor(points=10.0),))
     assert floor.references == ()

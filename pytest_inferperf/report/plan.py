@@ -111,7 +111,7 @@ def _case_words(case: CasePlan, *, timed: bool) -> str:
     words = [_about(case.duration_s)] if timed else []
     if case.sessions > 1:
         words.append(f"{case.sessions} sessions or more")
-    if case.longest_s is not None:
+    if case.longest_s is not None and duration(case.longest_s) != duration(case.duration_s or 0.0):
         words.append(f"{duration(case.longest_s)} if every look is needed")
     return ", ".join(words if case.gates else [*words, "no gates"])
 
