@@ -57,12 +57,9 @@ class PlannedTest:
     """The engine that answers in the place of stored answers; None where the run has none."""
 
     @property
-    def references(self) -> tuple[ReferenceEngine, ...]:
-        """The engines that the test will open beside its own, each once."""
-        found = [gate.reference for gate in self.gates if isinstance(gate, SpeedupFloor)]
-        if self.asks_reference and self.against is not None:
-            found.append(self.against)
-        return tuple(dict.fromkeys(found))
+    def speedups(self) -> tuple[ReferenceEngine, ...]:
+        """The engines that blocks are measured against, each once."""
+        return tuple(dict.fromkeys(gate.reference for gate in self.gates if isinstance(gate, SpeedupFloor)))
 
     @property
     def asks_reference(self) -> bool:
@@ -130,8 +127,8 @@ class _Planner:
         self._conditions = conditions
         self._past = conditions.past
         self._files = _Files(conditions)
-        self._answered: set[tuple[ReferenceEngine, Task]] = set()
-        """What an earlier test of the run will have asked: a reference answers a task once."""
+        self._answered: set[tuple[object, ...]] = set()
+        """What an earlier test of the run will have asked."""
 
     def engine(self, spec: EngineSpec, tests: Sequence[PlannedTest]) -> EnginePlan:
         conditions = self._conditions
@@ -140,16 +137,28 @@ class _Planner:
         here = None if by_hook else _machine(spec, conditions.gpus)
         load_s = self._past.load_s(spec, here)
         checkpoint, problem = _checkpoint(spec, conditions.cache_dir, by_hook=by_hook)
-        references = dict.fromkeys(item for test in tests for item in test.references)
+        opened = {test.nodeid: self._opened(test) for test in tests}
+        references = list(dict.fromkeys(item for items in opened.values() for item in items))
         return EnginePlan(
             name=_engine_name(spec),
             checkpoint=checkpoint,
             problem=problem,
-            gpus=_gpus(spec, tests, conditions.gpus, by_hook=by_hook),
-            cases=tuple(self._case(test, here, load_s) for test in tests),
+            gpus=_gpus(spec, tests, references, conditions.gpus, by_hook=by_hook),
+            cases=tuple(self._case(test, here, load_s, opened[test.nodeid]) for test in tests),
             load_s=load_s,
             references=tuple(self._reference(item, here, by_hook=by_hook) for item in references),
         )
+
+    def _opened(self, test: PlannedTest) -> tuple[ReferenceEngine, ...]:
+        """Return the engines that a test opens beside its own: one that answered its task in this run is not asked again."""
+        found = list(test.speedups)
+        metric = next((gate.metric for gate in test.gates if isinstance(gate, AccuracyLossCeiling)), None)
+        key = (test.against, test.case.task if test.case is not None else None, metric)
+        runs = test.need is None or not why_missing(test.need, self._conditions.gpus)
+        if test.asks_reference and test.against is not None and runs and key not in self._answered:
+            self._answered.add(key)
+            found.append(test.against)
+        return tuple(found)
 
     def _reference(self, reference: ReferenceEngine, here: Hardware | None, *, by_hook: bool) -> ReferencePlan:
         checkpoint, problem = _checkpoint(
@@ -169,13 +178,15 @@ class _Planner:
             load_s=self._past.load_s(reference.spec, here),
         )
 
-    def _case(self, test: PlannedTest, here: Hardware | None, load_s: float | None) -> CasePlan:
+    def _case(
+        self, test: PlannedTest, here: Hardware | None, load_s: float | None, opened: tuple[ReferenceEngine, ...]
+    ) -> CasePlan:
         conditions = self._conditions
         lacking = why_missing(test.need, conditions.gpus) if test.need is not None else ""
         if test.case is None:
             return CasePlan(nodeid=test.nodeid, skipped=lacking, is_case=False)
         performance, elsewhere = self._files.performance(test.case, None if lacking else here, nodeid=test.nodeid)
-        past = ((item, self._past.compared(test.case, item, here)) for item in test.references)
+        past = ((item, self._past.compared(test.case, item, here)) for item in test.speedups)
         known = OnFile(
             case=test.case,
             performance=performance,
@@ -187,7 +198,7 @@ class _Planner:
             power=conditions.power,
         )
         gates = tuple(self._forecast(gate, known) for gate in test.gates)
-        duration_s, longest_s = self._times(test, test.case, gates, here, load_s)
+        duration_s, longest_s = self._times(test, test.case, gates, here, load_s, asks=test.against in opened)
         return CasePlan(
             nodeid=test.nodeid,
             gates=gates,
@@ -234,13 +245,16 @@ class _Planner:
         gates: Sequence[GateForecast],
         here: Hardware | None,
         load_s: float | None,
+        *,
+        asks: bool,
     ) -> tuple[float | None, float | None]:
         """Return the expected and the longest duration of a case, seconds; None where it is not known.
 
-        Expected is what an unchanged engine takes: every gate its mean, so that the slowest of a case decides.
+        Expected is what an unchanged engine takes: every gate its mean, so that the slowest of a case decides. `asks`:
+        whether the reference engine has to answer the task first.
         """
         if case.task is not None:
-            return self._task_times(test, case, case.task, gates, here, load_s)
+            return self._task_times(test, case, case.task, gates, here, load_s, asks=asks)
         if case.workload is None:
             return None, None
         round_s = self._past.round_s(case, here)
@@ -259,7 +273,7 @@ class _Planner:
                 count * session_s + (count - 1) * (load_s or 0.0)
                 for count in (used, most)
             )
-        for reference in test.references:
+        for reference in test.speedups:
             block_s = self._block_s(case, case.workload, reference, round_s, here, load_s)
             if block_s is None:
                 return None, None
@@ -306,6 +320,8 @@ class _Planner:
         gates: Sequence[GateForecast],
         here: Hardware | None,
         load_s: float | None,
+        *,
+        asks: bool,
     ) -> tuple[float | None, float | None]:
         whole_s = self._past.evaluation_s(case, here)
         if whole_s is None:
@@ -315,8 +331,7 @@ class _Planner:
         expected = whole_s * max(shares, default=1.0)
         longest = whole_s
         reference = test.against
-        if reference is not None and test.asks_reference and (reference, task) not in self._answered:
-            self._answered.add((reference, task))
+        if reference is not None and asks:
             other_s = self._reference_answers_s(case, reference, here)
             if other_s is None:
                 return None, None
@@ -378,9 +393,16 @@ def _native_sm(spec: EngineSpec) -> int:
     return max(quant.min_sm if quant is not None else 0, KV_CACHE_DTYPES[spec.kv_cache_dtype].min_sm)
 
 
-def _gpus(spec: EngineSpec, tests: Sequence[PlannedTest], gpus: tuple[Gpu, ...], *, by_hook: bool) -> str:
+def _gpus(
+    spec: EngineSpec,
+    tests: Sequence[PlannedTest],
+    references: Sequence[ReferenceEngine],
+    gpus: tuple[Gpu, ...],
+    *,
+    by_hook: bool,
+) -> str:
     """Say which GPUs the engine and its tests need, beside those that were found."""
-    specs = list(dict.fromkeys([spec, *(item.spec for test in tests for item in test.references)]))
+    specs = list(dict.fromkeys([spec, *(item.spec for item in references)]))
     native = _native_sm(spec)
     fast = f"; {spec.precision} is native from SM {native} on" if spec.precision != "BF16" and native else ""
     try:

@@ -347,6 +347,12 @@ def test_a_reference_engine_answers_a_task_once(sums: PlannedTest, root: Path) -
     assert one.duration_s - two.duration_s == pytest.approx(60.0)
     assert two.longest_s == 400.0
     assert [item.name for item in engine.references] == ["BF16 llama"]
+    # Nor is it opened for another engine's test of the same task, nor for a test that does not run here.
+    other = replace(first, engine=replace(first.engine, quant="FP8"), nodeid="t.py::other")
+    assert [len(item.references) for item in make_plan([first, other], conditions).engines] == [1, 0]
+    assert [len(item.references) for item in make_plan([other, first], conditions).engines] == [1, 0]
+    far = replace(other, need=GpuRequirement(count=9))
+    assert [len(item.references) for item in make_plan([far, first], conditions).engines] == [0, 1]
     partial = replace(own, accuracy=asked(RIGHT[:1000], asked=(True,) * 1000 + (False,) * 3000))
     _, case = plan(first, Conditions(baselines=root, past=after(partial)))
     assert "4000 questions, 5 % flips assumed: " in case.gates[0].text
@@ -362,7 +368,7 @@ def test_answers_that_only_the_run_will_have(sums: PlannedTest, root: Path) -> N
     assert plan_.against == "quant=BF16: runs, and answers, in this run; no baseline is read"
     # A floor alone asks no reference.
     floor = replace(first, gates=(AccuracyFloor(points=10.0),))
-    assert floor.references == ()
+    assert make_plan([floor], Conditions(baselines=root)).engines[0].references == ()
 
 
 # A run in the place of the baselines.

@@ -348,10 +348,13 @@ def _questions(
     text = f"{head}: {_finds(found, shown, known)}"
     same = odds(unchanged)
     share = same.used / count
+    ends = f"; an unchanged engine {_ends(same, f'{same.used:.0f}', known)}"
     if holds(count):
-        return Foresight.ABLE, f"{text}; an unchanged engine {_ends(same, f'{same.used:.0f}', known)}", share
+        return Foresight.ABLE, f"{text}{ends}", share
     needed = least(holds, low=count, high=MOST_QUESTIONS)
     cure = f"{math.ceil(needed)} questions hold" if needed is not None else "no number of questions holds"
+    if unchanged and same.passes < known.power:
+        text += ends
     return Foresight.WEAK, f"{text}; {cure} {shown(tolerance)}", share
 
 
