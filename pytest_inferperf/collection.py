@@ -254,6 +254,7 @@ def planned_tests(items: Sequence[pytest.Item]) -> list[PlannedTest]:
                 case=bound.case if bound is not None else None,
                 gates=bound.gates if bound is not None else (),
                 need=parse_requires_gpu(marks_of(item, "requires_gpu")),
+                against=bound.against if bound is not None else None,
                 by_hook=bool(item.ihook.pytest_inferperf_make_engine.get_hookimpls()),
             )
         )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 
+from pytest_inferperf.baselines.against import RunReference, answers_entry
 from pytest_inferperf.baselines.entries import AccuracyEntry, Missing, PerformanceEntry, accuracy_key, performance_key
 from pytest_inferperf.baselines.past import Past
 from pytest_inferperf.baselines.store import (
@@ -24,17 +26,17 @@ from pytest_inferperf.engines.checkpoint.outlook import foresee_checkpoint
 from pytest_inferperf.engines.hardware import Gpu, cpu_hardware, gpu_words, need_words, why_missing
 from pytest_inferperf.errors import BaselineError, InferperfError
 from pytest_inferperf.gates.forecast import OnFile, Unknown, forecast
-from pytest_inferperf.gates.looks import SESSIONS
-from pytest_inferperf.model.case import Case, EngineSpec, GpuRequirement
-from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, Gate, PerformanceGate
-from pytest_inferperf.model.plan import CasePlan, EnginePlan, Plan
+from pytest_inferperf.gates.looks import BLOCKS, SESSIONS
+from pytest_inferperf.model.case import Case, EngineSpec, GpuRequirement, ReferenceEngine, Task, Workload
+from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, Gate, PerformanceGate, SpeedupFloor
+from pytest_inferperf.model.plan import CasePlan, EnginePlan, Foresight, GateForecast, Plan, ReferencePlan
 from pytest_inferperf.model.quant import KV_CACHE_DTYPES, QUANTIZATIONS
 from pytest_inferperf.model.results import Hardware, slug
 
 __all__ = ["Conditions", "PlannedTest", "make_plan"]
 
-EXPECTED_SESSIONS = 1
-"""Sessions of a case whose speed has not changed: most are decided at the first look."""
+ROUNDS_PER_BLOCK = 2
+"""Rounds of each engine in a block."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,19 @@ class PlannedTest:
     need: GpuRequirement | None = None
     by_hook: bool = False
     """Whether a hook is asked for the engine before the shipped backends are."""
+
+    against: ReferenceEngine | None = None
+    """The engine that answers in the place of stored answers; None where the run has none."""
+
+    @property
+    def speedups(self) -> tuple[ReferenceEngine, ...]:
+        """The engines that blocks are measured against, each once."""
+        return tuple(dict.fromkeys(gate.reference for gate in self.gates if isinstance(gate, SpeedupFloor)))
+
+    @property
+    def asks_reference(self) -> bool:
+        """Whether the reference engine has to answer the task."""
+        return self.against is not None and any(isinstance(gate, AccuracyLossCeiling) for gate in self.gates)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +88,12 @@ class Conditions:
     past_shown: str = ""
     """Where the past results were read from, for the reader."""
 
+    against: RunReference | None = None
+    """A run that stands in for the baseline files."""
+
+    against_engine: str = ""
+    """The label of the engine that stands in for them."""
+
 
 def make_plan(tests: Sequence[PlannedTest], conditions: Conditions) -> Plan:
     """Plan tests in the order in which they will run. Nothing is built, loaded, downloaded or written.
@@ -82,68 +103,281 @@ def make_plan(tests: Sequence[PlannedTest], conditions: Conditions) -> Plan:
     engines: dict[EngineSpec, list[PlannedTest]] = {}
     for test in tests:
         engines.setdefault(test.engine, []).append(test)
-    files = _Files(conditions)
+    planner = _Planner(conditions)
     return Plan(
-        engines=tuple(_engine(spec, mine, files, conditions) for spec, mine in engines.items()),
+        engines=tuple(planner.engine(spec, mine) for spec, mine in engines.items()),
         power=conditions.power,
         past=conditions.past_shown if conditions.past else "",
+        against=_against_words(conditions),
     )
 
 
-def _engine(spec: EngineSpec, tests: Sequence[PlannedTest], files: _Files, conditions: Conditions) -> EnginePlan:
-    by_hook = any(test.by_hook for test in tests)
-    # What a hook builds may run anywhere.
-    here = None if by_hook else _machine(spec, conditions.gpus)
-    load_s = conditions.past.load_s(spec, here)
-    checkpoint, problem = _checkpoint(spec, conditions.cache_dir, by_hook=by_hook)
-    return EnginePlan(
-        name=f"{spec.precision} {spec.served_model_name}",
-        checkpoint=checkpoint,
-        problem=problem,
-        gpus=_gpus(spec, tests, conditions.gpus, by_hook=by_hook),
-        cases=tuple(_case(test, here, load_s, files, conditions) for test in tests),
-        load_s=load_s,
-    )
+def _against_words(conditions: Conditions) -> str:
+    if conditions.against is not None:
+        return f"{conditions.against.label}: its sessions and answers stand in for the baselines"
+    if conditions.against_engine:
+        return f"{conditions.against_engine}: runs, and answers, in this run; no baseline is read"
+    return ""
 
 
-def _case(
-    test: PlannedTest, here: Hardware | None, load_s: float | None, files: _Files, conditions: Conditions
-) -> CasePlan:
-    lacking = why_missing(test.need, conditions.gpus) if test.need is not None else ""
-    if test.case is None:
-        return CasePlan(nodeid=test.nodeid, skipped=lacking, is_case=False)
-    performance, elsewhere = files.performance(test.case, None if lacking else here)
-    known = OnFile(
-        case=test.case,
-        performance=performance,
-        performance_on=elsewhere,
-        accuracy=files.accuracy(test.case, test.gates),
-        default_tolerance=conditions.tolerance,
-        alpha=conditions.alpha,
-        power=conditions.power,
-    )
-    duration_s, longest_s = _times(test.case, test.gates, conditions.past, here, load_s)
-    return CasePlan(
-        nodeid=test.nodeid,
-        gates=tuple(forecast(gate, known) for gate in test.gates),
-        skipped=lacking and lacking + (" (--inferperf-require-gpu forbids to skip)" if conditions.require_gpu else ""),
-        duration_s=duration_s,
-        longest_s=longest_s,
-    )
+class _Planner:
+    """One plan in the making."""
+
+    def __init__(self, conditions: Conditions) -> None:
+        self._conditions = conditions
+        self._past = conditions.past
+        self._files = _Files(conditions)
+        self._answered: set[tuple[object, ...]] = set()
+        """What an earlier test of the run will have asked."""
+
+    def engine(self, spec: EngineSpec, tests: Sequence[PlannedTest]) -> EnginePlan:
+        conditions = self._conditions
+        by_hook = any(test.by_hook for test in tests)
+        # What a hook builds may run anywhere.
+        here = None if by_hook else _machine(spec, conditions.gpus)
+        load_s = self._past.load_s(spec, here)
+        checkpoint, problem = _checkpoint(spec, conditions.cache_dir, by_hook=by_hook)
+        opened = {test.nodeid: self._opened(test) for test in tests}
+        references = list(dict.fromkeys(item for items in opened.values() for item in items))
+        return EnginePlan(
+            name=_engine_name(spec),
+            checkpoint=checkpoint,
+            problem=problem,
+            gpus=_gpus(spec, tests, references, conditions.gpus, by_hook=by_hook),
+            cases=tuple(self._case(test, here, load_s, opened[test.nodeid]) for test in tests),
+            load_s=load_s,
+            references=tuple(self._reference(item, here, by_hook=by_hook) for item in references),
+        )
+
+    def _opened(self, test: PlannedTest) -> tuple[ReferenceEngine, ...]:
+        """Return the engines that a test opens beside its own: one that answered its task in this run is not asked again."""
+        found = list(test.speedups)
+        metric = next((gate.metric for gate in test.gates if isinstance(gate, AccuracyLossCeiling)), None)
+        key = (test.against, test.case.task if test.case is not None else None, metric)
+        runs = test.need is None or not why_missing(test.need, self._conditions.gpus)
+        if test.asks_reference and test.against is not None and runs and key not in self._answered:
+            self._answered.add(key)
+            found.append(test.against)
+        return tuple(found)
+
+    def _reference(self, reference: ReferenceEngine, here: Hardware | None, *, by_hook: bool) -> ReferencePlan:
+        checkpoint, problem = _checkpoint(
+            reference.spec,
+            self._conditions.cache_dir,
+            # Which backends another environment has is not known here.
+            by_hook=by_hook and not reference.python,
+            backend=not reference.python,
+        )
+        return ReferencePlan(
+            name=_engine_name(reference.spec),
+            label=reference.label,
+            checkpoint=checkpoint,
+            problem=problem,
+            reload=reference.reload,
+            python=reference.python,
+            load_s=self._past.load_s(reference.spec, here),
+        )
+
+    def _case(
+        self, test: PlannedTest, here: Hardware | None, load_s: float | None, opened: tuple[ReferenceEngine, ...]
+    ) -> CasePlan:
+        conditions = self._conditions
+        lacking = why_missing(test.need, conditions.gpus) if test.need is not None else ""
+        if test.case is None:
+            return CasePlan(nodeid=test.nodeid, skipped=lacking, is_case=False)
+        performance, elsewhere = self._files.performance(test.case, None if lacking else here, nodeid=test.nodeid)
+        past = ((item, self._past.compared(test.case, item, here)) for item in test.speedups)
+        known = OnFile(
+            case=test.case,
+            performance=performance,
+            performance_on=elsewhere,
+            accuracy=self._accuracy(test, here),
+            compared={item: found[1] for item, found in past if found is not None},
+            default_tolerance=conditions.tolerance,
+            alpha=conditions.alpha,
+            power=conditions.power,
+        )
+        gates = tuple(self._forecast(gate, known) for gate in test.gates)
+        duration_s, longest_s = self._times(test, test.case, gates, here, load_s, asks=test.against in opened)
+        return CasePlan(
+            nodeid=test.nodeid,
+            gates=gates,
+            skipped=lacking
+            and lacking + (" (--inferperf-require-gpu forbids to skip)" if conditions.require_gpu else ""),
+            duration_s=duration_s,
+            longest_s=longest_s,
+            sessions=_sessions(test, test.case.workload) or 1,
+        )
+
+    def _forecast(self, gate: Gate, known: OnFile) -> GateForecast:
+        found = forecast(gate, known)
+        run = self._conditions.against
+        if found.state is Foresight.MISSING and run is not None:
+            step = f"record it where the reference runs: pytest {{nodeid}} --inferperf-json={run.label}"
+            return replace(found, next_step=step)
+        return found
+
+    def _accuracy(self, test: PlannedTest, here: Hardware | None) -> AccuracyEntry | Missing | Unknown | None:
+        """Find the answers that a case is paired with, or those that the reference engine gave when it last was asked."""
+        assert test.case is not None
+        reference = test.against
+        if reference is None or not test.asks_reference:
+            return self._files.accuracy(test.case, test.gates, nodeid=test.nodeid)
+        past = self._past.compared(test.case, reference, here)
+        if past is not None and past[1].accuracy is not None:
+            entry = answers_entry(reference.label, test.case, past[1].accuracy, {})
+            own = past[0].accuracy
+            if own is None or own.is_partial:
+                return entry
+            ours = answers_entry(test.case.engine.precision, test.case, own, {})
+            return replace(entry, scores={**ours.scores, **entry.scores})
+        stored = self._files.accuracy(test.case, test.gates)
+        if isinstance(stored, AccuracyEntry) and reference.spec.served_model_name == test.case.engine.served_model_name:
+            score = stored.scores.get(reference.spec.precision)
+            if score is not None and score.outcomes:
+                return replace(stored, scores={**stored.scores, reference.label: score})
+        return Unknown(reason=f"{reference.label} answers in the run; what its answers can tell is known after it")
+
+    def _times(
+        self,
+        test: PlannedTest,
+        case: Case,
+        gates: Sequence[GateForecast],
+        here: Hardware | None,
+        load_s: float | None,
+        *,
+        asks: bool,
+    ) -> tuple[float | None, float | None]:
+        """Return the expected and the longest duration of a case, seconds; None where it is not known.
+
+        Expected is what an unchanged engine takes: every gate its mean, so that the slowest of a case decides. `asks`:
+        whether the reference engine has to answer the task first.
+        """
+        if case.task is not None:
+            return self._task_times(test, case, case.task, gates, here, load_s, asks=asks)
+        if case.workload is None:
+            return None, None
+        round_s = self._past.round_s(case, here)
+        if round_s is None:
+            return None, None
+        expected = longest = 0.0
+        paired = list(zip(test.gates, gates, strict=True))
+        least = _sessions(test, case.workload)
+        if least:
+            stored = [found for gate, found in paired if isinstance(gate, PerformanceGate) and gate.limit is None]
+            used = max([least, *(found.used for found in stored if found.used is not None)])
+            most = max(least, SESSIONS.cap) if stored else least
+            session_s = round_s * (case.workload.rounds + case.workload.warmup_rounds)
+            expected, longest = (
+                # Every further session is a launch of its own.
+                count * session_s + (count - 1) * (load_s or 0.0)
+                for count in (used, most)
+            )
+        for reference in test.speedups:
+            block_s = self._block_s(case, case.workload, reference, round_s, here, load_s)
+            if block_s is None:
+                return None, None
+            known = [
+                found.used
+                for gate, found in paired
+                if isinstance(gate, SpeedupFloor) and gate.reference == reference and found.used is not None
+            ]
+            first, each = block_s
+            expected += first + max([BLOCKS.looks[0], *known]) * each
+            longest += first + BLOCKS.cap * each
+        return expected, longest if longest > expected else None
+
+    def _block_s(
+        self,
+        case: Case,
+        workload: Workload,
+        reference: ReferenceEngine,
+        round_s: float,
+        here: Hardware | None,
+        load_s: float | None,
+    ) -> tuple[float, float] | None:
+        """Return the seconds before the first block, and those of each block; None where the reference is unknown."""
+        other_load_s = self._past.load_s(reference.spec, here)
+        other_s = self._reference_round_s(case, reference, here)
+        if other_load_s is None or other_s is None:
+            return None
+        both = round_s + other_s
+        if reference.reload:
+            launches = other_load_s + (load_s or 0.0)
+            return 0.0, launches + (workload.warmup_rounds + ROUNDS_PER_BLOCK) * both
+        return other_load_s + workload.warmup_rounds * both, ROUNDS_PER_BLOCK * both
+
+    def _reference_round_s(self, case: Case, reference: ReferenceEngine, here: Hardware | None) -> float | None:
+        found = self._past.compared(case, reference, here)
+        rounds = [item.duration_s for block in found[1].blocks for item in block.reference] if found is not None else []
+        return fmean(rounds) if rounds else self._past.round_s(replace(case, engine=reference.spec), here)
+
+    def _task_times(
+        self,
+        test: PlannedTest,
+        case: Case,
+        task: Task,
+        gates: Sequence[GateForecast],
+        here: Hardware | None,
+        load_s: float | None,
+        *,
+        asks: bool,
+    ) -> tuple[float | None, float | None]:
+        whole_s = self._past.evaluation_s(case, here)
+        if whole_s is None:
+            return None, None
+        # A gate of which nothing is known decides nothing before every question is asked.
+        shares = [1.0 if found.used is None else found.used for found in gates] if task.early_stop else []
+        expected = whole_s * max(shares, default=1.0)
+        longest = whole_s
+        reference = test.against
+        if reference is not None and asks:
+            other_s = self._reference_answers_s(case, reference, here)
+            if other_s is None:
+                return None, None
+            if reference.reload:
+                other_s += load_s or 0.0
+            expected, longest = expected + other_s, longest + other_s
+        return expected, longest if longest > expected else None
+
+    def _reference_answers_s(self, case: Case, reference: ReferenceEngine, here: Hardware | None) -> float | None:
+        """Return the seconds of loading the reference engine and asking it every question."""
+        load_s = self._past.load_s(reference.spec, here)
+        found = self._past.compared(case, reference, here)
+        asked = found[1].accuracy if found is not None else None
+        whole_s = (
+            asked.duration_s
+            if asked is not None
+            else self._past.evaluation_s(replace(case, engine=reference.spec), here)
+        )
+        return None if load_s is None or whole_s is None else load_s + whole_s
+
+
+def _engine_name(spec: EngineSpec) -> str:
+    return f"{spec.precision} {spec.served_model_name}"
+
+
+def _sessions(test: PlannedTest, workload: Workload | None) -> int:
+    """Return the sessions that are run whatever they say; 0 for a task, and where speedup gates alone measure blocks."""
+    kinds = {type(gate) for gate in test.gates}
+    if workload is None or (SpeedupFloor in kinds and PerformanceGate not in kinds):
+        return 0
+    return max(1, workload.sessions)
 
 
 def _machine(spec: EngineSpec, gpus: tuple[Gpu, ...]) -> Hardware:
     return Hardware(name=gpus[0].name, count=spec.world_size, kind="gpu") if gpus else cpu_hardware()
 
 
-def _checkpoint(spec: EngineSpec, cache_dir: Path | None, *, by_hook: bool) -> tuple[str, str]:
+def _checkpoint(spec: EngineSpec, cache_dir: Path | None, *, by_hook: bool, backend: bool = True) -> tuple[str, str]:
     """Say where the checkpoint comes from, and what keeps the engine from being opened; "" for nothing."""
     if by_hook:
         return "left to pytest_inferperf_make_engine (a hook of the project or a plugin)", ""
     problems = []
     text = ""
     try:
-        resolve_backend(spec.backend)
+        if backend:
+            resolve_backend(spec.backend)
     except InferperfError as error:
         problems.append(str(error))
     try:
@@ -153,37 +387,38 @@ def _checkpoint(spec: EngineSpec, cache_dir: Path | None, *, by_hook: bool) -> t
     return text, "\n".join(problems)
 
 
-def _gpus(spec: EngineSpec, tests: Sequence[PlannedTest], gpus: tuple[Gpu, ...], *, by_hook: bool) -> str:
-    """Say which GPUs the engine and its tests need, beside those that were found."""
+def _native_sm(spec: EngineSpec) -> int:
+    """Return the SM version from which an engine's format is native; 0 for plain weights."""
     quant = QUANTIZATIONS.get(spec.quant)
-    native = max(quant.min_sm if quant is not None else 0, KV_CACHE_DTYPES[spec.kv_cache_dtype].min_sm)
+    return max(quant.min_sm if quant is not None else 0, KV_CACHE_DTYPES[spec.kv_cache_dtype].min_sm)
+
+
+def _gpus(
+    spec: EngineSpec,
+    tests: Sequence[PlannedTest],
+    references: Sequence[ReferenceEngine],
+    gpus: tuple[Gpu, ...],
+    *,
+    by_hook: bool,
+) -> str:
+    """Say which GPUs the engine and its tests need, beside those that were found."""
+    specs = list(dict.fromkeys([spec, *(item.spec for item in references)]))
+    native = _native_sm(spec)
     fast = f"; {spec.precision} is native from SM {native} on" if spec.precision != "BF16" and native else ""
     try:
         on_gpu = not by_hook and resolve_backend(spec.backend).needs_gpu
     except InferperfError:
         on_gpu = False
     wanted = [test.need for test in tests if test.need is not None]
-    if not (on_gpu or wanted or spec.world_size > 1):
+    if not (on_gpu or wanted or any(item.world_size > 1 for item in specs)):
         return f"none needed{fast}"
+    # Engines that are held at once share the GPUs.
     need = GpuRequirement(
-        sm=max([native if on_gpu else 0, *(item.sm for item in wanted)]),
-        count=max([spec.world_size, *(item.count for item in wanted)]),
+        sm=max([0, *map(_native_sm, specs if on_gpu else ()), *(item.sm for item in wanted)]),
+        count=max([*(item.world_size for item in specs), *(item.count for item in wanted)]),
         memory_gib=max([0.0, *(item.memory_gib for item in wanted)]),
     )
     return f"{need_words(need)}; found {gpu_words(gpus)}{fast if need.sm < native else ''}"
-
-
-def _times(
-    case: Case, gates: Sequence[Gate], past: Past, here: Hardware | None, load_s: float | None
-) -> tuple[float | None, float | None]:
-    """Return the expected and the longest duration of a case, seconds; None where it is not known."""
-    session_s = past.session_s(case, here)
-    if session_s is None:
-        return past.evaluation_s(case, here), None
-    compared = any(isinstance(gate, PerformanceGate) and gate.limit is None for gate in gates)
-    # Every further session is a launch of its own.
-    longest_s = SESSIONS.cap * session_s + (SESSIONS.cap - 1) * (load_s or 0.0)
-    return EXPECTED_SESSIONS * session_s, longest_s if compared else None
 
 
 class _Files:
@@ -192,10 +427,14 @@ class _Files:
     def __init__(self, conditions: Conditions) -> None:
         self._root = conditions.baselines
         self._past = conditions.past
+        self._run = conditions.against
+        self._run_past = Past([conditions.against.file]) if conditions.against is not None else Past()
         self._performance: dict[Path, PerformanceFile | Unknown | None] = {}
         self._accuracy: dict[Path, AccuracyFile | Unknown | None] = {}
 
-    def performance(self, case: Case, here: Hardware | None) -> tuple[PerformanceEntry | Missing | Unknown | None, str]:
+    def performance(
+        self, case: Case, here: Hardware | None, *, nodeid: str = ""
+    ) -> tuple[PerformanceEntry | Missing | Unknown | None, str]:
         """Find the entry of a case for the hardware it will run on, and name that hardware where it is not `here`.
 
         Without `here` (a hook brings the engine, or the test will not run on this machine) the hardware is that of the
@@ -203,13 +442,17 @@ class _Files:
         """
         if case.workload is None:
             return None, ""
+        if self._run is not None:
+            there = here or self._past.hardware(case) or self._run_past.hardware(case) or cpu_hardware()
+            found = self._run.performance(case, there, nodeid=nodeid)
+            return found, "" if there == here or isinstance(found, Missing) else _words(there)
         key = performance_key(case)
         last = self._past.hardware(case)
         wanted = here or last
         if wanted is not None:
-            found = self._entry(case, wanted)
-            if isinstance(found, PerformanceEntry | Unknown):
-                return found, "" if wanted == here else _words(wanted)
+            entry = self._entry(case, wanted)
+            if isinstance(entry, PerformanceEntry | Unknown):
+                return entry, "" if wanted == here else _words(wanted)
         others, broken = self._stored(case)
         if here is None and others:
             return others[0][1], _words(others[0][0])
@@ -220,8 +463,8 @@ class _Files:
             return Missing(path=folder, key=key, reason="no entry for any hardware"), ""
         path = performance_path(self._root, wanted, case)
         lack = "no such entry" if self._performance.get(path) is not None else "no such file"
-        there = f" (there is one for {', '.join(_words(item) for item, _ in others)})" if others else ""
-        return Missing(path=shown_path(self._root, path), key=key, reason=lack + there), ""
+        others_words = f" (there is one for {', '.join(_words(item) for item, _ in others)})" if others else ""
+        return Missing(path=shown_path(self._root, path), key=key, reason=lack + others_words), ""
 
     def _entry(self, case: Case, hardware: Hardware) -> PerformanceEntry | Unknown | None:
         try:
@@ -253,10 +496,16 @@ class _Files:
                     entries.append((file.hardware, entry))
         return entries, broken
 
-    def accuracy(self, case: Case, gates: Sequence[Gate]) -> AccuracyEntry | Missing | Unknown | None:
+    def accuracy(
+        self, case: Case, gates: Sequence[Gate], *, nodeid: str = ""
+    ) -> AccuracyEntry | Missing | Unknown | None:
         """Find the entry of a case's task, also where its metric is known only once lm-eval has loaded the task."""
         if case.task is None:
             return None
+        metrics = {gate.metric for gate in gates if isinstance(gate, AccuracyLossCeiling | AccuracyFloor)} - {None}
+        metric = next(iter(metrics), None) or self._past.metric(case)
+        if self._run is not None:
+            return self._run.accuracy(case, metric or self._run_past.metric(case) or "METRIC", nodeid=nodeid)
         try:
             path = accuracy_path(self._root, case)
             if path not in self._accuracy:
@@ -268,8 +517,6 @@ class _Files:
             return file
         shown = shown_path(self._root, path)
         entries = list(file.tasks.values()) if file is not None else []
-        metrics = {gate.metric for gate in gates if isinstance(gate, AccuracyLossCeiling | AccuracyFloor)} - {None}
-        metric = next(iter(metrics), None) or self._past.metric(case)
         if metric is not None:
             key = accuracy_key(case, metric)
             found = file.tasks.get(key) if file is not None else None

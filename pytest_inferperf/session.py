@@ -104,6 +104,12 @@ def plan_report(config: pytest.Config, tests: Sequence[PlannedTest]) -> list[str
     from pytest_inferperf.report.plan import plan_lines
 
     settings = state_of(config).settings
+    run = settings.against_run
+    past, past_shown = Past(), ""
+    if settings.past is not None:
+        past, past_shown = read_past(settings.past), str(settings.past)
+    elif run is not None:
+        past, past_shown = Past([run.file]), run.label
     conditions = Conditions(
         baselines=settings.baselines,
         cache_dir=settings.cache_dir,
@@ -112,8 +118,10 @@ def plan_report(config: pytest.Config, tests: Sequence[PlannedTest]) -> list[str
         tolerance=settings.tolerance,
         alpha=settings.alpha,
         power=settings.power,
-        past=read_past(settings.past) if settings.past is not None else Past(),
-        past_shown=str(settings.past or ""),
+        past=past,
+        past_shown=past_shown,
+        against=run,
+        against_engine=settings.against.label if settings.against is not None and run is None else "",
     )
     return ["", *plan_lines(make_plan(tests, conditions))]
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from statistics import fmean
 
 from pytest_inferperf.baselines.result_file import ResultFile, read_result_file
 from pytest_inferperf.errors import ResultFileError
-from pytest_inferperf.model.case import Case, EngineSpec
-from pytest_inferperf.model.results import CaseResult, Hardware
+from pytest_inferperf.model.case import Case, EngineSpec, ReferenceEngine
+from pytest_inferperf.model.results import CaseResult, Comparison, Hardware
 
 __all__ = ["Past", "read_past"]
 
@@ -46,23 +47,45 @@ class Past:
 
     def load_s(self, spec: EngineSpec, here: Hardware | None) -> float | None:
         """Return the seconds the engine took to load, on the hardware `here` if it ever was, else anywhere."""
-        found = (item for item in self._results if _engine(item.case.engine) == _engine(spec))
-        return next((item.engine.load_s for item in _preferred(found, here) if item.engine is not None), None)
+        for item in _preferred(self._results, here):
+            if item.engine is not None and _engine(item.case.engine) == _engine(spec):
+                return item.engine.load_s
+            for one in item.comparisons:
+                if _engine(one.reference.spec) == _engine(spec):
+                    return one.engine.load_s
+        return None
 
-    def session_s(self, case: Case, here: Hardware | None) -> float | None:
-        """Return the seconds of one session of the case's workload, its warm-up rounds counted like measured ones."""
-        if case.workload is None:
-            return None
+    def round_s(self, case: Case, here: Hardware | None) -> float | None:
+        """Return the mean seconds of a round of the case's workload, measured alone or in blocks."""
         for item in self._of(case, here):
-            if item.performance is not None:
-                rounds = [one.duration_s for session in item.performance.sessions for one in session.rounds]
-                if rounds:
-                    return sum(rounds) / len(rounds) * (case.workload.rounds + case.workload.warmup_rounds)
+            measured = (
+                [one for session in item.performance.sessions for one in session.rounds] if item.performance else []
+            )
+            rounds = measured or [
+                one for found in item.comparisons for block in found.blocks for one in block.candidate
+            ]
+            if rounds:
+                return fmean(one.duration_s for one in rounds)
         return None
 
     def evaluation_s(self, case: Case, here: Hardware | None) -> float | None:
-        """Return the seconds that the case's task took."""
-        return next((item.accuracy.duration_s for item in self._of(case, here) if item.accuracy is not None), None)
+        """Return the seconds that all questions of the case's task take, also where a past run stopped early."""
+        for item in self._of(case, here):
+            found = item.accuracy
+            if found is not None and found.outcomes:
+                asked = len(found.outcomes) + (found.repeat.questions if found.repeat is not None else 0)
+                return found.duration_s * found.planned / asked
+        return None
+
+    def compared(
+        self, case: Case, reference: ReferenceEngine, here: Hardware | None
+    ) -> tuple[CaseResult, Comparison] | None:
+        """Return the last valid result in which the case was compared with a reference engine; None without one."""
+        for item in self._of(case, here):
+            for one in item.comparisons:
+                if not item.invalid and not one.num_failed_requests and _same(one.reference, reference):
+                    return item, one
+        return None
 
     def _of(self, case: Case, here: Hardware | None) -> Iterator[CaseResult]:
         identity, engine = case.identity(), _engine(case.engine)
@@ -75,6 +98,15 @@ class Past:
 def _engine(spec: EngineSpec) -> tuple[object, ...]:
     """What makes two engines load and run alike; where their weights lie does not."""
     return spec.served_model_name, spec.precision, spec.tp, spec.pp, spec.ep
+
+
+def _same(one: ReferenceEngine, other: ReferenceEngine) -> bool:
+    """Whether two references run alike: the candidate's own options are no part of a case, those of a reference are."""
+    return (_engine(one.spec), one.spec.engine_options, one.python) == (
+        _engine(other.spec),
+        other.spec.engine_options,
+        other.python,
+    )
 
 
 def _preferred(results: Iterable[CaseResult], here: Hardware | None) -> Iterator[CaseResult]:

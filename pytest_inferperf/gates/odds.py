@@ -1,7 +1,7 @@
 """Odds: how often a sequential verdict is FAIL or PASS, by simulation of its looks under a normal model.
 
 Formulas for one look (`power.session_power`) do not know that PASS is asked first, and at every look: of losses below the
-tolerance most pass before they are found. These odds do. They are those of `judge_sessions` and `judge_paired` within the
+tolerance most pass before they are found. These odds do. They are those of `judge_sessions`, `judge_blocks` and `judge_paired` within the
 error of the simulation, about half a percent, and always the same.
 """
 
@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from pytest_inferperf.gates import paired, sessions
-from pytest_inferperf.gates.looks import ALPHA, QUESTIONS, SESSIONS, check_margins
+from pytest_inferperf.gates.looks import ALPHA, BLOCKS, QUESTIONS, SESSIONS, LookSchedule, check_margins
 from pytest_inferperf.gates.power import log_margin, smallest_tolerance_of_questions, t_quantile, z_quantile
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-__all__ = ["Odds", "least", "question_odds", "session_odds"]
+__all__ = ["Odds", "block_odds", "floor_odds", "least", "question_odds", "session_odds"]
 
 PATHS = 4000
 
@@ -39,7 +39,7 @@ class Odds:
     """Share of PASS; the rest is INCONCLUSIVE."""
 
     used: float
-    """Mean sessions or questions until the verdict."""
+    """Mean sessions, blocks or questions until the verdict."""
 
 
 def session_odds(
@@ -83,8 +83,44 @@ def _session_looks(baseline: int, alpha: float) -> tuple[list[Array], list[Array
     return differences, widths
 
 
+def block_odds(
+    *, sd: float, loss: float, tolerance: float, alpha: float = ALPHA, higher_is_better: bool = True
+) -> Odds:
+    """Return the odds of `judge_blocks` at a true relative `loss`, `sd` being that of block differences in logs.
+
+    Raises `ValueError` for a tolerance that is not above 0.
+    """
+    zone = sessions.FREE_ZONE_SHARE * tolerance
+    check_margins(tolerance=tolerance, free_zone=zone)
+    low, high, true = (log_margin(item, higher_is_better=higher_is_better) for item in (zone, tolerance, loss))
+    differences, widths = _block_looks(alpha)
+    return _walk([true + sd * item for item in differences], [sd * item for item in widths], BLOCKS.looks, low, high)
+
+
+@lru_cache(maxsize=8)
+def _block_looks(alpha: float) -> tuple[list[Array], list[Array]]:
+    """Return the differences and half widths of each look, for no loss and a standard deviation of 1."""
+    import numpy as np
+
+    drawn = np.random.default_rng(BLOCKS.cap).standard_normal((PATHS, BLOCKS.cap))
+    schedule = BLOCKS.at(alpha)
+    differences, widths = [], []
+    for count, level in zip(schedule.looks, schedule.levels, strict=True):
+        asked = drawn[:, :count]
+        differences.append(asked.mean(axis=1))
+        widths.append(t_quantile(level, count - 1) * asked.std(axis=1, ddof=1) / math.sqrt(count))
+    return differences, widths
+
+
 def question_odds(
-    *, spread: float, questions: int, loss: float, tolerance: float, alpha: float = ALPHA, binary: bool = True
+    *,
+    spread: float,
+    questions: int,
+    loss: float,
+    tolerance: float,
+    alpha: float = ALPHA,
+    binary: bool = True,
+    looks: LookSchedule = QUESTIONS,
 ) -> Odds:
     """Return the odds of `judge_paired` at a true `loss`, in the score's unit; `spread` as in `power`.
 
@@ -96,7 +132,7 @@ def question_odds(
     zone = paired.FREE_ZONE_SHARE * tolerance
     check_margins(tolerance=tolerance, free_zone=zone)
     variance = max(max(spread, loss) - loss * loss, 0.0) if binary else spread
-    sizes = paired.look_sizes(questions, QUESTIONS.at(alpha))
+    sizes = paired.look_sizes(questions, looks.at(alpha))
     draws = _steps(len(sizes))
     total, before = np.zeros(PATHS), 0
     differences, widths = [], []
@@ -107,6 +143,29 @@ def question_odds(
         differences.append(total / size)
         widths.append(np.full(PATHS, max(floor, z_quantile(level) * math.sqrt(variance / size))))
     return _walk(differences, widths, tuple(size for size, _ in sizes), zone, tolerance)
+
+
+def floor_odds(*, score: float, questions: int, floor: float, alpha: float = ALPHA) -> Odds:
+    """Return the odds of an absolute floor at a true `score`, a share of right answers; its last look leaves none open.
+
+    Raises `ValueError` for no questions, or a score outside 0 to 1.
+    """
+    import numpy as np
+
+    sizes = paired.look_sizes(questions, QUESTIONS.at(alpha))
+    if not 0 <= score <= 1:
+        raise ValueError(f"the score has to be from 0 to 1, not {score}")
+    deviation = math.sqrt(score * (1 - score))
+    draws = _steps(len(sizes))
+    total, before = np.zeros(PATHS), 0
+    differences, widths = [], []
+    for step, (size, level) in enumerate(sizes):
+        total = total + score * (size - before) + deviation * math.sqrt(size - before) * draws[:, step]
+        before = size
+        differences.append(floor - total / size)
+        # All documents answered are compared as they are.
+        widths.append(np.full(PATHS, 0.0 if size == questions else z_quantile(level) * deviation / math.sqrt(size)))
+    return _walk(differences, widths, tuple(size for size, _ in sizes), 0.0, 0.0)
 
 
 @lru_cache(maxsize=8)

@@ -45,6 +45,7 @@ __all__ = [
     "RESOLUTION",
     "Block",
     "SessionsVerdict",
+    "block_differences",
     "doubt_gain",
     "judge_blocks",
     "judge_sessions",
@@ -215,12 +216,7 @@ def judge_blocks(
     Raises `ValueError` for no blocks, a block without rounds on either side, a value or ratio that is not finite and
     above 0, or margins out of order.
     """
-    if not (math.isfinite(ratio) and ratio > 0):
-        raise ValueError(f"the ratio has to be above 0, not {ratio}")
-    reference = _log_means([block.reference for block in blocks], "reference")
-    candidate = _log_means([block.candidate for block in blocks], "candidate")
-    sign = 1.0 if higher_is_better else -1.0
-    differences = [math.log(ratio) + sign * (a - b) for a, b in zip(reference, candidate, strict=True)]
+    differences = block_differences(blocks, higher_is_better=higher_is_better, ratio=ratio)
     schedule = looks.at(alpha)
 
     def resolvable(sd: float) -> float:
@@ -263,6 +259,16 @@ def judge_blocks(
         schedule,
         higher_is_better,
     )
+
+
+def block_differences(blocks: Sequence[Block], *, higher_is_better: bool, ratio: float = 1.0) -> list[float]:
+    """Return the loss of each block against `ratio` times the reference, in logs. Raises `ValueError` as `judge_blocks`."""
+    if not (math.isfinite(ratio) and ratio > 0):
+        raise ValueError(f"the ratio has to be above 0, not {ratio}")
+    reference = _log_means([block.reference for block in blocks], "reference")
+    candidate = _log_means([block.candidate for block in blocks], "candidate")
+    sign = 1.0 if higher_is_better else -1.0
+    return [math.log(ratio) + sign * (a - b) for a, b in zip(reference, candidate, strict=True)]
 
 
 def _verdict(

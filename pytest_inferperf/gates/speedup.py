@@ -12,7 +12,7 @@ from pytest_inferperf.model.gates import SpeedupFloor
 from pytest_inferperf.model.results import Abba, CaseResult, Comparison
 from pytest_inferperf.model.verdicts import GateVerdict, Status
 
-__all__ = ["judge_speedup"]
+__all__ = ["block_values", "judge_speedup", "times_as_good"]
 
 
 def judge_speedup(
@@ -32,7 +32,7 @@ def judge_speedup(
     metric = gate.metric.metric
     tolerance = default_tolerance if gate.tolerance is None else gate.tolerance
     row = partial(GateVerdict, gate=gate.name, unit="x", source=source_of(gate.reference.label), higher_is_better=True)
-    blocks = [_values(item, gate.metric.name) for item in comparison.blocks]
+    blocks = block_values(comparison, gate.metric.name)
     if not blocks or not all(item.reference and item.candidate for item in blocks):
         return row(status=Status.FAIL, reason="was not measured: the workload has no sample of it")
     wrong = [
@@ -49,7 +49,7 @@ def judge_speedup(
     if isinstance(found, Unresolvable):
         return row(status=Status.FAIL, reason=f"cannot be judged: {found.reason}")
     status = Status.INCONCLUSIVE if found.status is Decision.OPEN else Status(found.status.value)
-    times = partial(_times, gate)
+    times = partial(times_as_good, gate)
     limit = times(tolerance)
     if not found.used:
         return row(
@@ -84,6 +84,11 @@ def judge_speedup(
     )
 
 
+def block_values(comparison: Comparison, name: str) -> list[Block]:
+    """Return the values of one metric in each block; an empty side where it was not measured."""
+    return [_values(block, name) for block in comparison.blocks]
+
+
 def _values(block: Abba, name: str) -> Block:
     reference, candidate = (
         tuple(item.metrics[name] for item in rounds if name in item.metrics)
@@ -92,7 +97,7 @@ def _values(block: Abba, name: str) -> Block:
     return Block(reference=reference, candidate=candidate)
 
 
-def _times(gate: SpeedupFloor, loss: float) -> float:
+def times_as_good(gate: SpeedupFloor, loss: float) -> float:
     """Turn a loss against `ratio` times the reference into how many times as good as the reference that is."""
     return gate.ratio * (1 - loss) if gate.metric.metric.higher_is_better else gate.ratio / (1 + loss)
 

@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["CasePlan", "CheckpointOutlook", "EnginePlan", "Foresight", "GateForecast", "Plan"]
+__all__ = ["CasePlan", "CheckpointOutlook", "EnginePlan", "Foresight", "GateForecast", "Plan", "ReferencePlan"]
 
 
 class Foresight(enum.Enum):
@@ -44,6 +44,9 @@ class GateForecast:
     next_step: str = ""
     """The command that would help, `{nodeid}` for the test; "" when there is none."""
 
+    used: float | None = None
+    """Mean sessions, blocks, or share of the questions (0 to 1) until an unchanged engine is decided; None if unknown."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointOutlook:
@@ -71,6 +74,31 @@ class CasePlan:
     longest_s: float | None = None
     """When every look is needed, further launches of the engine included; None where it is never longer or unknown."""
 
+    sessions: int = 1
+    """Sessions that are run whatever they say: more than 1 where the mark asks for them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferencePlan:
+    """An engine that tests compare theirs with in the run: opened for each such test, and closed after it."""
+
+    name: str
+    label: str
+    """What reports call it: `BF16`, `engine_options.use_cache=false`."""
+
+    checkpoint: str
+    reload: bool = False
+    """Whether the two are loaded in turns, instead of held at once."""
+
+    python: str = ""
+    """The interpreter it runs under; "" for the one that runs pytest."""
+
+    problem: str = ""
+    """As in `EnginePlan`."""
+
+    load_s: float | None = None
+    """Of one launch; part of the time of each test that compares. None where no past result knows."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EnginePlan:
@@ -85,6 +113,9 @@ class EnginePlan:
 
     load_s: float | None = None
     """Expected; None where no past result knows."""
+
+    references: tuple[ReferencePlan, ...] = ()
+    """The engines that its tests compare it with."""
 
     @property
     def is_opened(self) -> bool:
@@ -102,3 +133,6 @@ class Plan:
 
     past: str = ""
     """Where the expected times come from; "" where there are no past results."""
+
+    against: str = ""
+    """What stands in for the baselines, and how; "" for the baseline files."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
-from pytest_inferperf.model.plan import CasePlan, EnginePlan, Foresight, GateForecast, Plan
+from pytest_inferperf.model.plan import CasePlan, EnginePlan, Foresight, GateForecast, Plan, ReferencePlan
 from pytest_inferperf.report.lines import plural
 
 __all__ = ["duration", "plan_lines"]
@@ -54,7 +54,7 @@ def plan_lines(plan: Plan) -> list[str]:
             [gate.aim for gate in gates],
         )
     ]
-    lines: list[str] = []
+    lines = [f"against {plan.against}", ""] if plan.against else []
     for engine in plan.engines:
         lines += [*_engine_lines(engine, widths, timed=bool(plan.past)), ""]
     return lines + _totals(plan, gates)
@@ -71,6 +71,8 @@ def _engine_lines(engine: EnginePlan, widths: list[int], *, timed: bool) -> Iter
         yield from _labelled("load", "not opened: no test runs on this machine")
     elif timed:
         yield from _labelled("load", _about(engine.load_s))
+    for reference in engine.references:
+        yield from _labelled("reference", "\n".join(_reference_lines(reference, timed=timed)))
     for case in engine.cases:
         yield f"  {case.nodeid}  {_case_words(case, timed=timed)}".rstrip()
         for gate in case.gates:
@@ -79,6 +81,20 @@ def _engine_lines(engine: EnginePlan, widths: list[int], *, timed: bool) -> Iter
             first, *rest = gate.text.splitlines() or [""]
             yield f"    {row}  {first}".rstrip()
             yield from (f"      {line}" for line in rest)
+
+
+def _reference_lines(reference: ReferencePlan, *, timed: bool) -> Iterator[str]:
+    """Name an engine that others are compared with, and say what it takes to have it."""
+    called = f", called {reference.label}" if reference.label != reference.name.partition(" ")[0] else ""
+    under = f", under {reference.python}" if reference.python else ""
+    held = "loaded in turns with it, never both at once" if reference.reload else "loaded beside it, both held at once"
+    yield f"{reference.name}{called}{under}; {held}"
+    if reference.problem:
+        yield from (f"ERROR {line}" for line in reference.problem.splitlines())
+    if reference.checkpoint:
+        yield f"checkpoint {reference.checkpoint}"
+    if timed:
+        yield f"load {_about(reference.load_s)}"
 
 
 def _labelled(label: str, text: str) -> Iterator[str]:
@@ -93,7 +109,9 @@ def _case_words(case: CasePlan, *, timed: bool) -> str:
     if not case.is_case:
         return "(asserts of its own, no gates)"
     words = [_about(case.duration_s)] if timed else []
-    if case.longest_s is not None:
+    if case.sessions > 1:
+        words.append(f"{case.sessions} sessions or more")
+    if case.longest_s is not None and duration(case.longest_s) != duration(case.duration_s or 0.0):
         words.append(f"{duration(case.longest_s)} if every look is needed")
     return ", ".join(words if case.gates else [*words, "no gates"])
 
@@ -112,12 +130,16 @@ def _totals(plan: Plan, gates: list[GateForecast]) -> list[str]:
     total = "time unknown, no past result" if not known else f"about {duration(sum(known))}"
     if known and unknown:
         total = f"at least {duration(sum(known))} ({unknown} of {len(times)} loads and cases without a past result)"
-    counts = ((len(cases), "case"), (len(plan.engines), "engine"), (len(gates), "gate"))
+    references = {(item.name, item.label, item.reload) for engine in plan.engines for item in engine.references}
+    counts = [(len(cases), "case"), (len(plan.engines), "engine"), (len(gates), "gate")]
+    if references:
+        counts.insert(2, (len(references), "reference engine"))
     by = f", by {plan.past}" if known else " (--inferperf-past=RESULTS.json names one)" if not plan.past else ""
     lines = [f"{', '.join(plural(*item) for item in counts)}: {total}{by}"]
     if len(running) < len(cases):
         lines.append(f"{plural(len(cases) - len(running), 'case')} of them cannot run on this machine")
     broken = sum(bool(engine.problem) for engine in plan.engines)
+    broken += len({item.label for engine in plan.engines for item in engine.references if item.problem})
     if broken:
         lines.append(f"{plural(broken, 'engine')} cannot be opened")
     for state, words in _COUNTED.items():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import cast
+from dataclasses import replace
+from fnmatch import fnmatch
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -20,11 +22,13 @@ from pytest_inferperf.baselines.entries import (
 )
 from pytest_inferperf.gates.forecast import OnFile, Unknown, forecast
 from pytest_inferperf.gates.looks import Unresolvable
+from pytest_inferperf.gates.odds import block_odds, floor_odds, question_odds, session_odds
 from pytest_inferperf.gates.sessions import judge_sessions
-from pytest_inferperf.model.case import Case, EngineSpec, Task, Workload
-from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, Gate, PerformanceGate
+from pytest_inferperf.model.case import Case, EngineSpec, ReferenceEngine, Task, Workload
+from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, Gate, PerformanceGate, SpeedupFloor
 from pytest_inferperf.model.metrics import parse_metric
 from pytest_inferperf.model.plan import Foresight
+from pytest_inferperf.model.results import Abba, Comparison, EngineInfo, Hardware, Repeat, Round
 
 ENGINE = EngineSpec(model="/m", served_model_name="m", quant="NVFP4")
 SPEED = Case(engine=ENGINE, workload=Workload(isl=8, osl=8))
@@ -210,7 +214,7 @@ def test_flips_on_file() -> None:
     reference = binary(3000, 4000)
     found = forecast(CEILING, answers(reference, flipped(reference, 50)))
     assert found.text == (
-        "4000 questions, 2 % flips on file: finds 1.9 points with 90 % power; an unchanged engine passes after 1013"
+        "4000 questions, 2 % flips on file: finds 1.9 points with 90 % power; an unchanged engine passes after 1624"
     )
 
 
@@ -312,10 +316,190 @@ def test_accuracy_floor() -> None:
     assert found.text == "absolute limit: no baseline; a score of 400 questions has a standard error of 2.5 points"
 
 
-def test_a_kind_of_gate_without_a_row() -> None:
-    @dataclass(frozen=True)
-    class Other:
-        name: str = "speedup over BF16"
+def test_every_kind_of_gate_has_a_row() -> None:
+    reference = ReferenceEngine(label="BF16", spec=replace(ENGINE, quant="BF16"))
+    made: dict[type, Gate] = {
+        PerformanceGate: FLOOR,
+        SpeedupFloor: SpeedupFloor(metric=FLOOR.metric, reference=reference),
+        AccuracyLossCeiling: CEILING,
+        AccuracyFloor: AccuracyFloor(points=50.0),
+    }
+    assert set(made) == set(get_args(Gate))
+    for gate in made.values():
+        assert forecast(gate, OnFile(case=SPEED)).gate in (gate.name, "accuracy loss vs BF16")
 
-    found = forecast(cast("Gate", Other()), OnFile(case=SPEED))
-    assert (found.state, found.text) == (Foresight.UNKNOWN, "measured in the run itself")
+
+# Speedups.
+
+OVER = SpeedupFloor(
+    metric=parse_metric("output_throughput"),
+    reference=ReferenceEngine(label="BF16", spec=replace(ENGINE, quant="BF16")),
+    tolerance=0.03,
+)
+
+
+def beside(*differences: float, metric: str = "output_throughput") -> OnFile:
+    """A past run whose blocks show these relative gains of the candidate, in logs."""
+
+    def rounds(value: float) -> tuple[Round, ...]:
+        one = Round(
+            duration_s=1.0,
+            num_requests=1,
+            num_failed_requests=0,
+            input_tokens=8,
+            output_tokens=8,
+            metrics={metric: value},
+        )
+        return (one, one)
+
+    engine = EngineInfo(
+        backend="b",
+        hardware=Hardware(name="CPU", count=1, kind="cpu"),
+        quant_algo=None,
+        kv_cache_quant_algo=None,
+        compute_dtype="float32",
+        simulated=False,
+        max_model_len=64,
+        checkpoint="/m",
+        checkpoint_hash="0",
+    )
+    blocks = tuple(Abba(reference=rounds(100.0), candidate=rounds(100 * math.exp(item))) for item in differences)
+    return OnFile(
+        case=SPEED,
+        compared={OVER.reference: Comparison(reference=OVER.reference, engine=engine, blocks=blocks)},
+    )
+
+
+def blocks(sd: float, count: int, gain: float = 0.0) -> OnFile:
+    values = np.linspace(-1, 1, count)
+    return beside(*(values / values.std(ddof=1) * sd + gain).tolist())
+
+
+def test_a_speedup_before_its_first_run() -> None:
+    found = forecast(OVER, OnFile(case=SPEED))
+    assert (found.gate, found.aim, found.state, found.used) == (
+        "output_throughput vs BF16",
+        "tolerance 3 %",
+        Foresight.UNKNOWN,
+        None,
+    )
+    assert found.text == "interleaved in up to 10 blocks: how far they vary is known after the first run"
+
+
+@pytest.mark.parametrize(
+    ("known", "text"),
+    [
+        (beside(0.0, 0.01), "the past run has 2 blocks of output_throughput, too few to say more"),
+        (
+            beside(0.0, 0.0, 0.0, metric="tpot_ms"),
+            "the past run has 0 blocks of output_throughput, too few to say more",
+        ),
+        (beside(0.0, 0.0, math.inf), "the past run is of no use (candidate session 3 measured inf: *)"),
+    ],
+)
+def test_past_blocks_that_say_nothing(known: OnFile, text: str) -> None:
+    found = forecast(OVER, known)
+    assert found.state is Foresight.UNKNOWN
+    assert fnmatch(found.text, f"interleaved in up to 10 blocks: {text}")
+
+
+def test_past_blocks_say_what_a_speedup_can_find() -> None:
+    found = forecast(OVER, blocks(0.01, 5))
+    assert found.state is Foresight.ABLE
+    assert found.text == (
+        "interleaved in up to 10 blocks, 5 on file, sd 1 %: finds 2.6 % with 90 % power; 1 x, as on file, passes after 3.9; "
+        "could hold 1.5 %"
+    )
+    odds = block_odds(sd=0.01, loss=0.0, tolerance=0.03)
+    assert found.used == pytest.approx(odds.used, abs=0.05)
+
+
+def test_an_engine_far_above_its_ratio_takes_the_fewest_blocks() -> None:
+    found = forecast(replace(OVER, ratio=1.5), blocks(0.01, 3, gain=math.log(1.8)))
+    assert found.aim == "1.5 x, tolerance 3 %"
+    assert "; 1.8 x, as on file, passes after 3.0" in found.text
+    assert found.used == pytest.approx(3.0, abs=0.01)
+
+
+def test_blocks_that_vary_too_much_say_what_they_hold() -> None:
+    found = forecast(OVER, blocks(0.05, 10))
+    assert found.state is Foresight.WEAK
+    assert "1 x, as on file, passes in " in found.text
+    held = re.search(r"such blocks hold ([\d.]+) %$", found.text)
+    assert held is not None
+    able = forecast(replace(OVER, tolerance=float(held[1]) / 100 + 0.002), blocks(0.05, 10))
+    assert able.state is Foresight.ABLE
+
+
+def test_a_speedup_takes_the_default_tolerance_and_the_direction_of_its_metric() -> None:
+    lower = replace(OVER, tolerance=None, metric=parse_metric("ttft_ms.p50"))
+    found = forecast(lower, replace(beside(*[0.05, 0.06, 0.055], metric="ttft_ms.p50"), default_tolerance=0.04))
+    assert found.aim == "tolerance 4 %"
+    assert "0.946 x, as on file, passes in 0 % of runs" in found.text
+
+
+# What an unchanged engine takes.
+
+
+def test_used_of_sessions() -> None:
+    known = speeds(*spread(0.02, 10))
+    odds = session_odds(sd=0.02, baseline_sessions=10, loss=0.0, tolerance=0.05)
+    assert forecast(FLOOR, known).used == pytest.approx(odds.used)
+    assert forecast(FLOOR, speeds(*spread(0.01, 3))).used == 1.0
+    assert forecast(FLOOR, OnFile(case=SPEED)).used is None
+
+
+def test_used_of_questions_is_that_of_the_answers_on_file() -> None:
+    """A candidate that lost 1.5 points when it was recorded loses them again: it takes longer than one without loss."""
+    reference = binary(3000, 4000)
+    worse = [0.0] * 60 + reference[60:]
+    found = forecast(CEILING, answers(reference, worse))
+    odds = question_odds(spread=0.015, questions=4000, loss=0.015, tolerance=0.02)
+    assert found.used == pytest.approx(odds.used / 4000)
+    assert odds.passes < 0.9
+    assert f"an unchanged engine passes in {100 * odds.passes:.3g} % of runs" in found.text
+
+
+def test_without_early_stop_every_question_is_asked_and_judged_once() -> None:
+    known = answers(binary(900, 1319))
+    once = replace(known, case=replace(SUMS, task=Task(name="sums", early_stop=False)))
+    found = forecast(CEILING, once)
+    assert found.used == 1.0
+    assert "finds 2.8 points" in found.text
+    assert "finds 2.9 points" in forecast(CEILING, known).text
+
+
+def test_used_of_a_floor() -> None:
+    known = answers(binary(5, 400), binary(300, 400))
+    odds = floor_odds(score=0.75, questions=400, floor=0.5)
+    assert forecast(AccuracyFloor(points=50.0), known).used == pytest.approx(odds.used / 400)
+    grouped = replace(known, case=replace(SUMS, task=Task(name="sums", group_by="passage")))
+    assert forecast(AccuracyFloor(points=50.0), grouped).used is None
+    assert forecast(AccuracyFloor(points=50.0), OnFile(case=SUMS)).used is None
+
+
+# A/A flips.
+
+
+def repeated(flips: int, quant: str) -> OnFile:
+    known = answers(binary(3000, 4000))
+    assert isinstance(known.accuracy, AccuracyEntry)
+    score = replace(known.accuracy.scores["BF16"], repeat=Repeat(questions=1000, flips=flips))
+    return replace(
+        known,
+        accuracy=replace(known.accuracy, scores={"BF16": score}),
+        case=replace(SUMS, engine=replace(ENGINE, quant=quant)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("flips", "quant", "text"),
+    [
+        (7, "BF16", "0.7 % A/A flips on file"),
+        (7, "NVFP4", "5 % flips assumed"),
+        (80, "NVFP4", "8 % A/A flips on file"),
+    ],
+)
+def test_a_a_flips(flips: int, quant: str, text: str) -> None:
+    """The reference itself flips as it did when asked twice; another engine flips no less."""
+    assert forecast(CEILING, repeated(flips, quant)).text.startswith(f"4000 questions, {text}: ")

@@ -7,10 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from pytest_inferperf.gates.looks import Decision, Unresolvable
-from pytest_inferperf.gates.odds import least, question_odds, session_odds
-from pytest_inferperf.gates.paired import judge_paired
-from pytest_inferperf.gates.sessions import judge_sessions
+from pytest_inferperf.gates.asking import asking_looks
+from pytest_inferperf.gates.looks import QUESTIONS, Decision, Unresolvable, single_look
+from pytest_inferperf.gates.odds import block_odds, floor_odds, least, question_odds, session_odds
+from pytest_inferperf.gates.paired import binomial_bounds, judge_paired, look_sizes
+from pytest_inferperf.gates.sessions import Block, judge_blocks, judge_sessions
 
 REPEATS = 600
 ROOM = 4 * math.sqrt(0.25 / REPEATS)
@@ -39,6 +40,59 @@ def test_sessions(sd: float, loss: float, higher: bool) -> None:
     assert np.mean([item.status is Decision.FAIL for item in found]) == pytest.approx(odds.fails, abs=ROOM)
     assert np.mean([item.status is Decision.PASS for item in found]) == pytest.approx(odds.passes, abs=ROOM)
     assert np.mean([item.used for item in found]) == pytest.approx(odds.used, abs=0.3)
+
+
+@pytest.mark.parametrize("higher", [True, False])
+@pytest.mark.parametrize(("sd", "loss"), [(0.01, 0.0), (0.01, 0.03), (0.03, 0.03), (0.03, -0.1)])
+def test_blocks(sd: float, loss: float, higher: bool) -> None:
+    generator = np.random.default_rng(13)
+    shift = math.log1p(-loss) if higher else math.log1p(loss)
+    found = []
+    for _ in range(REPEATS):
+        new = np.exp(generator.normal(shift, sd, 10))
+        verdict = judge_blocks(
+            [Block(reference=(1.0,), candidate=(value,)) for value in new.tolist()],
+            higher_is_better=higher,
+            tolerance=0.03,
+        )
+        assert not isinstance(verdict, Unresolvable)
+        found.append(verdict)
+    odds = block_odds(sd=sd, loss=loss, tolerance=0.03, higher_is_better=higher)
+    assert np.mean([item.status is Decision.FAIL for item in found]) == pytest.approx(odds.fails, abs=ROOM)
+    assert np.mean([item.status is Decision.PASS for item in found]) == pytest.approx(odds.passes, abs=ROOM)
+    assert np.mean([item.used for item in found]) == pytest.approx(odds.used, abs=0.4)
+
+
+@pytest.mark.parametrize(("score", "floor"), [(0.6, 0.55), (0.6, 0.59), (0.6, 0.62), (0.6, 0.7)])
+def test_floors(score: float, floor: float) -> None:
+    """Clopper-Pearson bounds at every look but the last, which compares the score itself."""
+    generator = np.random.default_rng(14)
+    looks = asking_looks(1000)
+    levels = [level for _, level in look_sizes(1000)]
+    passes, used = 0, 0
+    for _ in range(REPEATS):
+        right = np.cumsum(generator.random(1000) < score)
+        for size, level in zip(looks, levels, strict=True):
+            share = right[size - 1] / size
+            low, high = binomial_bounds(int(right[size - 1]), size, level) if size < 1000 else (share, share)
+            if low >= floor or high < floor:
+                passes, used = passes + (low >= floor), used + size
+                break
+    odds = floor_odds(score=score, questions=1000, floor=floor)
+    assert passes / REPEATS == pytest.approx(odds.passes, abs=ROOM)
+    assert odds.passes + odds.fails == pytest.approx(1, abs=0.01)
+    assert used / REPEATS == pytest.approx(odds.used, rel=0.06)
+
+
+def test_answers_that_are_judged_once() -> None:
+    """One look at all of alpha: no question is saved, and a loss of the tolerance is found more often."""
+    once = single_look(QUESTIONS.unit, QUESTIONS.cap)
+    whole = question_odds(spread=0.05, questions=3000, loss=0.02, tolerance=0.02, looks=once)
+    looks = question_odds(spread=0.05, questions=3000, loss=0.02, tolerance=0.02)
+    assert whole.used == 3000
+    assert looks.used < 3000
+    assert whole.passes == pytest.approx(0.05, abs=0.01)
+    assert whole.fails > looks.fails
 
 
 @pytest.mark.parametrize("loss", [0.0, 0.01, 0.02, 0.04])
@@ -96,3 +150,10 @@ def test_a_tolerance_of_nothing() -> None:
         session_odds(sd=0.01, baseline_sessions=10, loss=0.0, tolerance=0.0)
     with pytest.raises(ValueError, match="questions has to be above 0"):
         question_odds(spread=0.05, questions=0, loss=0.0, tolerance=0.01)
+    with pytest.raises(ValueError, match="tolerance has to be above 0"):
+        block_odds(sd=0.01, loss=0.0, tolerance=0.0)
+
+
+def test_a_score_that_is_no_share() -> None:
+    with pytest.raises(ValueError, match="score has to be from 0 to 1, not 12"):
+        floor_odds(score=12.0, questions=100, floor=0.5)

@@ -176,6 +176,133 @@ def test_no_accuracy_baseline(project: Project) -> None:
     )
 
 
+# Other engines, and other runs.
+
+
+def test_a_speedup_and_its_reference_engine(project: Project) -> None:
+    """Before the first run nothing is known of its blocks; after it they say what the gate can find, and how long."""
+    project.engine(tpot_ms=5, by={"BF16": {"tpot_ms": 10}}, noise=0.004)
+    project.test(PERFORMANCE, 'speedup_floor("output_throughput_per_user", over="BF16", ratio=1.5, reload=True)')
+    before = project.run("--inferperf-plan")
+    before.stdout.fnmatch_lines(
+        [
+            "engine NVFP4 tiny-llama",
+            "  reference   BF16 tiny-llama; loaded in turns with it, never both at once",
+            "              checkpoint left to pytest_inferperf_make_engine (a hook of the project or a plugin)",
+            f"  {NODE}",
+            "    ?  output_throughput_per_user vs BF16  1.5 x, tolerance 5 %  interleaved in up to 10 blocks: how far they "
+            "vary is known after the first run",
+            "1 case, 1 engine, 1 reference engine, 1 gate: *",
+        ]
+    )
+    assert project.engines() == []
+    project.run("--inferperf-json=r.json").assert_outcomes(passed=1)
+    (project.path / "engines.log").unlink()
+    after = project.run("--inferperf-plan", "--inferperf-past=r.json")
+    after.stdout.fnmatch_lines(
+        [
+            "              load about 1 s",
+            f"  {NODE}  about 1 s",
+            "    ok  * interleaved in up to 10 blocks, 3 on file, sd 0.* %: finds * % with 90 % power; 2* x, as on file, "
+            "passes after 3.0*",
+        ]
+    )
+    assert project.engines() == []
+
+
+def test_against_an_engine(project: Project) -> None:
+    project.test(PERFORMANCE, FLOOR, "throughput_floor(output_throughput_per_user=20)", name="test_a")
+    project.test(TASK, LOSS, body="inferperf.evaluate()", name="test_b")
+    against = ("--inferperf-against=quant=BF16", "--inferperf-json=r.json")
+    result = project.run("--inferperf-plan", *against)
+    result.stdout.fnmatch_lines(
+        [
+            "against quant=BF16: runs, and answers, in this run; no baseline is read",
+            "  reference   BF16 tiny-llama, called quant=BF16; loaded beside it, both held at once",
+            "    ?   output_throughput_per_user vs quant=BF16  tolerance 5 %  *interleaved in up to 10 blocks: *",
+            "    ok  output_throughput_per_user                limit 20 tok/s/user *",
+            "    ?   accuracy loss vs quant=BF16 * quant=BF16 answers in the run; *",
+        ]
+    )
+    result.stdout.no_fnmatch_line("*MISSING*")
+    project.engine(right={"BF16": 900, "NVFP4": 890})
+    project.run(*against)
+    (project.path / "engines.log").unlink()
+    after = project.run("--inferperf-plan", *against)
+    after.stdout.fnmatch_lines(
+        [
+            "    *  output_throughput_per_user vs quant=BF16  *, 3 on file, sd *",
+            "    *  exact_match loss vs quant=BF16  *1000 questions, * flips * points with 90 % power*",
+        ]
+    )
+    assert project.engines() == []
+
+
+def test_against_stored_answers_of_the_engine(project: Project) -> None:
+    """Answers on file stand for those that the reference will give: nothing is missing."""
+    project.test(TASK.replace("NVFP4", "BF16"), LOSS, body="inferperf.evaluate()")
+    project.run("--inferperf-update=new")
+    project.test(TASK, LOSS, body="inferperf.evaluate()")
+    result = project.run("--inferperf-plan", "--inferperf-against=quant=BF16")
+    result.stdout.fnmatch_lines(
+        ["    *  exact_match loss vs quant=BF16  *  1000 questions, 5 % flips assumed: finds *"]
+    )
+
+
+def test_against_a_run(project: Project) -> None:
+    """Its sessions are the baseline, and its times the past; what it lacks asks for such a run."""
+    project.engine(round_s=0.2, noise=0.005)
+    project.test(
+        PERFORMANCE.replace("rounds=3", "rounds=1, sessions=6"), "throughput_floor(output_throughput_per_user=1)"
+    )
+    project.run("--inferperf-json=old.json").assert_outcomes(passed=1)
+    project.test(PERFORMANCE.replace("rounds=3", "rounds=1"), FLOOR)
+    result = project.run("--inferperf-plan", "--inferperf-against=old.json")
+    result.stdout.fnmatch_lines(
+        [
+            "against old.json: its sessions and answers stand in for the baselines",
+            f"  {NODE}  about 1 s, 2 s if every look is needed",
+            "    ok  output_throughput_per_user  tolerance 5 %  6 sessions on 2 x Test CPU, sd 0.* %: finds *",
+            "1 case, 1 engine, 1 gate: about 1 s, by old.json",
+        ]
+    )
+    project.test(PERFORMANCE.replace("osl=8", "osl=4"), FLOOR)
+    other = project.run("--inferperf-plan", "--inferperf-against=old.json")
+    other.stdout.fnmatch_lines(
+        [
+            "    MISSING  *  against old.json: no result of this case; key NVFP4-isl16-osl4-c2",
+            "Next: record it where the reference runs: pytest * --inferperf-json=old.json",
+        ]
+    )
+
+
+def test_sessions_of_the_mark(project: Project) -> None:
+    project.test(PERFORMANCE.replace("rounds=3", "sessions=3"), FLOOR)
+    project.run("--inferperf-plan").stdout.fnmatch_lines(["  test_it.py::test_it[[]*]  3 sessions or more"])
+
+
+def test_a_plan_expects_what_the_run_then_takes(project: Project) -> None:
+    """Blocks, sessions and questions of an unchanged engine, and the share of its time."""
+    project.engine(right={"BF16": 900, "NVFP4": 895})
+    loss = LOSS.replace("2.0", "8.0")
+    for quant in ("BF16", "NVFP4"):
+        project.test(TASK.replace("NVFP4", quant), loss, body="inferperf.evaluate()")
+        project.run("--inferperf-update=new")
+    plan = project.run("--inferperf-plan")
+    plan.stdout.fnmatch_lines(["    ok  exact_match loss vs BF16  *; an unchanged engine passes after 250"])
+    project.run().assert_outcomes(passed=1)
+    assert project.asked() == "250"
+
+
+def test_a_a_flips_on_file(project: Project) -> None:
+    """BF16 against its own recording: what it flipped when it was asked twice, 2 of 250, instead of a guess."""
+    project.engine(aa_flips=2)
+    project.test(TASK.replace("NVFP4", "BF16"), LOSS, body="inferperf.evaluate()")
+    project.run("--inferperf-update=new")
+    result = project.run("--inferperf-plan")
+    result.stdout.fnmatch_lines(["    *  exact_match loss vs BF16  *1000 questions, 0.8 % A/A flips on file: finds *"])
+
+
 # Machines.
 
 

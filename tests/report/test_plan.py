@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_inferperf.model.plan import CasePlan, EnginePlan, Foresight, GateForecast, Plan
+from pytest_inferperf.model.plan import CasePlan, EnginePlan, Foresight, GateForecast, Plan, ReferencePlan
 from pytest_inferperf.report.plan import duration, plan_lines
 
 GATES = (
@@ -108,6 +108,51 @@ def test_counts(state: Foresight, one: str, more: str) -> None:
     for gates, expected in (((gate,), one), ((gate, gate), more)):
         case = replace(ENGINE.cases[0], gates=gates)
         assert plan_lines(replace(PLAN, engines=(replace(ENGINE, cases=(case,)),)))[-1] == expected
+
+
+REFERENCES = (
+    ReferencePlan(name="BF16 llama", label="BF16", checkpoint="used in place: /m", load_s=60.0),
+    ReferencePlan(
+        name="NVFP4 llama",
+        label="engine_options.use_cache=false",
+        checkpoint="",
+        reload=True,
+        python="/old/bin/python",
+        problem="model ./nowhere: no such folder",
+    ),
+)
+
+
+def test_reference_engines() -> None:
+    lines = plan_lines(replace(PLAN, engines=(replace(ENGINE, references=REFERENCES),)))
+    assert lines[4:11] == [
+        "  reference   BF16 llama; loaded beside it, both held at once",
+        "              checkpoint used in place: /m",
+        "              load about 60 s",
+        "  reference   NVFP4 llama, called engine_options.use_cache=false, under /old/bin/python; loaded in turns with it, "
+        "never both at once",
+        "              ERROR model ./nowhere: no such folder",
+        "              load no past result",
+        "  t.py::test_speed[a]  about 6 min, 36 min if every look is needed",
+    ]
+    assert "1 case, 1 engine, 2 reference engines, 2 gates: about 7 min, by results.json" in lines
+    assert "1 engine cannot be opened" in lines
+    untimed = plan_lines(replace(PLAN, past="", engines=(replace(ENGINE, references=REFERENCES[:1]),)))
+    assert not any("load about" in line for line in untimed)
+
+
+def test_what_stands_in_for_the_baselines() -> None:
+    assert plan_lines(replace(PLAN, against="old.json: its sessions"))[:2] == ["against old.json: its sessions", ""]
+
+
+def test_sessions_that_the_mark_asks_for() -> None:
+    case = replace(ENGINE.cases[0], sessions=3)
+    lines = plan_lines(replace(PLAN, engines=(replace(ENGINE, cases=(case,)),)))
+    assert "  t.py::test_speed[a]  about 6 min, 3 sessions or more, 36 min if every look is needed" in lines
+    untimed = plan_lines(
+        replace(PLAN, past="", engines=(replace(ENGINE, cases=(replace(case, longest_s=None, duration_s=None),)),))
+    )
+    assert "  t.py::test_speed[a]  3 sessions or more" in untimed
 
 
 def test_a_reason_of_several_lines() -> None:
