@@ -202,8 +202,10 @@ class Inferperf:
         """Run the lm-eval task and keep the outcome of every document asked.
 
         The answers are judged after a quarter, half and three quarters of the documents, and the evaluation ends once
-        every accuracy gate is decided. Where baselines are recorded, every document is asked. Raises `MarkError` when the case has no task or was evaluated before, `TaskError` for a wrong task,
-        `InvalidRun` when the answers cannot be trusted, `EngineError` when the engine fails.
+        every accuracy gate is decided. Where baselines are recorded, every document is asked.
+
+        Raises `MarkError` when the case has no task or was evaluated before, `TaskError` for a wrong task, `InvalidRun`
+        when the answers cannot be trusted, `EngineError` when the engine fails.
         """
         from pytest_inferperf.evaluate.interim import Asking
         from pytest_inferperf.evaluate.run import evaluate

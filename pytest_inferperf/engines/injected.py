@@ -93,10 +93,10 @@ class InjectedEngine(Engine):
 
     def generate(self, requests: Sequence[GenerationRequest], *, concurrency: int) -> list[Generation]:
         """See `Engine.generate`."""
-        start = time.perf_counter()
+        start = self._engine.clock_s()
         answers = self._engine.generate(requests, concurrency=concurrency)
         # A slot answers its requests one after the other, and each of them is late.
-        self._spend(time.perf_counter() - start, turns=math.ceil(len(requests) / max(1, concurrency)))
+        self._spend(self._engine.clock_s() - start, turns=math.ceil(len(requests) / max(1, concurrency)))
         late = [replace(item, token_times_s=tuple(map(self._late, item.token_times_s))) for item in answers]
         return self._spoil(requests, late)
 

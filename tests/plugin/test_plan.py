@@ -202,7 +202,7 @@ def test_a_speedup_and_its_reference_engine(project: Project) -> None:
     after.stdout.fnmatch_lines(
         [
             "              load about 1 s",
-            f"  {NODE}  about 1 s",
+            f"  {NODE}  about 3 s, * if every look is needed",
             "    ok  * interleaved in up to 10 blocks, 3 on file, sd 0.* %: finds * % with 90 % power; 2* x, as on file, "
             "passes after 3.0*",
         ]
@@ -473,7 +473,9 @@ def test_the_embedded_suite_is_planned_without_torch(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        # This run is no xdist worker, whoever started it.
+        env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+        | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,

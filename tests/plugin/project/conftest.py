@@ -80,6 +80,7 @@ class ScriptedEngine(Engine):
         if self.script["build_error"]:
             raise EngineError(self.script["build_error"])
         self.noise = random.Random(spec.precision)
+        self.scripted_s = 0.0
         type(self).can_relaunch = self.script["can_relaunch"]
         self.session = 0
         quant = QUANTIZATIONS.get(spec.quant)
@@ -146,7 +147,13 @@ class ScriptedEngine(Engine):
                     token_times_s=tuple(first + step * position for position in range(tokens)),
                 )
             )
+        if not self.script["round_s"]:
+            self.scripted_s += max((item.token_times_s[-1] for item in answers if item.token_times_s), default=0.0)
         return answers
+
+    def clock_s(self) -> float:
+        """Read a clock on which a round takes as long as its tokens say, where the script gives it no time to sleep."""
+        return time.perf_counter() + self.scripted_s
 
     def answer(self, request: GenerationRequest, right: int, unparseable: int) -> Generation:
         """Answer question N of a task: the first `right` ones with 42, the last `unparseable` ones with nothing."""
