@@ -121,7 +121,7 @@ def read_settings(config: pytest.Config) -> Settings:
         injections=parse_injections(option("inferperf_inject") or ()),
         task_paths=tuple(Path(item) for item in config.getini("inferperf_task_paths")),
         tolerance=_between(config, "inferperf_tolerance", 0, 1),
-        alpha=_between(config, "inferperf_alpha", 0, 0.5),
+        alpha=_between(config, "inferperf_alpha", 1e-12, 0.5),
         limits={limit.ini: _up_to(config, limit) for limit in LIMITS},
         on_inconclusive=_on_inconclusive(config),
         load_timeout_s=_between(config, "inferperf_load_timeout", 0, None),
