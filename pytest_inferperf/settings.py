@@ -268,11 +268,10 @@ def _check_update(settings: Settings, config: pytest.Config) -> None:
             "--inferperf-update in CI records what CI measured, unreviewed. Update from an artifact "
             "instead (inferperf baseline update RESULTS.json), or say so: --inferperf-update-in-ci"
         )
-    from pytest_inferperf.marks.cases import KEYWORDS
+    from pytest_inferperf.model.case import is_experiment
 
     for name, _ in settings.overrides:
-        keyword = KEYWORDS.get(name)
-        if name == "warmup_rounds" or keyword is None or keyword.target == "engine":
+        if is_experiment(name):
             raise SettingsError(
                 f"--inferperf-update does not go with --inferperf-set {name}=…: an override is an experiment, not a "
                 "baseline. Write the value into the mark, or leave one of the two options out."
