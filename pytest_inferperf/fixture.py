@@ -86,6 +86,15 @@ class Inferperf:
             raise MarkError("inferperf.measure(): the case has no workload; give the inferperf mark isl= and osl=.")
         if self._result.performance is not None or self._result.comparisons:
             raise MarkError("inferperf.measure() was called twice; one test measures its workload once.")
+        try:
+            return self._measure(workload)
+        except Exception as error:
+            if self.measured and not self._result.invalid:
+                # A part of what was asked for carries no verdict, also where the body goes on.
+                self._result = replace(self._result, invalid=f"the measurement failed: {error}")
+            raise
+
+    def _measure(self, workload: Workload) -> PerformanceResult:
         speedups = [gate for gate in self.bound.gates if isinstance(gate, SpeedupFloor)]
         if not speedups or any(isinstance(gate, PerformanceGate) for gate in self.bound.gates):
             performance = self._measure_sessions(workload)
