@@ -152,11 +152,13 @@ class Inferperf:
         if not self.engine.can_relaunch or failed_requests(performance):
             return measured
         settings, gates = self._settings, self.bound.gates
+        planned = workload.sessions
         try:
             if settings.update is not None and (
                 settings.update != "new" or lacks_baseline(self._result, gates, root=settings.baselines)
             ):
-                return workload.sessions or RECORDED_SESSIONS
+                planned = workload.sessions or RECORDED_SESSIONS
+            # A run that records is judged too, by the baselines it found.
             look = next_look(
                 self._result,
                 gates,
@@ -169,7 +171,7 @@ class Inferperf:
         except BaselineError:
             # Said when the run is judged, which keeps what was measured.
             look = None
-        return max(look or measured, workload.sessions)
+        return max(look or measured, planned)
 
     def _compare(self, workload: Workload, gates: Sequence[SpeedupFloor]) -> None:
         """Measure blocks against each reference engine while a gate on it is open. Raises like `measure`."""

@@ -94,6 +94,12 @@ def test_further_sessions_only_while_the_verdict_is_open(
     result.stdout.fnmatch_lines([f"  note: output_throughput_per_user: loss * ({count} against 10 stored)"])
 
 
+def test_a_run_that_records_few_sessions_goes_on_while_its_verdict_is_open(recorded: Project) -> None:
+    recorded.engine(session_factors=[0.97, 1.03, 0.2])
+    recorded.run("--inferperf-update=tighten", "--inferperf-set=sessions=1").assert_outcomes(passed=1)
+    assert relaunches(recorded) == 1
+
+
 def test_progress_names_the_session_and_the_most_there_can_be(recorded: Project) -> None:
     recorded.engine(session_factors=[0.97, 1.03])
     recorded.run("--log-level=INFO", "--log-file=progress.log")
