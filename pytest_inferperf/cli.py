@@ -31,6 +31,7 @@ from pytest_inferperf.baselines.write import write_atomic
 from pytest_inferperf.cli_load import add_load_commands
 from pytest_inferperf.errors import InferperfError, ResultFileError, SettingsError, choices
 from pytest_inferperf.gates.sessions import LEAST_BASELINE_SESSIONS, doubt_gain
+from pytest_inferperf.model.case import is_experiment
 from pytest_inferperf.model.metrics import parse_metric
 from pytest_inferperf.model.results import slug
 from pytest_inferperf.report.lines import number, uncalibrated
@@ -50,6 +51,9 @@ _ROOT_HELP = "Root folder of the baselines (default: baselines)"
 _RESULTS_ROOT_HELP = "Root folder of the baselines (default: the one that the results name, else baselines)"
 _ROOT_KEY = "inferperf_baselines"
 """Where the environment of a result file names the root that its run used, relative to pytest's rootdir."""
+
+_SET_KEY = "--inferperf-set "
+"""What precedes, in the environment of a result file, the name of a keyword that its run overrode."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -286,6 +290,12 @@ def _update(arguments: argparse.Namespace) -> int:
             f" --mode {arguments.mode} never records a worse value."
         )
     results = read_result_file(arguments.results)
+    overrides = [key.removeprefix(_SET_KEY) for key in results.environment if key.startswith(_SET_KEY)]
+    for name in filter(is_experiment, overrides):
+        raise SettingsError(
+            f"{arguments.results}: measured with {_SET_KEY}{name}={results.environment[_SET_KEY + name]}; an override is an "
+            "experiment, not a baseline. Write the value into the mark, and repeat the run without the option."
+        )
     plan, written = update(
         _root(arguments, results),
         results.records,

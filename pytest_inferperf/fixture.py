@@ -86,6 +86,15 @@ class Inferperf:
             raise MarkError("inferperf.measure(): the case has no workload; give the inferperf mark isl= and osl=.")
         if self._result.performance is not None or self._result.comparisons:
             raise MarkError("inferperf.measure() was called twice; one test measures its workload once.")
+        try:
+            return self._measure(workload)
+        except Exception as error:
+            if self.measured and not self._result.invalid:
+                # A part of what was asked for carries no verdict, also where the body goes on.
+                self._result = replace(self._result, invalid=f"the measurement failed: {error}")
+            raise
+
+    def _measure(self, workload: Workload) -> PerformanceResult:
         speedups = [gate for gate in self.bound.gates if isinstance(gate, SpeedupFloor)]
         if not speedups or any(isinstance(gate, PerformanceGate) for gate in self.bound.gates):
             performance = self._measure_sessions(workload)
@@ -143,11 +152,13 @@ class Inferperf:
         if not self.engine.can_relaunch or failed_requests(performance):
             return measured
         settings, gates = self._settings, self.bound.gates
+        planned = workload.sessions
         try:
             if settings.update is not None and (
                 settings.update != "new" or lacks_baseline(self._result, gates, root=settings.baselines)
             ):
-                return workload.sessions or RECORDED_SESSIONS
+                planned = workload.sessions or RECORDED_SESSIONS
+            # A run that records is judged too, by the baselines it found.
             look = next_look(
                 self._result,
                 gates,
@@ -160,7 +171,7 @@ class Inferperf:
         except BaselineError:
             # Said when the run is judged, which keeps what was measured.
             look = None
-        return max(look or measured, workload.sessions)
+        return max(look or measured, planned)
 
     def _compare(self, workload: Workload, gates: Sequence[SpeedupFloor]) -> None:
         """Measure blocks against each reference engine while a gate on it is open. Raises like `measure`."""

@@ -12,6 +12,7 @@ from pytest_inferperf.baselines.changes import measured_metrics
 from pytest_inferperf.baselines.entries import AccuracyEntry, Missing, source_of
 from pytest_inferperf.baselines.store import lookup_accuracy, lookup_performance
 from pytest_inferperf.gates.judge import Baselines, judge
+from pytest_inferperf.model.case import Case
 from pytest_inferperf.model.gates import Gate, PerformanceGate
 from pytest_inferperf.model.results import CaseResult
 from pytest_inferperf.model.verdicts import GateVerdict, Status
@@ -60,7 +61,7 @@ def judge_case(
             accuracy = lookup_accuracy(root, case, metric)
     found = Baselines(performance=performance, accuracy=accuracy, default_tolerance=tolerance, alpha=alpha)
     verdicts = judge(gates, result, found)
-    return verdicts if against is None else tuple(_without_files(verdict, against) for verdict in verdicts)
+    return verdicts if against is None else tuple(_without_files(verdict, against, case) for verdict in verdicts)
 
 
 def next_look(
@@ -103,11 +104,13 @@ def lacks_baseline(result: CaseResult, gates: Sequence[Gate], *, root: Path) -> 
 _RECORD = re.compile(r'--inferperf-update=\w+( --inferperf-reason="…")?')
 
 
-def _without_files(verdict: GateVerdict, against: RunReference) -> GateVerdict:
+def _without_files(verdict: GateVerdict, against: RunReference, case: Case) -> GateVerdict:
     """Say what to type to record such a result file, where the judge speaks of baseline files: none was read."""
     if verdict.source != source_of(against.label):
         return verdict
     write = f"--inferperf-json={against.label}"
+    if case.task is not None and case.task.early_stop:
+        write += " --inferperf-set=early_stop=false"  # part of the answers is no reference
     step = _RECORD.sub(write, verdict.next_step)
     if verdict.baseline is None:
         step = f"record it where the reference runs: pytest {{nodeid}} {write}"

@@ -181,7 +181,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> bool | None:
     config = session.config
-    if not config.getoption("inferperf_plan") or session.testsfailed or hasattr(config, "workerinput"):
+    if not config.getoption("inferperf_plan") or hasattr(config, "workerinput"):
+        return None
+    if session.testsfailed and not config.getoption("continue_on_collection_errors"):
         # After an error in collection pytest itself ends the run.
         return None
     from pytest_inferperf.collection import planned_tests

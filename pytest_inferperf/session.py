@@ -70,6 +70,15 @@ class State:
         self.records = [item for item in self.records if item.nodeid != record.nodeid]
         self.records.append(record)
 
+    def kept(self) -> tuple[ResultRecord, ...]:
+        """Return the records as they are written: of a test that failed otherwise, never a baseline."""
+        return tuple(
+            replace(record, result=replace(record.result, invalid=record.result.invalid or "the test failed"))
+            if record.nodeid in self.failed
+            else record
+            for record in self.records
+        )
+
 
 STATE = pytest.StashKey[State]()
 RUN = pytest.StashKey["Inferperf"]()
@@ -187,8 +196,12 @@ def judge_item(item: pytest.Item, run: Inferperf, *, invalid: str = "", body_fai
     message = item.stash[_MESSAGE] = failure_message(
         verdicts, _rerun(item, settings), simulated=simulated, injected=injected
     )
-    if status is Status.INCONCLUSIVE and settings.on_inconclusive == "warn":
-        warnings.warn(pytest.PytestWarning(f"{item.nodeid}: {message}"), stacklevel=2)
+    # What a body failed with, Ctrl-C above all, must not be replaced by a warning that -W error turns into an error.
+    if status is Status.INCONCLUSIVE and settings.on_inconclusive == "warn" and not body_failed:
+        try:
+            warnings.warn(pytest.PytestWarning(f"{item.nodeid}: {message}"), stacklevel=2)
+        except pytest.PytestWarning:
+            return message
         return ""
     return message
 
@@ -325,7 +338,7 @@ class Recorder:
             **{f"--inferperf-set {name}": str(value) for name, value in state.settings.overrides},
             **({"--inferperf-inject": shown(state.settings.injections)} if state.settings.injections else {}),
         }
-        file = ResultFile(created=_now(), environment=environment, records=tuple(state.records))
+        file = ResultFile(created=_now(), environment=environment, records=state.kept())
         write_result_file(path, file)
         state.lines.append(f"{plural(len(state.records), 'result')} written to {self._shown(path)}")
 
@@ -337,15 +350,9 @@ class Recorder:
         from pytest_inferperf.gates.sessions import doubt_gain
         from pytest_inferperf.report.lines import plural, uncalibrated
 
-        records = [
-            replace(record, result=replace(record.result, invalid=record.result.invalid or "the test failed"))
-            if record.nodeid in state.failed
-            else record
-            for record in state.records
-        ]
         plan, written = update(
             settings.baselines,
-            records,
+            state.kept(),
             mode=settings.update,
             reason=settings.reason,
             accept_regression=settings.accept_regression,

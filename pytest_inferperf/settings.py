@@ -121,7 +121,7 @@ def read_settings(config: pytest.Config) -> Settings:
         injections=parse_injections(option("inferperf_inject") or ()),
         task_paths=tuple(Path(item) for item in config.getini("inferperf_task_paths")),
         tolerance=_between(config, "inferperf_tolerance", 0, 1),
-        alpha=_between(config, "inferperf_alpha", 0, 0.5),
+        alpha=_between(config, "inferperf_alpha", 1e-12, 0.5),
         limits={limit.ini: _up_to(config, limit) for limit in LIMITS},
         on_inconclusive=_on_inconclusive(config),
         load_timeout_s=_between(config, "inferperf_load_timeout", 0, None),
@@ -268,11 +268,10 @@ def _check_update(settings: Settings, config: pytest.Config) -> None:
             "--inferperf-update in CI records what CI measured, unreviewed. Update from an artifact "
             "instead (inferperf baseline update RESULTS.json), or say so: --inferperf-update-in-ci"
         )
-    from pytest_inferperf.marks.cases import KEYWORDS
+    from pytest_inferperf.model.case import is_experiment
 
     for name, _ in settings.overrides:
-        keyword = KEYWORDS.get(name)
-        if name == "warmup_rounds" or keyword is None or keyword.target == "engine":
+        if is_experiment(name):
             raise SettingsError(
                 f"--inferperf-update does not go with --inferperf-set {name}=…: an override is an experiment, not a "
                 "baseline. Write the value into the mark, or leave one of the two options out."

@@ -79,8 +79,9 @@ def score(right: int, *, unparseable: int = 0) -> ResultRecord:
     )
 
 
-def results(*records: ResultRecord, root: str | None = None) -> str:
-    environment = {} if root is None else {"inferperf_baselines": root}
+def results(*records: ResultRecord, root: str | None = None, **environment: str) -> str:
+    if root is not None:
+        environment["inferperf_baselines"] = root
     write_result_file(Path("r.json"), ResultFile(created="", environment=environment, records=records))
     return "r.json"
 
@@ -154,6 +155,22 @@ def test_accept_regression_goes_with_all(capsys: Capture) -> None:
         "",
         'inferperf: --accept-regression goes with --mode all --reason "…"; --mode new never records a worse value.\n',
     )
+
+
+@pytest.mark.parametrize("name", ["engine_options.use_cache", "quant", "warmup_rounds"])
+def test_an_override_is_no_baseline(capsys: Capture, name: str) -> None:
+    """As --inferperf-update refuses it in the run itself."""
+    assert main(["baseline", "update", results(speed(100.0, 20.0), **{f"--inferperf-set {name}": "x"})]) == 2
+    assert (
+        f"r.json: measured with --inferperf-set {name}=x; an override is an experiment, not a "
+        in capsys.readouterr().err
+    )
+    assert not list(Path("baselines").rglob("*.json"))
+
+
+def test_an_override_of_what_is_measured_is_recorded(capsys: Capture) -> None:
+    assert main(["baseline", "update", results(speed(100.0, 20.0), **{"--inferperf-set sessions": "10"})]) == 0
+    assert "2 values recorded" in capsys.readouterr().out
 
 
 def test_diff(capsys: Capture) -> None:

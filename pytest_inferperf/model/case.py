@@ -7,7 +7,7 @@ from typing import Any
 
 from pytest_inferperf.model.quant import precision_key
 
-__all__ = ["Case", "EngineSpec", "GpuRequirement", "ReferenceEngine", "Scalar", "Task", "Workload"]
+__all__ = ["Case", "EngineSpec", "GpuRequirement", "ReferenceEngine", "Scalar", "Task", "Workload", "is_experiment"]
 
 Scalar = str | int | float | bool | None
 
@@ -185,3 +185,14 @@ def _plain(value: EngineSpec | Workload | Task | None) -> dict[str, Any] | None:
     if isinstance(value, EngineSpec):
         data["engine_options"] = dict(value.engine_options)
     return data
+
+
+_OF_THE_ENGINE = frozenset(item.name for item in fields(EngineSpec))
+
+
+def is_experiment(name: str) -> bool:
+    """Say whether overriding a keyword, or a dotted engine option, makes a run whose figures are no baseline.
+
+    Other overrides change the key that a baseline is filed under, or only how much is measured.
+    """
+    return name == "warmup_rounds" or name.partition(".")[0] in _OF_THE_ENGINE

@@ -340,3 +340,19 @@ def test_performance_is_refused_under_xdist(project: Project) -> None:
     result = project.pytester.runpytest_subprocess("-n", "1", "--inferperf-against=quant=BF16")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*performance is not measured under xdist*"])
+
+
+def test_part_of_the_answers_is_no_reference_and_the_next_step_asks_for_all(project: Project) -> None:
+    project.test(TASK, "accuracy_floor(points=50)", body="inferperf.evaluate()")
+    project.run("--inferperf-json=old.json").assert_outcomes(passed=1)
+    project.test(TASK, 'accuracy_loss_ceiling(reference="BF16", points=1)', body="inferperf.evaluate()")
+    result = project.run("--inferperf-against=old.json")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*its result of this case is no reference: the evaluation stopped after 250 of 1000 questions*",
+            "Next: * --inferperf-json=old.json --inferperf-set=early_stop=false",
+        ]
+    )
+    project.run("--inferperf-json=old.json", "--inferperf-set=early_stop=false")
+    project.run("--inferperf-against=old.json").assert_outcomes(passed=1)

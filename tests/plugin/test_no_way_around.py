@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.plugin.conftest import PERFORMANCE, TASK, Project
@@ -410,6 +412,27 @@ def test_broken_baseline_does_not_hide_an_invalid_run(project: Project) -> None:
     result = project.run()
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["INVALID: request 0 returned 7 tokens *", "*tiny-llama.json*"])
+
+
+@pytest.mark.parametrize("script", [{"relaunch_error": "out of memory"}, {"broken": True}])
+def test_a_body_that_goes_on_after_half_a_measurement(project: Project, script: dict[str, object]) -> None:
+    """The first session alone would pass."""
+    conftest = project.path / "conftest.py"
+    conftest.write_text(
+        conftest.read_text().replace(
+            "        self.session += 1\n",
+            "        self.session += 1\n        self.script['short_by'] = int(self.script.get('broken', False))\n",
+        )
+    )
+    project.engine(**script)
+    body = "\n".join(["try:", "        inferperf.measure()", "    except Exception:", "        pass"])
+    project.test(PERFORMANCE.replace(")", ", sessions=2)"), "throughput_floor(output_throughput_per_user=1)", body=body)
+    result = project.run("--inferperf-json=r.json")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["INVALID: the run is invalid: the measurement failed: *"])
+    (record,) = json.loads((project.path / "r.json").read_text())["records"]
+    assert len(record["result"]["performance"]["sessions"]) == 1
+    assert record["result"]["invalid"].startswith("the measurement failed: ")
 
 
 def test_last_attempt_of_a_rerun_counts(project: Project) -> None:

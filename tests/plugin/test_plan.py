@@ -443,6 +443,16 @@ def test_errors_of_collection_end_the_run_as_ever(project: Project) -> None:
     result.stdout.no_fnmatch_line("engine *")
 
 
+def test_a_plan_runs_nothing_beside_an_error_of_collection(project: Project) -> None:
+    project.test(PERFORMANCE, "throughput_floor(output_throughput_per_user=1)")
+    project.pytester.makepyfile(test_bad="import no_such_module")
+    result = project.run("--inferperf-plan", "--continue-on-collection-errors")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["1 case, 1 engine, 1 gate: *"])
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert project.engines() == []
+
+
 def test_nothing_of_ours(project: Project) -> None:
     (project.path / "test_plain.py").write_text("def test_it(): raise AssertionError\n")
     result = project.run("--inferperf-plan")

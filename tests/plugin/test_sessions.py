@@ -94,6 +94,12 @@ def test_further_sessions_only_while_the_verdict_is_open(
     result.stdout.fnmatch_lines([f"  note: output_throughput_per_user: loss * ({count} against 10 stored)"])
 
 
+def test_a_run_that_records_few_sessions_goes_on_while_its_verdict_is_open(recorded: Project) -> None:
+    recorded.engine(session_factors=[0.97, 1.03, 0.2])
+    recorded.run("--inferperf-update=tighten", "--inferperf-set=sessions=1").assert_outcomes(passed=1)
+    assert relaunches(recorded) == 1
+
+
 def test_progress_names_the_session_and_the_most_there_can_be(recorded: Project) -> None:
     recorded.engine(session_factors=[0.97, 1.03])
     recorded.run("--log-level=INFO", "--log-file=progress.log")
@@ -294,3 +300,32 @@ def test_a_published_entry_is_not_added_to_so_nothing_more_is_measured(recorded:
         ["not recorded: *: the baseline is published (a paper)"]
     )
     assert relaunches(recorded) == 0
+
+
+def stop_in_session_3(project: Project) -> None:
+    """Press Ctrl-C while the third session is launched."""
+    conftest = project.path / "conftest.py"
+    launch = "        self.session += 1\n"
+    stop = f"{launch}        if self.session == 2:\n            raise KeyboardInterrupt\n"
+    conftest.write_text(conftest.read_text().replace(launch, stop))
+    project.engine(session_factors=[0.97])
+
+
+def test_ctrl_c_between_sessions_ends_the_run_and_keeps_what_was_measured(recorded: Project) -> None:
+    """Also where the gate is open, that would be a warning, and warnings are errors."""
+    stop_in_session_3(recorded)
+    result = recorded.pytester.runpytest_subprocess(
+        "-p", "no:xdist", "-W", "error", "-o", "inferperf_on_inconclusive=warn", "--inferperf-json=r.json"
+    )
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    (record,) = json.loads((recorded.path / "r.json").read_text())["records"]
+    assert record["result"]["invalid"] == "the test body failed: KeyboardInterrupt: "
+    assert len(record["result"]["performance"]["sessions"]) == 2
+
+
+def test_a_warning_that_is_an_error_is_the_message(recorded: Project) -> None:
+    recorded.engine(session_factors=UNDECIDED)
+    result = recorded.run("-W", "error", "-o", "inferperf_on_inconclusive=warn")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["INCONCLUSIVE: output_throughput_per_user 97 *"])
+    result.stdout.no_fnmatch_line("*warnings.warn*")

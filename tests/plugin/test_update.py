@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from pytest_inferperf.cli import main
 from tests.plugin.conftest import PERFORMANCE, TASK, Project
 
 FLOOR = 'throughput_floor("output_throughput_per_user")'
@@ -111,6 +112,32 @@ def test_invalid_run_is_never_recorded(project: Project) -> None:
     project.test(PERFORMANCE, FLOOR)
     result = project.run("--inferperf-update=new")
     result.stdout.fnmatch_lines(["not recorded: *"])
+    assert not (project.path / FILE).exists()
+
+
+def test_a_test_that_fails_in_teardown_is_never_recorded(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither by its own run nor from the result file that it wrote."""
+    project.pytester.makepyfile(
+        test_it=f"""
+import pytest
+
+@pytest.fixture
+def broken():
+    yield
+    assert False, "the server log has errors"
+
+@pytest.mark.{PERFORMANCE}
+@pytest.mark.{FLOOR}
+def test_it(broken, inferperf):
+    inferperf.measure()
+"""
+    )
+    result = project.run("--inferperf-update=new", "--inferperf-json=r.json")
+    result.stdout.fnmatch_lines(["not recorded: *: the run is invalid: the test failed"])
+    capsys.readouterr()
+    root = str(project.path / "baselines")
+    assert main(["baseline", "update", str(project.path / "r.json"), "--root", root]) == 1
+    assert ": the run is invalid: the test failed" in capsys.readouterr().err
     assert not (project.path / FILE).exists()
 
 
