@@ -16,8 +16,11 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from math import fsum
 from pathlib import Path
 from statistics import fmean
 from types import FrameType
@@ -26,15 +29,20 @@ from pytest_inferperf.baselines.entries import AccuracyEntry, PerformanceEntry
 from pytest_inferperf.baselines.result_file import ResultRecord, read_result_file
 from pytest_inferperf.baselines.store import lookup_accuracy, lookup_performance, stored_score
 from pytest_inferperf.errors import InferperfError, SettingsError
+from pytest_inferperf.gates.looks import QUESTIONS
 from pytest_inferperf.gates.reliance import (
     certain_factor,
+    certain_factor_of_blocks,
     certain_share,
+    rely_on_blocks,
     rely_on_questions,
     rely_on_sessions,
 )
-from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, Gate, PerformanceGate
+from pytest_inferperf.gates.speedup import blocks_of
+from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, Gate, PerformanceGate, SpeedupFloor
 from pytest_inferperf.model.injection import KINDS, Injection, shown
-from pytest_inferperf.model.metrics import METRICS
+from pytest_inferperf.model.metrics import METRICS, Metric
+from pytest_inferperf.model.results import AccuracyResult
 from pytest_inferperf.model.verdicts import GateVerdict, Status
 from pytest_inferperf.report.lines import plural
 from pytest_inferperf.report.selftest import GateProof, SelfTestReport
@@ -54,6 +62,8 @@ _OURS = (
     "--inferperf-json",
     "--inferperf-reason",
     "--inferperf-accept-regression",
+    "--inferperf-against",
+    "--inferperf-plan",
 )
 _STOP_S = 60.0
 """How long an interrupted run may take to close its engines."""
@@ -105,8 +115,8 @@ class SelfTest:
             if name.startswith(_OURS):
                 raise SettingsError(
                     f"inferperf selftest: {name} is not for you to give: the self-test records, injects and writes "
-                    "results itself, in a folder that is removed. To keep them: --keep DIR. To inject one regression "
-                    "by hand: pytest --inferperf-inject=slowdown:5%."
+                    "results itself, with baselines in a folder that is removed. To keep results: --keep DIR. To inject "
+                    "one regression by hand: pytest --inferperf-inject=slowdown:5%."
                 )
         self._arguments = tuple(arguments)
         self._say = say
@@ -228,6 +238,8 @@ class SelfTest:
         root = self._folder / BASELINES
         if isinstance(gate, PerformanceGate):
             return _plan_performance(proof, gate, record, verdict, root, alpha)
+        if isinstance(gate, SpeedupFloor):
+            return _plan_speedup(proof, gate, record, verdict, alpha)
         return _plan_accuracy(proof, gate, record, verdict, root, alpha)
 
 
@@ -275,13 +287,18 @@ def _unjudged(record: ResultRecord) -> list[Gate]:
 
 
 def _gate_of(gates: Sequence[Gate], verdict: GateVerdict) -> Gate | None:
-    """Find the gate of a row: by its name for a metric, by its reference for a loss, else a floor."""
+    """Find the gate of a row: by its name for a metric or speedup, by its reference for a loss, else a floor."""
     for gate in gates:
         if isinstance(gate, PerformanceGate) and gate.name == verdict.gate:
             absolute = gate.limit is not None
             if absolute == (verdict.source == "mark"):
                 return gate
-        if isinstance(gate, AccuracyLossCeiling) and verdict.gate.endswith(f" vs {gate.reference}"):
+        if isinstance(gate, SpeedupFloor) and gate.name == verdict.gate:
+            return gate
+        rows = (" loss", "unparseable rise")
+        if isinstance(gate, AccuracyLossCeiling) and verdict.gate.endswith(
+            tuple(f"{row} vs {gate.reference}" for row in rows)
+        ):
             return gate
         if isinstance(gate, AccuracyFloor) and verdict.source == "mark" and not METRICS.get(verdict.gate):
             return gate
@@ -308,10 +325,31 @@ def _plan_performance(
     else:
         proof = replace(proof, distance=100 * abs(1 - limit / measured), unit="%")
     factor = certain_factor(measured, limit, rounds=rounds, sessions=sessions, alpha=alpha)
+    return _worse_by(factor, proof, gate.metric.metric, measured)
+
+
+def _plan_speedup(
+    proof: GateProof, gate: SpeedupFloor, record: ResultRecord, verdict: GateVerdict, alpha: float
+) -> _Plan:
+    """Only the candidate is made worse: its reference stays what it is."""
+    assert verdict.measured is not None
+    assert verdict.limit is not None
+    assert verdict.tolerance is not None
+    metric = gate.metric.metric
+    compared = next(item for item in record.result.comparisons if item.reference == gate.reference and item.blocks)
+    blocks = blocks_of(compared, gate.metric.name)
+    higher = metric.higher_is_better
+    reliance = rely_on_blocks(blocks, tolerance=verdict.tolerance, higher_is_better=higher, alpha=alpha)
+    factor = certain_factor_of_blocks(verdict.measured, verdict.limit, blocks=blocks, alpha=alpha)
+    return _worse_by(factor, replace(proof, reliance=reliance, unit="%"), metric, verdict.measured)
+
+
+def _worse_by(factor: float, proof: GateProof, metric: Metric, measured: float) -> _Plan:
+    """Plan what makes a metric worse by a factor; too large a one is a limit that catches nothing."""
     if factor > MOST:
         why = f"{measured:.6g} is {factor:.0f} times as good as it asks for: such a limit catches nothing"
         return _Plan(proof=replace(proof, problem=why))
-    kind = "memory" if gate.metric.metric.name == "peak_memory_gib" else "slowdown" if higher else "latency"
+    kind = "memory" if metric.name == "peak_memory_gib" else "slowdown" if metric.higher_is_better else "latency"
     return _Plan(proof=proof, needs=(_injection(kind, factor),), floor=kind == "slowdown")
 
 
@@ -333,16 +371,16 @@ def _plan_accuracy(
     assert measured is not None
     assert limit is not None
     assert accuracy is not None
-    questions = len(accuracy.outcomes)
+    certain = partial(certain_share, questions=accuracy.planned, answered=len(accuracy.outcomes), alpha=alpha)
     # Spoilt questions in points of the score: an answer that is wrong already costs nothing.
     worth = stored_score(root, case, metric=accuracy.metric) or 1.0
     if isinstance(gate, AccuracyFloor):
         loss = (measured - limit) / 100
-        share = certain_share(loss, questions=questions, spread=0.0, tested=False)
+        share = certain(loss, spread=accuracy.score * (1 - accuracy.score), tested=False)
         proof = replace(proof, distance=abs(measured - limit), unit="points")
     elif isinstance(gate, AccuracyLossCeiling) and verdict.gate.startswith("unparseable"):
         # Half of the spoilt answers cannot be read.
-        share = 2 * worth * certain_share((limit - measured) / 100, questions=questions, spread=0.0, tested=False)
+        share = 2 * worth * certain((limit - measured) / 100, spread=fmean(accuracy.unparseable or (0,)), tested=False)
         proof = replace(proof, distance=abs(limit - measured), unit="points")
     else:
         assert isinstance(gate, AccuracyLossCeiling)
@@ -351,20 +389,31 @@ def _plan_accuracy(
         before = stored.outcomes if stored is not None else ()
         # In points of the score, or relative to its mean.
         scale = 1.0 if gate.points is not None else abs(fmean(before)) or 1.0
-        spread = fmean((a - b) ** 2 for a, b in zip(before, accuracy.outcomes, strict=False)) / scale**2
-        proof = replace(
-            proof,
-            reliance=rely_on_questions(
-                questions, spread=spread, tolerance=limit / 100, binary=accuracy.is_binary, alpha=alpha
-            ),
-            unit=verdict.unit,
+        spread = _spread(before, accuracy) / scale**2
+        looked = accuracy.sequential or accuracy.is_partial
+        reliance = rely_on_questions(
+            accuracy.planned,
+            spread=spread,
+            tolerance=limit / 100,
+            binary=accuracy.is_binary,
+            level=QUESTIONS.at(alpha).levels[-1] if looked else alpha,
         )
-        loss = (limit - min(0.0, measured)) / 100
-        share = certain_share(loss, questions=questions, spread=spread, tested=True, alpha=alpha)
+        proof = replace(proof, reliance=reliance, unit=verdict.unit)
+        share = certain((limit - min(0.0, measured)) / 100, spread=spread, tested=True)
         if gate.points is None and accuracy.higher_is_better:
             share *= worth
     points = min(100.0, 100 * share)
     return _Plan(proof=proof, needs=(Injection(kind="accuracy", size=round(points + 0.05, 1), unit="pt"),))
+
+
+def _spread(before: Sequence[float], accuracy: AccuracyResult) -> float:
+    """Return the mean square of what each answer differs from the reference's; of a group, its sum counts as one."""
+    asked = accuracy.asked or (True,) * accuracy.planned
+    numbers = [number for number, was in enumerate(asked) if was]
+    sums: defaultdict[int, float] = defaultdict(float)
+    for number, outcome in zip(numbers, accuracy.outcomes, strict=True):
+        sums[accuracy.groups[number] if accuracy.groups is not None else number] += before[number] - outcome
+    return fsum(value * value for value in sums.values()) / len(numbers)
 
 
 def _largest(plans: Iterable[_Plan], more: float) -> tuple[Injection, ...]:

@@ -12,7 +12,7 @@ from pytest_inferperf.model.gates import SpeedupFloor
 from pytest_inferperf.model.results import Abba, CaseResult, Comparison
 from pytest_inferperf.model.verdicts import GateVerdict, Status
 
-__all__ = ["judge_speedup"]
+__all__ = ["blocks_of", "judge_speedup"]
 
 
 def judge_speedup(
@@ -32,7 +32,7 @@ def judge_speedup(
     metric = gate.metric.metric
     tolerance = default_tolerance if gate.tolerance is None else gate.tolerance
     row = partial(GateVerdict, gate=gate.name, unit="x", source=source_of(gate.reference.label), higher_is_better=True)
-    blocks = [_values(item, gate.metric.name) for item in comparison.blocks]
+    blocks = blocks_of(comparison, gate.metric.name)
     if not blocks or not all(item.reference and item.candidate for item in blocks):
         return row(status=Status.FAIL, reason="was not measured: the workload has no sample of it")
     wrong = [
@@ -82,6 +82,11 @@ def judge_speedup(
             "reference": gate.reference.label,
         },
     )
+
+
+def blocks_of(comparison: Comparison, name: str) -> list[Block]:
+    """Return what the rounds of both engines measured of a metric, by its full name."""
+    return [_values(item, name) for item in comparison.blocks]
 
 
 def _values(block: Abba, name: str) -> Block:

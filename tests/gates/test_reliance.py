@@ -101,11 +101,11 @@ def test_questions_detect_what_they_are_relied_on_for() -> None:
 
 
 def test_a_certain_share_fails_always_and_is_no_larger_than_needed() -> None:
-    share = certain_share(0.03, questions=1000, spread=0.05, tested=True)
+    share = certain_share(0.03, questions=1000, answered=1000, spread=0.05, tested=True)
     assert 0.05 < share < 0.1
     assert fails(1000, 0.05, share, 0.03, 200, 2) == 1.0
-    assert certain_share(0.03, questions=1000, spread=0.0, tested=False) < share
-    assert certain_share(0.9, questions=10, spread=0.5, tested=True) == 1.0
+    assert certain_share(0.03, questions=1000, answered=1000, spread=0.0, tested=False) < share
+    assert certain_share(0.9, questions=10, answered=10, spread=0.5, tested=True) == 1.0
 
 
 @pytest.mark.parametrize(("measured", "limit"), [(100.0, 95.0), (100.0, 105.0)])
