@@ -37,6 +37,7 @@ from pytest_inferperf.gates.reliance import (
     rely_on_blocks,
     rely_on_questions,
     rely_on_sessions,
+    times_as_good,
 )
 from pytest_inferperf.gates.speedup import blocks_of
 from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, Gate, PerformanceGate, SpeedupFloor
@@ -332,16 +333,16 @@ def _plan_speedup(
     proof: GateProof, gate: SpeedupFloor, record: ResultRecord, verdict: GateVerdict, alpha: float
 ) -> _Plan:
     """Only the candidate is made worse: its reference stays what it is."""
-    assert verdict.measured is not None
-    assert verdict.limit is not None
     assert verdict.tolerance is not None
     metric = gate.metric.metric
     compared = next(item for item in record.result.comparisons if item.reference == gate.reference and item.blocks)
     blocks = blocks_of(compared, gate.metric.name)
     higher = metric.higher_is_better
-    reliance = rely_on_blocks(blocks, tolerance=verdict.tolerance, higher_is_better=higher, alpha=alpha)
-    factor = certain_factor_of_blocks(verdict.measured, verdict.limit, blocks=blocks, alpha=alpha)
-    return _worse_by(factor, replace(proof, reliance=reliance, unit="%"), metric, verdict.measured)
+    measured, tolerance = times_as_good(blocks, higher_is_better=higher), verdict.tolerance
+    limit = gate.ratio * (1 - tolerance) if higher else gate.ratio / (1 + tolerance)
+    reliance = rely_on_blocks(blocks, tolerance=tolerance, higher_is_better=higher, alpha=alpha)
+    factor = certain_factor_of_blocks(measured, limit, blocks=blocks, alpha=alpha)
+    return _worse_by(factor, replace(proof, reliance=reliance, unit="%"), metric, measured)
 
 
 def _worse_by(factor: float, proof: GateProof, metric: Metric, measured: float) -> _Plan:

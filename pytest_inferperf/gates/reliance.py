@@ -35,6 +35,7 @@ __all__ = [
     "rely_on_sessions",
     "spread_of_blocks",
     "spread_of_sessions",
+    "times_as_good",
 ]
 
 POWER = 0.9
@@ -122,8 +123,17 @@ def _least_loss(power: Callable[[float], float]) -> float:
 
 def spread_of_blocks(blocks: Sequence[Block]) -> float:
     """Standard deviation of the blocks' differences of log means. Raises `StatisticsError` below two blocks."""
-    differences = [fmean(map(math.log, item.reference)) - fmean(map(math.log, item.candidate)) for item in blocks]
-    return max(stdev(differences), RESOLUTION)
+    return max(stdev(_differences(blocks)), RESOLUTION)
+
+
+def times_as_good(blocks: Sequence[Block], *, higher_is_better: bool) -> float:
+    """Return how many times as good as its reference a candidate is: the geometric mean over blocks."""
+    mean = fmean(_differences(blocks))
+    return math.exp(mean if higher_is_better else -mean)
+
+
+def _differences(blocks: Sequence[Block]) -> list[float]:
+    return [fmean(map(math.log, item.candidate)) - fmean(map(math.log, item.reference)) for item in blocks]
 
 
 def rely_on_blocks(
