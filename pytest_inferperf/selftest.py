@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import fsum
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from types import FrameType
 
 from pytest_inferperf.baselines.entries import AccuracyEntry, PerformanceEntry
@@ -309,10 +309,7 @@ def _gate_of(gates: Sequence[Gate], verdict: GateVerdict) -> Gate | None:
 def _plan_performance(
     proof: GateProof, gate: PerformanceGate, record: ResultRecord, verdict: GateVerdict, root: Path, alpha: float
 ) -> _Plan:
-    measured, limit = verdict.measured, verdict.limit
     performance, engine = record.result.performance, record.result.engine
-    assert measured is not None
-    assert limit is not None
     assert performance is not None
     assert engine is not None
     higher = gate.metric.metric.higher_is_better
@@ -320,13 +317,18 @@ def _plan_performance(
     stored = entry.metrics.get(gate.name) if isinstance(entry, PerformanceEntry) and gate.limit is None else None
     sessions = stored.sessions if stored is not None else ()
     rounds = [value for session in performance.rounds(gate.name) for value in session]
-    if verdict.tolerance is not None:
-        reliance = rely_on_sessions(sessions, tolerance=verdict.tolerance, higher_is_better=higher, alpha=alpha)
+    # From the figures themselves: the row is what is examined.
+    measured, tolerance = median(median(session) for session in performance.rounds(gate.name)), verdict.tolerance
+    limit = gate.limit if stored is None else stored.value
+    if stored is not None and tolerance is not None:
+        limit = stored.level * (1 - tolerance if higher else 1 + tolerance)
+        reliance = rely_on_sessions(sessions, tolerance=tolerance, higher_is_better=higher, alpha=alpha)
         proof = replace(proof, reliance=reliance, unit="%")
-    else:
+    assert limit is not None
+    if proof.reliance is None:
         proof = replace(proof, distance=100 * abs(1 - limit / measured), unit="%")
     factor = certain_factor(measured, limit, rounds=rounds, sessions=sessions, alpha=alpha)
-    return _worse_by(factor, proof, gate.metric.metric, measured)
+    return _worse_by(factor, proof, gate.metric.metric, measured, limit)
 
 
 def _plan_speedup(
@@ -342,14 +344,16 @@ def _plan_speedup(
     limit = gate.ratio * (1 - tolerance) if higher else gate.ratio / (1 + tolerance)
     reliance = rely_on_blocks(blocks, tolerance=tolerance, higher_is_better=higher, alpha=alpha)
     factor = certain_factor_of_blocks(measured, limit, blocks=blocks, alpha=alpha)
-    return _worse_by(factor, replace(proof, reliance=reliance, unit="%"), metric, measured)
+    return _worse_by(factor, replace(proof, reliance=reliance, unit="%"), metric, measured, limit)
 
 
-def _worse_by(factor: float, proof: GateProof, metric: Metric, measured: float) -> _Plan:
-    """Plan what makes a metric worse by a factor; too large a one is a limit that catches nothing."""
-    if factor > MOST:
-        why = f"{measured:.6g} is {factor:.0f} times as good as it asks for: such a limit catches nothing"
+def _worse_by(factor: float, proof: GateProof, metric: Metric, measured: float, limit: float) -> _Plan:
+    """Plan what makes a metric worse by a factor, or by `MOST` where its noise asks for more than that."""
+    distance = max(measured / limit, limit / measured)
+    if distance > MOST:
+        why = f"{measured:.6g} is {distance:.0f} times as good as it asks for: such a limit catches nothing"
         return _Plan(proof=replace(proof, problem=why))
+    factor = min(factor, MOST)
     kind = "memory" if metric.name == "peak_memory_gib" else "slowdown" if metric.higher_is_better else "latency"
     return _Plan(proof=proof, needs=(_injection(kind, factor),), floor=kind == "slowdown")
 

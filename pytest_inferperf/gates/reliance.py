@@ -103,7 +103,7 @@ def rely_on_sessions(
             higher_is_better=higher_is_better,
         )
 
-    least = _least_loss(lambda loss: power(loss, len(sessions)))
+    least = _least_loss(lambda loss: power(loss, len(sessions)), higher_is_better)
     enough = next((count for count in range(len(sessions), MOST_SESSIONS) if power(tolerance, count) >= POWER), None)
     return Reliance(
         own=tolerance,
@@ -113,8 +113,9 @@ def rely_on_sessions(
     )
 
 
-def _least_loss(power: Callable[[float], float]) -> float:
-    low, high = 0.0, 1.0 - 1e-9
+def _least_loss(power: Callable[[float], float], higher_is_better: bool) -> float:
+    # Nothing can lose more than all of it; a latency can grow without end.
+    low, high = 0.0, 1.0 - 1e-9 if higher_is_better else 1e3
     while high - low > 1e-6:
         middle = (low + high) / 2
         low, high = (low, middle) if power(middle) >= POWER else (middle, high)
@@ -152,7 +153,7 @@ def rely_on_blocks(
             higher_is_better=higher_is_better,
         )
 
-    least = _least_loss(power)
+    least = _least_loss(power, higher_is_better)
     return Reliance(own=tolerance, least=max(tolerance, least), more=0 if least <= tolerance else None, counted="block")
 
 
@@ -203,17 +204,16 @@ def certain_factor(
     sessions: Sequence[Sequence[float]] = (),
     alpha: float = ALPHA,
 ) -> float:
-    """Return by what a figure must get worse to be beyond its limit at the first look, whatever the luck.
+    """Return by what a figure must get worse to be beyond its limit by the last look, whatever the luck.
 
-    The distance to the limit, times what the rounds of the clean run (`rounds`) differ among themselves, or what the
-    bound of one session against the stored ones needs.
+    The distance to the limit, times what the bound needs against stored sessions, or where those have none, what the
+    rounds of the clean run (`rounds`) differ among themselves.
     """
-    margin = max(0.0, math.log(max(rounds) / min(rounds)) if rounds else 0.0)
-    sd = spread_of_sessions(sessions)
-    if sd is not None:
-        width = t_quantile(SESSIONS.at(alpha).levels[0], len(sessions) - 1) + CERTAIN
-        margin = max(margin, width * sd * math.sqrt(1 + 1 / len(sessions)))
-    return _beyond(measured, limit, margin)
+    sd, looks = spread_of_sessions(sessions), SESSIONS.at(alpha)
+    if sd is None:
+        return _beyond(measured, limit, math.log(max(rounds) / min(rounds)) if rounds else 0.0)
+    width = t_quantile(looks.levels[-1], len(sessions) + looks.cap - 2) + CERTAIN
+    return _beyond(measured, limit, width * sd * math.sqrt(1 / looks.cap + 1 / len(sessions)))
 
 
 def certain_factor_of_blocks(measured: float, limit: float, *, blocks: Sequence[Block], alpha: float = ALPHA) -> float:
@@ -222,9 +222,8 @@ def certain_factor_of_blocks(measured: float, limit: float, *, blocks: Sequence[
     Raises `StatisticsError` below two blocks.
     """
     looks = BLOCKS.at(alpha)
-    first = looks.looks[0]
-    width = t_quantile(looks.levels[0], first - 1) + CERTAIN
-    return _beyond(measured, limit, width * spread_of_blocks(blocks) / math.sqrt(first))
+    width = t_quantile(looks.levels[-1], looks.cap - 1) + CERTAIN
+    return _beyond(measured, limit, width * spread_of_blocks(blocks) / math.sqrt(looks.cap))
 
 
 def _beyond(measured: float, limit: float, margin: float) -> float:
