@@ -266,6 +266,17 @@ def test_strict_wants_gates_that_detect_their_own_tolerance(ready: Path, capsys:
     assert "       detects its own tolerance of 6 points\n" in capsys.readouterr().out
 
 
+def test_a_lost_passage_is_no_sum_of_independent_questions(ready: Path) -> None:
+    together = MORE[MORE.index("@pytest.mark.inferperf(task") :].replace("early_stop=False", 'group_by="passage"')
+    (ready / "test_gates.py").write_text((GATES + "\n\n" + together).replace("points=3.0", "points=8.0"))
+    # One passage of ten questions is lost.
+    (ready / "engine.json").write_text(json.dumps({"right": {"BF16": 900, "NVFP4": 890}}))
+    status, report = selftest("-k", "NVFP4 and (gsm8k or whole)")
+    assert status == 0
+    alone, grouped = (gate["detectable"] for gate in report["gates"] if "loss" in gate["gate"])
+    assert grouped > alone == 8.0
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
@@ -273,6 +284,7 @@ def test_strict_wants_gates_that_detect_their_own_tolerance(ready: Path, capsys:
         (["--no-such-option"], "--no-such-option"),
         (["no_such_file.py"], "no_such_file.py"),
         (["--inferperf-update=new"], "--inferperf-update is not for you to give"),
+        (["--inferperf-against=quant=BF16"], "--inferperf-against is not for you to give"),
         (["--inferperf-inject=slowdown:5%"], "--inferperf-inject is not for you to give"),
         (["--", "--inferperf-json=x.json"], "--inferperf-json is not for you to give"),
     ],
