@@ -162,7 +162,7 @@ class SelfTest:
         missing = [key[0] for key, (_, verdict) in clean.rows().items() if "has no baseline" in verdict.reason]
         if not missing:
             return clean
-        only = sorted(set(missing))
+        only: dict[str, Sequence[Injection]] = dict.fromkeys(sorted(set(missing)), ())
         self._pytest("record", *_RECORD, only=only)
         self._say(f"record: {plural(len(only), 'test')} had no baseline on this machine")
         again = self._pytest("clean-again", only=only)
@@ -170,35 +170,39 @@ class SelfTest:
         return replace(clean, records={**clean.records, **again.records}, tests={**clean.tests, **again.tests})
 
     def _inject(self, plans: Mapping[Key, _Plan]) -> dict[Key, _Plan]:
-        """Run with the largest size of each kind that any gate needs, and once more for those that did not see it."""
+        """Run each test with the largest sizes that its gates need, and once more for those that did not see them."""
         done = dict(plans)
         for name, more in (("injected", 1.0), ("injected-again", 2.0)):
             left = {key: plan for key, plan in done.items() if plan.proof.found != Status.FAIL.value}
             if not left:
                 break
-            injections = _largest(left.values(), more)
-            if not injections:
+            largest = _largest(left.values(), more)
+            if not largest:
                 break
-            only = sorted({key[0] for key in left})
-            run = self._pytest(name, *(f"--inferperf-inject={item}" for item in injections), only=only)
+            only = {
+                nodeid: _largest((plan for key, plan in left.items() if key[0] == nodeid), more)
+                for nodeid in sorted({key[0] for key in left})
+            }
+            run = self._pytest(name, *(f"--inferperf-inject={item}" for item in largest), only=only)
             rows = run.rows()
             for key, plan in left.items():
                 row = rows.get(key)
                 test = run.tests.get(key[0])
                 done[key] = plan.judged(
-                    row, injections, (test.reason or test.outcome) if test is not None else "it is gone"
+                    row, only[key[0]], (test.reason or test.outcome) if test is not None else "it is gone"
                 )
             failed = sum(done[key].proof.found == Status.FAIL.value for key in left)
-            self._say(f"injected {shown(injections)}: {failed} of {plural(len(left), 'gate')} failed")
+            self._say(f"injected up to {shown(largest)}: {failed} of {plural(len(left), 'gate')} failed")
         return done
 
-    def _pytest(self, name: str, *options: str, only: Sequence[str] | None = None) -> _Run:
-        """Run pytest once. Raises `SettingsError` where it could not start, `InferperfError` where it broke."""
+    def _pytest(self, name: str, *options: str, only: Mapping[str, Sequence[Injection]] | None = None) -> _Run:
+        """Run pytest once, `only` these tests, each with its injections of those in the options. Raises `SettingsError` where it could not start, `InferperfError` where it broke."""
         folder = self._folder
         for leftover in (ONLY, OUTCOMES, RESULTS):
             (folder / leftover).unlink(missing_ok=True)
         if only is not None:
-            (folder / ONLY).write_text(json.dumps(only))
+            shares = {nodeid: [str(item) for item in injections] for nodeid, injections in only.items()}
+            (folder / ONLY).write_text(json.dumps(shares))
         log = folder / f"{name}.log"
         command = [sys.executable, "-m", "pytest", *self._arguments, "-p", "pytest_inferperf.selftest_plugin"]
         # Every gate is to fail, so no failure may end the run.
