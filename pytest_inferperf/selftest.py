@@ -16,25 +16,34 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from math import fsum
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from types import FrameType
 
 from pytest_inferperf.baselines.entries import AccuracyEntry, PerformanceEntry
 from pytest_inferperf.baselines.result_file import ResultRecord, read_result_file
 from pytest_inferperf.baselines.store import lookup_accuracy, lookup_performance, stored_score
 from pytest_inferperf.errors import InferperfError, SettingsError
+from pytest_inferperf.gates.looks import QUESTIONS
 from pytest_inferperf.gates.reliance import (
     certain_factor,
+    certain_factor_of_blocks,
     certain_share,
+    rely_on_blocks,
     rely_on_questions,
     rely_on_sessions,
+    times_as_good,
 )
-from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, Gate, PerformanceGate
+from pytest_inferperf.gates.speedup import block_values
+from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, Gate, PerformanceGate, SpeedupFloor
 from pytest_inferperf.model.injection import KINDS, Injection, shown
-from pytest_inferperf.model.metrics import METRICS
+from pytest_inferperf.model.metrics import METRICS, Metric
+from pytest_inferperf.model.results import AccuracyResult
 from pytest_inferperf.model.verdicts import GateVerdict, Status
 from pytest_inferperf.report.lines import plural
 from pytest_inferperf.report.selftest import GateProof, SelfTestReport
@@ -54,6 +63,8 @@ _OURS = (
     "--inferperf-json",
     "--inferperf-reason",
     "--inferperf-accept-regression",
+    "--inferperf-against",
+    "--inferperf-plan",
 )
 _STOP_S = 60.0
 """How long an interrupted run may take to close its engines."""
@@ -105,8 +116,8 @@ class SelfTest:
             if name.startswith(_OURS):
                 raise SettingsError(
                     f"inferperf selftest: {name} is not for you to give: the self-test records, injects and writes "
-                    "results itself, in a folder that is removed. To keep them: --keep DIR. To inject one regression "
-                    "by hand: pytest --inferperf-inject=slowdown:5%."
+                    "results itself, with baselines in a folder that is removed. To keep results: --keep DIR. To inject "
+                    "one regression by hand: pytest --inferperf-inject=slowdown:5%."
                 )
         self._arguments = tuple(arguments)
         self._say = say
@@ -151,7 +162,7 @@ class SelfTest:
         missing = [key[0] for key, (_, verdict) in clean.rows().items() if "has no baseline" in verdict.reason]
         if not missing:
             return clean
-        only = sorted(set(missing))
+        only: dict[str, Sequence[Injection]] = dict.fromkeys(sorted(set(missing)), ())
         self._pytest("record", *_RECORD, only=only)
         self._say(f"record: {plural(len(only), 'test')} had no baseline on this machine")
         again = self._pytest("clean-again", only=only)
@@ -159,35 +170,39 @@ class SelfTest:
         return replace(clean, records={**clean.records, **again.records}, tests={**clean.tests, **again.tests})
 
     def _inject(self, plans: Mapping[Key, _Plan]) -> dict[Key, _Plan]:
-        """Run with the largest size of each kind that any gate needs, and once more for those that did not see it."""
+        """Run each test with the largest sizes that its gates need, and once more for those that did not see them."""
         done = dict(plans)
         for name, more in (("injected", 1.0), ("injected-again", 2.0)):
             left = {key: plan for key, plan in done.items() if plan.proof.found != Status.FAIL.value}
             if not left:
                 break
-            injections = _largest(left.values(), more)
-            if not injections:
+            largest = _largest(left.values(), more)
+            if not largest:
                 break
-            only = sorted({key[0] for key in left})
-            run = self._pytest(name, *(f"--inferperf-inject={item}" for item in injections), only=only)
+            only = {
+                nodeid: _largest((plan for key, plan in left.items() if key[0] == nodeid), more)
+                for nodeid in sorted({key[0] for key in left})
+            }
+            run = self._pytest(name, *(f"--inferperf-inject={item}" for item in largest), only=only)
             rows = run.rows()
             for key, plan in left.items():
                 row = rows.get(key)
                 test = run.tests.get(key[0])
                 done[key] = plan.judged(
-                    row, injections, (test.reason or test.outcome) if test is not None else "it is gone"
+                    row, only[key[0]], (test.reason or test.outcome) if test is not None else "it is gone"
                 )
             failed = sum(done[key].proof.found == Status.FAIL.value for key in left)
-            self._say(f"injected {shown(injections)}: {failed} of {plural(len(left), 'gate')} failed")
+            self._say(f"injected up to {shown(largest)}: {failed} of {plural(len(left), 'gate')} failed")
         return done
 
-    def _pytest(self, name: str, *options: str, only: Sequence[str] | None = None) -> _Run:
-        """Run pytest once. Raises `SettingsError` where it could not start, `InferperfError` where it broke."""
+    def _pytest(self, name: str, *options: str, only: Mapping[str, Sequence[Injection]] | None = None) -> _Run:
+        """Run pytest once, `only` these tests, each with its injections of those in the options. Raises `SettingsError` where it could not start, `InferperfError` where it broke."""
         folder = self._folder
         for leftover in (ONLY, OUTCOMES, RESULTS):
             (folder / leftover).unlink(missing_ok=True)
         if only is not None:
-            (folder / ONLY).write_text(json.dumps(only))
+            shares = {nodeid: [str(item) for item in injections] for nodeid, injections in only.items()}
+            (folder / ONLY).write_text(json.dumps(shares))
         log = folder / f"{name}.log"
         command = [sys.executable, "-m", "pytest", *self._arguments, "-p", "pytest_inferperf.selftest_plugin"]
         # Every gate is to fail, so no failure may end the run.
@@ -228,6 +243,8 @@ class SelfTest:
         root = self._folder / BASELINES
         if isinstance(gate, PerformanceGate):
             return _plan_performance(proof, gate, record, verdict, root, alpha)
+        if isinstance(gate, SpeedupFloor):
+            return _plan_speedup(proof, gate, record, verdict, alpha)
         return _plan_accuracy(proof, gate, record, verdict, root, alpha)
 
 
@@ -275,13 +292,18 @@ def _unjudged(record: ResultRecord) -> list[Gate]:
 
 
 def _gate_of(gates: Sequence[Gate], verdict: GateVerdict) -> Gate | None:
-    """Find the gate of a row: by its name for a metric, by its reference for a loss, else a floor."""
+    """Find the gate of a row: by its name for a metric or speedup, by its reference for a loss, else a floor."""
     for gate in gates:
         if isinstance(gate, PerformanceGate) and gate.name == verdict.gate:
             absolute = gate.limit is not None
             if absolute == (verdict.source == "mark"):
                 return gate
-        if isinstance(gate, AccuracyLossCeiling) and verdict.gate.endswith(f" vs {gate.reference}"):
+        if isinstance(gate, SpeedupFloor) and gate.name == verdict.gate:
+            return gate
+        rows = (" loss", "unparseable rise")
+        if isinstance(gate, AccuracyLossCeiling) and verdict.gate.endswith(
+            tuple(f"{row} vs {gate.reference}" for row in rows)
+        ):
             return gate
         if isinstance(gate, AccuracyFloor) and verdict.source == "mark" and not METRICS.get(verdict.gate):
             return gate
@@ -291,10 +313,7 @@ def _gate_of(gates: Sequence[Gate], verdict: GateVerdict) -> Gate | None:
 def _plan_performance(
     proof: GateProof, gate: PerformanceGate, record: ResultRecord, verdict: GateVerdict, root: Path, alpha: float
 ) -> _Plan:
-    measured, limit = verdict.measured, verdict.limit
     performance, engine = record.result.performance, record.result.engine
-    assert measured is not None
-    assert limit is not None
     assert performance is not None
     assert engine is not None
     higher = gate.metric.metric.higher_is_better
@@ -302,16 +321,44 @@ def _plan_performance(
     stored = entry.metrics.get(gate.name) if isinstance(entry, PerformanceEntry) and gate.limit is None else None
     sessions = stored.sessions if stored is not None else ()
     rounds = [value for session in performance.rounds(gate.name) for value in session]
-    if verdict.tolerance is not None:
-        reliance = rely_on_sessions(sessions, tolerance=verdict.tolerance, higher_is_better=higher, alpha=alpha)
+    # From the figures themselves: the row is what is examined.
+    measured, tolerance = median(median(session) for session in performance.rounds(gate.name)), verdict.tolerance
+    limit = gate.limit if stored is None else stored.value
+    if stored is not None and tolerance is not None:
+        limit = stored.level * (1 - tolerance if higher else 1 + tolerance)
+        reliance = rely_on_sessions(sessions, tolerance=tolerance, higher_is_better=higher, alpha=alpha)
         proof = replace(proof, reliance=reliance, unit="%")
-    else:
+    assert limit is not None
+    if proof.reliance is None:
         proof = replace(proof, distance=100 * abs(1 - limit / measured), unit="%")
     factor = certain_factor(measured, limit, rounds=rounds, sessions=sessions, alpha=alpha)
-    if factor > MOST:
-        why = f"{measured:.6g} is {factor:.0f} times as good as it asks for: such a limit catches nothing"
+    return _worse_by(factor, proof, gate.metric.metric, measured, limit)
+
+
+def _plan_speedup(
+    proof: GateProof, gate: SpeedupFloor, record: ResultRecord, verdict: GateVerdict, alpha: float
+) -> _Plan:
+    """Only the candidate is made worse: its reference stays what it is."""
+    assert verdict.tolerance is not None
+    metric = gate.metric.metric
+    compared = next(item for item in record.result.comparisons if item.reference == gate.reference and item.blocks)
+    blocks = block_values(compared, gate.metric.name)
+    higher = metric.higher_is_better
+    measured, tolerance = times_as_good(blocks, higher_is_better=higher), verdict.tolerance
+    limit = gate.ratio * (1 - tolerance) if higher else gate.ratio / (1 + tolerance)
+    reliance = rely_on_blocks(blocks, tolerance=tolerance, higher_is_better=higher, alpha=alpha)
+    factor = certain_factor_of_blocks(measured, limit, blocks=blocks, alpha=alpha)
+    return _worse_by(factor, replace(proof, reliance=reliance, unit="%"), metric, measured, limit)
+
+
+def _worse_by(factor: float, proof: GateProof, metric: Metric, measured: float, limit: float) -> _Plan:
+    """Plan what makes a metric worse by a factor, or by `MOST` where its noise asks for more than that."""
+    distance = max(measured / limit, limit / measured)
+    if distance > MOST:
+        why = f"{measured:.6g} is {distance:.0f} times as good as it asks for: such a limit catches nothing"
         return _Plan(proof=replace(proof, problem=why))
-    kind = "memory" if gate.metric.metric.name == "peak_memory_gib" else "slowdown" if higher else "latency"
+    factor = min(factor, MOST)
+    kind = "memory" if metric.name == "peak_memory_gib" else "slowdown" if metric.higher_is_better else "latency"
     return _Plan(proof=proof, needs=(_injection(kind, factor),), floor=kind == "slowdown")
 
 
@@ -333,16 +380,16 @@ def _plan_accuracy(
     assert measured is not None
     assert limit is not None
     assert accuracy is not None
-    questions = len(accuracy.outcomes)
+    certain = partial(certain_share, questions=accuracy.planned, answered=len(accuracy.outcomes), alpha=alpha)
     # Spoilt questions in points of the score: an answer that is wrong already costs nothing.
     worth = stored_score(root, case, metric=accuracy.metric) or 1.0
     if isinstance(gate, AccuracyFloor):
         loss = (measured - limit) / 100
-        share = certain_share(loss, questions=questions, spread=0.0, tested=False)
+        share = certain(loss, spread=accuracy.score * (1 - accuracy.score), tested=False)
         proof = replace(proof, distance=abs(measured - limit), unit="points")
     elif isinstance(gate, AccuracyLossCeiling) and verdict.gate.startswith("unparseable"):
         # Half of the spoilt answers cannot be read.
-        share = 2 * worth * certain_share((limit - measured) / 100, questions=questions, spread=0.0, tested=False)
+        share = 2 * worth * certain((limit - measured) / 100, spread=fmean(accuracy.unparseable or (0,)), tested=False)
         proof = replace(proof, distance=abs(limit - measured), unit="points")
     else:
         assert isinstance(gate, AccuracyLossCeiling)
@@ -351,20 +398,31 @@ def _plan_accuracy(
         before = stored.outcomes if stored is not None else ()
         # In points of the score, or relative to its mean.
         scale = 1.0 if gate.points is not None else abs(fmean(before)) or 1.0
-        spread = fmean((a - b) ** 2 for a, b in zip(before, accuracy.outcomes, strict=False)) / scale**2
-        proof = replace(
-            proof,
-            reliance=rely_on_questions(
-                questions, spread=spread, tolerance=limit / 100, binary=accuracy.is_binary, alpha=alpha
-            ),
-            unit=verdict.unit,
+        spread = _spread(before, accuracy) / scale**2
+        looked = accuracy.sequential or accuracy.is_partial
+        reliance = rely_on_questions(
+            accuracy.planned,
+            spread=spread,
+            tolerance=limit / 100,
+            binary=accuracy.is_binary,
+            level=QUESTIONS.at(alpha).levels[-1] if looked else alpha,
         )
-        loss = (limit - min(0.0, measured)) / 100
-        share = certain_share(loss, questions=questions, spread=spread, tested=True, alpha=alpha)
+        proof = replace(proof, reliance=reliance, unit=verdict.unit)
+        share = certain((limit - min(0.0, measured)) / 100, spread=spread, tested=True)
         if gate.points is None and accuracy.higher_is_better:
             share *= worth
     points = min(100.0, 100 * share)
     return _Plan(proof=proof, needs=(Injection(kind="accuracy", size=round(points + 0.05, 1), unit="pt"),))
+
+
+def _spread(before: Sequence[float], accuracy: AccuracyResult) -> float:
+    """Return the mean square of what each answer differs from the reference's; of a group, its sum counts as one."""
+    asked = accuracy.asked or (True,) * accuracy.planned
+    numbers = [number for number, was in enumerate(asked) if was]
+    sums: defaultdict[int, float] = defaultdict(float)
+    for number, outcome in zip(numbers, accuracy.outcomes, strict=True):
+        sums[accuracy.groups[number] if accuracy.groups is not None else number] += before[number] - outcome
+    return fsum(value * value for value in sums.values()) / len(numbers)
 
 
 def _largest(plans: Iterable[_Plan], more: float) -> tuple[Injection, ...]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pytest_inferperf.errors import SettingsError
+from pytest_inferperf.model.injection import parse_injections
 from pytest_inferperf.selftest import BASELINES, FOLDER, ONLY, OUTCOMES
 from pytest_inferperf.session import bound_of, state_of
 from pytest_inferperf.settings import read_settings
@@ -30,6 +33,8 @@ class Witness:
         self._folder = folder
         self._tests: dict[str, dict[str, object]] = {}
         self._use_own_baselines()
+        path = folder / ONLY
+        self._only: dict[str, list[str]] | None = json.loads(path.read_text()) if path.exists() else None
 
     def _use_own_baselines(self) -> None:
         copy = self._folder / BASELINES
@@ -46,8 +51,7 @@ class Witness:
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Keep the chosen tests, or all that have gates."""
-        path = self._folder / ONLY
-        only = set(json.loads(path.read_text())) if path.exists() else None
+        only = self._only
         gated = [item for item in items if (bound := bound_of(item)) is not None and bound.gates]
         kept = [item for item in gated if only is None or item.nodeid in only]
         self._config.hook.pytest_deselected(items=list(set(items) - set(kept)))
@@ -62,6 +66,18 @@ class Witness:
         for name in ("lfplugin", "nfplugin", "stepwiseplugin"):
             if self._config.pluginmanager.has_plugin(name):
                 self._config.pluginmanager.unregister(name=name)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Inject what the gates of this test need: a slowdown for a neighbour would only make its questions take longer."""
+        state = state_of(self._config)
+        settings = state.settings
+        mine = self._only.get(item.nodeid, []) if self._only is not None else []
+        state.settings = replace(settings, injections=parse_injections(mine))
+        try:
+            return (yield)
+        finally:
+            state.settings = settings
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep the outcome of a test, with the first line of its reason."""

@@ -1,6 +1,6 @@
-"""A pytest plugin that turns one line of the package around, in the run that loads it: `-p mutation_plugin`.
+"""A pytest plugin that turns lines of the package around, in the run that loads it: `-p mutation_plugin`.
 
-`INFERPERF_MUTATION` holds JSON: the module, the text of its source, and what stands there instead.
+`INFERPERF_MUTATIONS` holds JSON, a list of: the module, the text of its source, and what stands there instead.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import ModuleType
 from typing import Any
 
-_MODULE, _OLD, _NEW = json.loads(os.environ["INFERPERF_MUTATION"])
+_MUTATIONS = json.loads(os.environ["INFERPERF_MUTATIONS"])
+_MODULES = {module for module, _, _ in _MUTATIONS}
 
 
 class _Loader(SourceFileLoader):
@@ -23,8 +24,12 @@ class _Loader(SourceFileLoader):
         if not path.endswith(".py"):
             # Compiled code would be that of the unchanged source.
             raise OSError(path)
-        assert data.decode().count(_OLD) == 1, f"{_MODULE}: {_OLD!r} is not there once"
-        return data.decode().replace(_OLD, _NEW).encode()
+        text = data.decode()
+        for module, old, new in _MUTATIONS:
+            if module == self.name:
+                assert text.count(old) == 1, f"{module}: {old!r} is not there once"
+                text = text.replace(old, new)
+        return text.encode()
 
     def set_data(self, path: str, data: Any, *, _mode: int = 0o666) -> None:
         """Leave no compiled mutant behind."""
@@ -34,7 +39,7 @@ class _Finder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != _MODULE:
+        if fullname not in _MODULES:
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         assert spec is not None
@@ -43,5 +48,5 @@ class _Finder(MetaPathFinder):
         return spec
 
 
-assert _MODULE not in sys.modules, f"{_MODULE} was imported before it could be changed"
+assert not _MODULES & sys.modules.keys(), "a module was imported before it could be changed"
 sys.meta_path.insert(0, _Finder())

@@ -16,6 +16,8 @@ import psutil
 
 ROOT = Path(__file__).parents[1]
 GREEDY = "test_greedy_generation_repeats_itself"
+# Whoever shares this machine is not what is tested here.
+SHARED = ("-o", "inferperf_max_interference=1", "-o", "inferperf_max_throttled=1", "-o", "inferperf_min_clock=0")
 
 
 def command(cache: Path, *arguments: str) -> list[str]:
@@ -97,10 +99,8 @@ def speed_suite(folder: Path) -> Path:
 
 def run_speed(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     plugins = ("-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:benchmark")
-    # Whoever shares this machine is not what is tested here.
-    shared = ("-o", "inferperf_max_interference=1", "-o", "inferperf_max_throttled=1", "-o", "inferperf_min_clock=0")
     suite = (str(speed_suite(folder)), "--rootdir", str(folder))
-    command = [sys.executable, "-m", "pytest", *suite, *plugins, *shared, *arguments]
+    command = [sys.executable, "-m", "pytest", *suite, *plugins, *SHARED, *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
@@ -127,7 +127,7 @@ def test_gates_are_proven_on_the_real_engine(tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in (ROOT / "baselines").rglob("*.json")}
     report = tmp_path / "report.json"
     select = ("-k", "BF16 and (test_performance or test_accuracy_facts)")
-    _, *arguments = command(tmp_path / "cache", *select)[2:]
+    _, *arguments = command(tmp_path / "cache", *select, *SHARED)[2:]
     proof = [sys.executable, "-m", "pytest_inferperf.cli", "selftest", "--json", str(report), *arguments]
     done = subprocess.run(proof, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

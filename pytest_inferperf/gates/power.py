@@ -15,6 +15,7 @@ from pytest_inferperf.gates.looks import ALPHA, QUESTIONS, SESSIONS
 
 __all__ = [
     "baseline_sessions_to_decide",
+    "block_power",
     "blocks_to_decide",
     "detectable_loss",
     "log_margin",
@@ -215,6 +216,18 @@ def session_power(
         free_zone, higher_is_better=higher_is_better
     )
     return 1 - float(nctdtr(degrees, distance / se, t_quantile(level, degrees)))
+
+
+def block_power(
+    *, sd: float, blocks: int, loss: float, free_zone: float, level: float, higher_is_better: bool = True
+) -> float:
+    """Probability that the lower bound of a true relative `loss` is above the free zone after so many blocks."""
+    from scipy.special import nctdtr
+
+    distance = log_margin(loss, higher_is_better=higher_is_better) - log_margin(
+        free_zone, higher_is_better=higher_is_better
+    )
+    return 1 - float(nctdtr(blocks - 1, distance / (sd / math.sqrt(blocks)), t_quantile(level, blocks - 1)))
 
 
 def sessions_for_power(

@@ -98,7 +98,10 @@ def detects(proof: GateProof) -> str:
     own = f"{100 * found.own:g} {unit}"
     if found.detects_its_own:
         return f"detects its own tolerance of {own}"
-    more = f"{plural(found.more, f'more {found.counted}')} would do" if found.more is not None else "nothing would do"
+    if found.more is not None:
+        more = f"{plural(found.more, f'more {found.counted}')} would do"
+    else:
+        more = "larger rounds (num_requests) might do" if found.counted == "block" else "nothing would do"
     return f"cannot detect its own tolerance of {own}: relies on {least} or more; {more}"
 
 
