@@ -143,6 +143,10 @@ class InjectedEngine(Engine):
         """See `Engine.peak_memory_bytes`."""
         return round(self._engine.peak_memory_bytes() * self._memory)
 
+    def forget_peak_memory(self) -> None:
+        """See `Engine.forget_peak_memory`."""
+        self._engine.forget_peak_memory()
+
     @property
     def can_relaunch(self) -> bool:  # type: ignore[override]
         """See `Engine.can_relaunch`."""

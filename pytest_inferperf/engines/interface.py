@@ -147,7 +147,14 @@ class Engine(ABC):
 
     @abstractmethod
     def peak_memory_bytes(self) -> int:
-        """Largest memory held so far: device memory on a GPU, resident set on a CPU."""
+        """Largest memory held since `forget_peak_memory`, else since the launch: device memory, or on a CPU resident set."""
+
+    def forget_peak_memory(self) -> None:
+        """Begin a new peak: what other tests asked of the same engine is no figure of this one.
+
+        By default nothing is forgotten, and the peak is that since the launch.
+        """
+        return
 
     def clock_s(self) -> float:
         """Read the clock that rounds are timed by, seconds: only differences mean anything, and none is negative."""

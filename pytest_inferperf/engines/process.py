@@ -170,6 +170,10 @@ class EngineProcess(Engine):
         """See `Engine.peak_memory_bytes`."""
         return int(self._call("peak_memory_bytes"))
 
+    def forget_peak_memory(self) -> None:
+        """See `Engine.forget_peak_memory`."""
+        self._call("forget_peak_memory")
+
     def close(self) -> None:
         """See `Engine.close`."""
         self._worker.close()

@@ -49,6 +49,10 @@ _MAX_THREADS = 1024
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
+_STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+"""Written a 5, it resets the peak of the resident set (proc_pid_clear_refs(5))."""
+
 
 class TransformersEngine(Engine):
     """Runs the packed weights of an exported checkpoint; activations and KV cache are quantized as it says.
@@ -153,9 +157,15 @@ class TransformersEngine(Engine):
         """See `Engine.peak_memory_bytes`."""
         if self._device == "cuda":
             return int(torch.cuda.max_memory_allocated())
-        import resource
+        (peak,) = (line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(peak.split()[1]) * 1024
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    def forget_peak_memory(self) -> None:
+        """See `Engine.forget_peak_memory`."""
+        if self._device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            _CLEAR_REFS.write_text("5")
 
     def close(self) -> None:
         """See `Engine.close`."""

@@ -68,6 +68,7 @@ class Worker:
                 "generate": self._generate,
                 "stream": self._stream,
                 "loglikelihood": self._loglikelihood,
+                "forget_peak_memory": lambda _args: self._loaded.forget_peak_memory(),
                 "peak_memory_bytes": lambda _args: self._loaded.peak_memory_bytes(),
             }
             self._send({"result": calls[message["call"]](message["args"])})

@@ -231,6 +231,7 @@ class _Blocks:
             self._found = Comparison(reference=self._reference, engine=engine.info)
 
     def _warm_up(self, engine: Engine) -> None:
+        engine.forget_peak_memory()
         for index in range(self._workload.warmup_rounds):
             self._round(engine, index)
 

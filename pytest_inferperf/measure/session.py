@@ -42,6 +42,7 @@ def measure_session(
             progress(f"measure isl {workload.isl} osl {workload.osl} concurrency {workload.concurrency}: {kind}")
         return run_round(engine, workload, make_requests(engine, workload, round_index=index), timer=timer)
 
+    engine.forget_peak_memory()
     for index in range(workload.warmup_rounds):
         run(index, "warm-up round", None)
     with Telemetry(engine.info.hardware) as telemetry:

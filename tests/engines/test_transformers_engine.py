@@ -89,6 +89,16 @@ def test_says_what_it_is(engine: TransformersEngine) -> None:
     assert engine.peak_memory_bytes() > 50 << 20
 
 
+def test_a_peak_of_memory_is_forgotten_before_the_next_session(engine: TransformersEngine) -> None:
+    engine.forget_peak_memory()
+    before = engine.peak_memory_bytes()
+    other_test = b"x" * (400 << 20)
+    del other_test
+    assert engine.peak_memory_bytes() >= before + (350 << 20)
+    engine.forget_peak_memory()
+    assert engine.peak_memory_bytes() < before + (200 << 20)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

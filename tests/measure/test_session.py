@@ -71,8 +71,14 @@ class StubEngine(Engine):
     def loglikelihood(self, requests: Sequence[LogLikelihoodRequest], *, concurrency: int) -> list[LogLikelihood]:
         raise NotImplementedError
 
+    peak_gib = 8
+    """What another test asked of the engine."""
+
     def peak_memory_bytes(self) -> int:
-        return 3 * 2**30
+        return self.peak_gib * 2**30
+
+    def forget_peak_memory(self) -> None:
+        self.peak_gib = 3
 
     def close(self) -> None:
         return
@@ -140,6 +146,7 @@ def test_warm_up_rounds_are_run_and_not_counted() -> None:
     assert timed == [2, 3, 4]
     assert (len(session.rounds), session.warmup_rounds) == (3, 2)
     assert all(len(requests) == 6 and concurrency == 2 for requests, concurrency in engine.asked)
+    assert [item.metrics["peak_memory_gib"] for item in session.rounds] == [3.0, 3.0, 3.0]
 
 
 def test_prompts_are_exact_seeded_distinct_and_free_of_special_tokens() -> None:
