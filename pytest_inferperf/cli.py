@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pytest_inferperf import __version__
 from pytest_inferperf.baselines.changes import Change, compare
-from pytest_inferperf.baselines.entries import Provenance
+from pytest_inferperf.baselines.entries import LEAST_BASELINE_SESSIONS, Provenance
 from pytest_inferperf.baselines.planner import MODES, UpdatePlan
 from pytest_inferperf.baselines.result_file import ResultFile, read_result_file
 from pytest_inferperf.baselines.store import (
@@ -30,7 +30,7 @@ from pytest_inferperf.baselines.update import update
 from pytest_inferperf.baselines.write import write_atomic
 from pytest_inferperf.cli_load import add_load_commands
 from pytest_inferperf.errors import InferperfError, ResultFileError, SettingsError, choices
-from pytest_inferperf.gates.sessions import LEAST_BASELINE_SESSIONS, doubt_gain
+from pytest_inferperf.gates.sessions import doubt_gain
 from pytest_inferperf.model.case import is_experiment
 from pytest_inferperf.model.metrics import parse_metric
 from pytest_inferperf.model.results import slug

@@ -11,6 +11,7 @@ from pytest_inferperf.model.case import Case
 from pytest_inferperf.model.results import Repeat
 
 __all__ = [
+    "LEAST_BASELINE_SESSIONS",
     "AccuracyEntry",
     "MetricBaseline",
     "Missing",
@@ -21,6 +22,10 @@ __all__ = [
     "performance_key",
     "source_of",
 ]
+
+
+LEAST_BASELINE_SESSIONS = 5
+"""Fewer stored sessions say too little about their own spread: the plain tolerance judges, labelled uncalibrated."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from pytest_inferperf.baselines.changes import (
     why_unusable,
 )
 from pytest_inferperf.baselines.entries import (
+    LEAST_BASELINE_SESSIONS,
     AccuracyEntry,
     MetricBaseline,
     PerformanceEntry,
@@ -174,7 +175,9 @@ class Planner:
             else:
                 chosen.setdefault(_address(record), []).append(record)
         found = []
-        for first, *others in chosen.values():
+        for same in chosen.values():
+            # The one that says most about its own spread.
+            first, *others = sorted(same, key=_sessions, reverse=True)
             differing = [item for item in others if item.result.case.engine != first.result.case.engine]
             if differing:
                 # Whichever were recorded, the other test would be judged against an engine it does not measure.
@@ -272,7 +275,7 @@ class Planner:
         warmup_rounds = max(session.warmup_rounds for session in measured.sessions)
         if not wanted:
             return
-        if self._refuse_performance(record, old, wanted, names, warmup_rounds, f"{shown}: {key}"):
+        if self._refuse_performance(record, measured, old, wanted, names, warmup_rounds, f"{shown}: {key}"):
             return
         taken = set(names) if self.mode == "all" else {item.what for item in wanted}
         kept = (
@@ -296,6 +299,7 @@ class Planner:
     def _refuse_performance(
         self,
         record: ResultRecord,
+        measured: PerformanceResult,
         old: PerformanceEntry | None,
         wanted: Sequence[Change],
         names: Sequence[str],
@@ -325,7 +329,12 @@ class Planner:
             for name, item in sorted(old.metrics.items())
             if name not in names
         }
-        if not worse and not lost:
+        disarmed = {
+            name: f"{len(item.sessions)} sessions -> {len(measured.sessions)}"
+            for name, item in sorted(old.metrics.items())
+            if name in names and len(measured.sessions) < LEAST_BASELINE_SESSIONS <= len(item.sessions)
+        }
+        if not worse and not lost and not disarmed:
             return False
         gated = {gate.name for gate in record.gates if isinstance(gate, PerformanceGate)}
         headline = "; ".join(
@@ -333,10 +342,11 @@ class Planner:
             for what, rows in (
                 ("worse beyond the tolerance", worse),
                 ("not measured this time and would be lost", lost),
+                (f"fewer than the {LEAST_BASELINE_SESSIONS} sessions that a judge of noise needs", disarmed),
             )
             if rows
         )
-        rows = worse | lost
+        rows = disarmed | worse | lost
         width = max(map(len, rows))
         details = [
             f"{name:<{width}}  {rows[name]}{'  [gated]' if name in gated else ''}"
@@ -582,3 +592,7 @@ def _worse_answers(record: ResultRecord, moved: Change, old: float, measured: Ac
         if share - before > allowed + _ROUNDING:
             found["unparseable"] = f"{before:.2f} % -> {share:.2f} % of answers (allowed {allowed:g} points more)"
     return found
+
+
+def _sessions(record: ResultRecord) -> int:
+    return len(record.result.performance.sessions) if record.result.performance is not None else 0

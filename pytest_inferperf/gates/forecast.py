@@ -13,7 +13,14 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any
 
-from pytest_inferperf.baselines.entries import AccuracyEntry, MetricBaseline, Missing, PerformanceEntry, ScoreEntry
+from pytest_inferperf.baselines.entries import (
+    LEAST_BASELINE_SESSIONS,
+    AccuracyEntry,
+    MetricBaseline,
+    Missing,
+    PerformanceEntry,
+    ScoreEntry,
+)
 from pytest_inferperf.gates.looks import ALPHA, BLOCKS, QUESTIONS, SESSIONS, Unresolvable, single_look
 from pytest_inferperf.gates.odds import Odds, block_odds, floor_odds, least, question_odds, session_odds
 from pytest_inferperf.gates.paired import FREE_ZONE_SHARE as ACCURACY_FREE_ZONE
@@ -26,7 +33,6 @@ from pytest_inferperf.gates.power import (
 )
 from pytest_inferperf.gates.sessions import (
     FREE_ZONE_SHARE,
-    LEAST_BASELINE_SESSIONS,
     RESOLUTION,
     block_differences,
     judge_sessions,

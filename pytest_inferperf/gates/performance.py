@@ -6,12 +6,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pytest_inferperf.baselines.entries import MetricBaseline, Missing, PerformanceEntry
+from pytest_inferperf.baselines.entries import LEAST_BASELINE_SESSIONS, MetricBaseline, Missing, PerformanceEntry
 from pytest_inferperf.gates.looks import ALPHA, SESSIONS, Decision, Unresolvable
 from pytest_inferperf.gates.power import baseline_sessions_to_decide, log_margin
 from pytest_inferperf.gates.sessions import (
     FREE_ZONE_SHARE,
-    LEAST_BASELINE_SESSIONS,
     SessionsVerdict,
     judge_sessions,
 )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+from pytest_inferperf.baselines.entries import LEAST_BASELINE_SESSIONS
 from pytest_inferperf.gates.looks import ALPHA, BLOCKS, QUESTIONS, SESSIONS
 from pytest_inferperf.gates.paired import FREE_ZONE_SHARE as FREE_ZONE_OF_ACCURACY
 from pytest_inferperf.gates.power import (
@@ -22,7 +23,7 @@ from pytest_inferperf.gates.power import (
     z_quantile,
 )
 from pytest_inferperf.gates.sessions import FREE_ZONE_SHARE as FREE_ZONE_OF_PERFORMANCE
-from pytest_inferperf.gates.sessions import LEAST_BASELINE_SESSIONS, RESOLUTION, Block
+from pytest_inferperf.gates.sessions import RESOLUTION, Block
 
 __all__ = [
     "POWER",

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from pytest_inferperf.baselines.entries import LEAST_BASELINE_SESSIONS
 from pytest_inferperf.gates.looks import (
     ALPHA,
     BLOCKS,
@@ -41,7 +42,6 @@ from pytest_inferperf.gates.power import (
 
 __all__ = [
     "FREE_ZONE_SHARE",
-    "LEAST_BASELINE_SESSIONS",
     "RESOLUTION",
     "Block",
     "SessionsVerdict",
@@ -53,9 +53,6 @@ __all__ = [
 
 FREE_ZONE_SHARE = 0.2
 """Free zone of a performance gate as a share of its tolerance, where none is given."""
-
-LEAST_BASELINE_SESSIONS = 5
-"""Fewer stored sessions say too little about their own spread: the plain tolerance judges, labelled uncalibrated."""
 
 RESOLUTION = 1e-4
 """Smallest standard deviation of log session means that is believed: 0.01 %.

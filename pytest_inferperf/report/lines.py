@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Sequence
 
-from pytest_inferperf.gates.sessions import LEAST_BASELINE_SESSIONS
+from pytest_inferperf.baselines.entries import LEAST_BASELINE_SESSIONS
 from pytest_inferperf.model.verdicts import GateVerdict, Status, worst
 
 __all__ = ["INJECTED", "SIMULATED", "failure_message", "gate_rows", "number", "plural", "summary_lines", "uncalibrated"]
