@@ -22,7 +22,6 @@ from pytest_inferperf.baselines.store import (
 from pytest_inferperf.engines.backends import resolve_backend
 from pytest_inferperf.engines.checkpoint.outlook import foresee_checkpoint
 from pytest_inferperf.engines.hardware import Gpu, cpu_hardware, gpu_words, need_words, why_missing
-from pytest_inferperf.engines.openai.engine import endpoint_hardware
 from pytest_inferperf.engines.servers.presets import loads_model
 from pytest_inferperf.errors import BaselineError, InferperfError
 from pytest_inferperf.gates.forecast import OnFile, Unknown, forecast
@@ -136,6 +135,8 @@ def _case(
 
 def _machine(spec: EngineSpec, gpus: tuple[Gpu, ...]) -> Hardware:
     if spec.url:
+        from pytest_inferperf.engines.openai.engine import endpoint_hardware
+
         return endpoint_hardware(spec)
     return Hardware(name=gpus[0].name, count=spec.world_size, kind="gpu") if gpus else cpu_hardware()
 

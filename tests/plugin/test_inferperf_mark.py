@@ -76,7 +76,7 @@ WRONG = {
     ),
     "positional": (
         'inferperf("tiny-llama")',
-        ["*inferperf: takes keywords only, not 'tiny-llama'. *Keywords: backend, *"],
+        ["*inferperf: takes keywords only, not 'tiny-llama'. *Keywords: api_key_env, *"],
     ),
     "wrong type": (
         'inferperf(model="tiny-llama", isl="1024", osl=1)',
