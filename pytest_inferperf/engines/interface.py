@@ -163,7 +163,7 @@ class Engine(ABC):
 
     @abstractmethod
     def peak_memory_bytes(self) -> int:
-        """Largest memory held so far: device memory on a GPU, resident set on a CPU."""
+        """Largest memory held so far: device memory on a GPU, resident set on a CPU; 0 where unknown."""
 
     @property
     def serving(self) -> Serving | None:

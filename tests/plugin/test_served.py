@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pytest_inferperf.simulate.behaviour import Behaviour
@@ -89,6 +91,27 @@ def test_command_line_points_every_mark_at_an_endpoint(run: Run, pytester: pytes
     rounds = record["result"]["performance"]["sessions"][0]["rounds"]
     assert [item["num_requests"] for item in rounds] == [4, 4]
     assert all(50 <= item["metrics"]["ttft_ms.p50"] < 80 for item in rounds)
+
+
+def test_server_is_started_anew_for_each_session(run: Run, pytester: pytest.Pytester) -> None:
+    """A command line of one's own, on a port that it is given; nothing of it is left."""
+    command = f"{sys.executable} -m pytest_inferperf.cli simulate-server --port {{port}} --ttft-ms 50 --itl-ms 10"
+    results = pytester.path / "results.json"
+    arguments = ("--inferperf-set=sessions=2", f"--inferperf-json={results}")
+    result = run(f'serve="{command} --model {{served_model_name}}"', *arguments)
+    result.assert_outcomes(passed=1)
+    (record,) = json.loads(results.read_text())["records"]
+    assert len(record["result"]["performance"]["sessions"]) == 2
+    assert record["result"]["engine"]["versions"]["server"].startswith(sys.executable)
+    assert not psutil.Process().children(recursive=True)
+
+
+def test_injected_slowdown_of_an_endpoint_is_caught(run: Run) -> None:
+    """Half of 133 tokens/s; what is injected goes through the engine's own methods, not the load generator."""
+    with serve_in_thread(QUICK) as server:
+        result = run(place(server.url), "--inferperf-inject=slowdown:50%")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*output_throughput*80*"])
 
 
 def test_baseline_of_an_endpoint_is_its_own(run: Run, pytester: pytest.Pytester) -> None:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from pytest_inferperf.engines.interface import GenerationRequest, LogLikelihoodRequest
+from pytest_inferperf.engines.launch import open_engine
 from pytest_inferperf.engines.openai.engine import UNKNOWN_TOKEN, OpenAIEngine, endpoint_hardware, open_url
+from pytest_inferperf.engines.openai.served import ServedEngine
 from pytest_inferperf.errors import EngineError
+from pytest_inferperf.measure.session import measure_session
 from pytest_inferperf.measure.validity import check_engine
-from pytest_inferperf.model.case import EngineSpec
+from pytest_inferperf.model.case import EngineSpec, Workload
 from pytest_inferperf.simulate.behaviour import Behaviour
 from pytest_inferperf.simulate.server import serve_in_thread
 
@@ -172,6 +178,26 @@ def test_server_that_hangs_is_given_up() -> None:
         spec = EngineSpec(model="m", served_model_name="m", url=f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(EngineError, match=r"no complete answer within 0\.3 s"):
             open_url(spec, timeout_s=0.3)
+
+
+def test_server_that_dies_is_named_with_its_log(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m pytest_inferperf.cli simulate-server --port {{port}} --model {{served_model_name}}"
+    spec = EngineSpec(model="simulated", served_model_name="simulated", serve=command)
+    workload = Workload(isl=4, osl=4, rounds=1, warmup_rounds=0)
+    with open_engine(spec, log_dir=tmp_path) as engine:
+        assert isinstance(engine, ServedEngine)
+        for process in psutil.Process(engine.pid).children(recursive=True):
+            process.kill()
+        # Its exit status is the engine's to read.
+        while psutil.Process(engine.pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.02)
+        with pytest.raises(EngineError, match="was killed by signal 9"):
+            measure_session(engine, workload)
+        with pytest.raises(EngineError, match="was killed by signal 9"):
+            engine.generate([GenerationRequest(prompt=(1,), max_tokens=1)], concurrency=1)
+        engine.relaunch()
+        session = measure_session(engine, workload)
+    assert session.rounds[0].output_tokens == 4
 
 
 @pytest.mark.parametrize(
