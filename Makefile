@@ -42,7 +42,7 @@ $(VENV)/.packages: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --upgrade pip
 	$(PIP) install '$(TORCH)'
-	$(PIP) install '.[embedded,dev]'
+	$(PIP) install '.[embedded,server,dev]'
 	touch $@
 
 # The wheel, not the working tree: what is tested is what is shipped.

@@ -24,6 +24,7 @@ from pytest_inferperf.baselines.store import (
 from pytest_inferperf.engines.backends import resolve_backend
 from pytest_inferperf.engines.checkpoint.outlook import foresee_checkpoint
 from pytest_inferperf.engines.hardware import Gpu, cpu_hardware, gpu_words, need_words, why_missing
+from pytest_inferperf.engines.servers.presets import loads_model
 from pytest_inferperf.errors import BaselineError, InferperfError
 from pytest_inferperf.gates.forecast import OnFile, Unknown, forecast
 from pytest_inferperf.gates.looks import BLOCKS, SESSIONS
@@ -366,6 +367,10 @@ def _sessions(test: PlannedTest, workload: Workload | None) -> int:
 
 
 def _machine(spec: EngineSpec, gpus: tuple[Gpu, ...]) -> Hardware:
+    if spec.url:
+        from pytest_inferperf.engines.openai.engine import endpoint_hardware
+
+        return endpoint_hardware(spec)
     return Hardware(name=gpus[0].name, count=spec.world_size, kind="gpu") if gpus else cpu_hardware()
 
 
@@ -373,6 +378,11 @@ def _checkpoint(spec: EngineSpec, cache_dir: Path | None, *, by_hook: bool, back
     """Say where the checkpoint comes from, and what keeps the engine from being opened; "" for nothing."""
     if by_hook:
         return "left to pytest_inferperf_make_engine (a hook of the project or a plugin)", ""
+    if spec.url:
+        return f"endpoint {spec.url}: what it has loaded cannot be verified", ""
+    if not loads_model(spec):
+        return f"served by {spec.serve}, which finds its model itself", ""
+    served = f"served by {spec.serve}; " if spec.serve else ""
     problems = []
     text = ""
     try:
@@ -384,7 +394,7 @@ def _checkpoint(spec: EngineSpec, cache_dir: Path | None, *, by_hook: bool, back
         text = foresee_checkpoint(spec, cache_dir=cache_dir).text
     except InferperfError as error:
         problems.append(str(error))
-    return text, "\n".join(problems)
+    return served + text, "\n".join(problems)
 
 
 def _native_sm(spec: EngineSpec) -> int:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _MARKS = (
     "inferperf(*, model, served_model_name, quant, recipe, kv_cache_dtype, tp, pp, ep, backend, calib_dataset, "
-    "calib_size, engine_options, isl, osl, concurrency, num_requests, rounds, warmup_rounds, seed, sessions, task, "
+    "calib_size, serve, url, api_key_env, hardware, engine_options, isl, osl, concurrency, num_requests, rounds, warmup_rounds, seed, sessions, task, "
     "num_fewshot, limit, group_by, early_stop): the engine, and the workload or the task, that the test measures. Lists "
     "are cross products.",
     "throughput_floor(*metrics, tolerance=None, **limits): fail when a metric that is better when higher falls below "
@@ -57,7 +57,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     def option(name: str, **attributes: Any) -> None:
         group.addoption(f"--inferperf-{name}", dest=f"inferperf_{name.replace('-', '_')}", default=None, **attributes)
 
-    option("backend", metavar="NAME", help="Engine backend: auto, transformers, or one a plugin brings")
+    option("backend", metavar="NAME", help="Engine backend: auto, transformers, openai, or one a plugin brings")
     option("baselines", metavar="DIR", help="Folder of the baseline files")
     option("cache-dir", metavar="DIR", help="Folder of built checkpoints")
     option("json", metavar="PATH", help="Write every result and verdict to this file")

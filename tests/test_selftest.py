@@ -385,8 +385,8 @@ ROUNDS = {
         ),
         turned(
             "gates.sessions",
-            "sign = 1.0 if higher_is_better else -1.0\n    differences",
-            "sign = -1.0 if higher_is_better else 1.0\n    differences",
+            "sign = 1.0 if higher_is_better else -1.0\n    return",
+            "sign = -1.0 if higher_is_better else 1.0\n    return",
             SPEEDUP,
         ),
         turned(

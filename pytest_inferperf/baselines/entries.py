@@ -8,7 +8,7 @@ from statistics import median
 from typing import Literal
 
 from pytest_inferperf.model.case import Case
-from pytest_inferperf.model.results import Repeat
+from pytest_inferperf.model.results import Repeat, slug
 
 __all__ = [
     "LEAST_BASELINE_SESSIONS",
@@ -148,6 +148,8 @@ def performance_key(case: Case) -> str:
     parts = [engine.precision]
     sizes = (("tp", engine.tp), ("pp", engine.pp), ("ep", engine.ep))
     parts += [f"{name}{value}" for name, value in sizes if value != 1]
+    if engine.server:
+        parts.append(f"serve-{slug(engine.server)}")
     parts += [f"isl{load.isl}", f"osl{load.osl}", f"c{load.concurrency}"]
     if load.requests_per_round != load.concurrency:
         parts.append(f"n{load.requests_per_round}")

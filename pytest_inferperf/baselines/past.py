@@ -97,7 +97,7 @@ class Past:
 
 def _engine(spec: EngineSpec) -> tuple[object, ...]:
     """What makes two engines load and run alike; where their weights lie does not."""
-    return spec.served_model_name, spec.precision, spec.tp, spec.pp, spec.ep
+    return spec.served_model_name, spec.precision, spec.tp, spec.pp, spec.ep, spec.server
 
 
 def _same(one: ReferenceEngine, other: ReferenceEngine) -> bool:

@@ -60,7 +60,7 @@ __all__ = [
 
 _ENGINE_IDENTITY = ("quant", "kv_cache_dtype", "tp", "pp", "ep")
 _WORKLOAD_IDENTITY = ("isl", "osl", "concurrency", "num_requests", "seed")
-_PERFORMANCE_IDENTITY = _ENGINE_IDENTITY + _WORKLOAD_IDENTITY
+_PERFORMANCE_IDENTITY = (*_ENGINE_IDENTITY, *_WORKLOAD_IDENTITY, "serve")
 _ACCURACY_IDENTITY = ("task", "num_fewshot", "limit")
 _LONGEST_NAME = 255 - len(".json") - len("..0123456789abcdef.tmp")
 """Characters of a file or folder name that leave room for what is added to it while it is written."""
@@ -319,7 +319,8 @@ def _performance_from_json(shown: str, key: str, data: dict[str, Any]) -> Perfor
     where = f'{shown}: $.entries["{key}"]'
     identity: dict[str, Any] = data["identity"]
     _check_precision(identity["quant"], identity["kv_cache_dtype"], f"{where}.identity")
-    engine = EngineSpec(model="", served_model_name="", **{name: identity[name] for name in _ENGINE_IDENTITY})
+    sizes = {name: identity[name] for name in _ENGINE_IDENTITY}
+    engine = EngineSpec(model="", served_model_name="", serve=identity.get("serve", ""), **sizes)
     load = Workload(**{name: identity[name] for name in _WORKLOAD_IDENTITY})
     _check_key(key, performance_key(Case(engine=engine, workload=load)), where)
     for name in data["metrics"]:

@@ -18,7 +18,7 @@ class Backend:
 
     name: str
     class_path: str
-    """`module:Class`, imported only in the engine's own process."""
+    """`module:Class`, imported only in the engine's own process, or once it is opened."""
 
     requires: tuple[str, ...]
     """Importable modules it needs."""
@@ -41,6 +41,13 @@ BACKENDS: dict[str, Backend] = {
             class_path="pytest_inferperf.engines.transformers_engine:TransformersEngine",
             requires=("torch", "transformers", "safetensors", "modelopt"),
             extra="embedded",
+        ),
+        # In a server: what it needs is the server's affair.
+        Backend(
+            name="openai",
+            class_path="pytest_inferperf.engines.openai.engine:OpenAIEngine",
+            requires=(),
+            extra="server",
         ),
     )
 }

@@ -27,6 +27,7 @@ from pytest_inferperf.engines.interface import (
     TokenChunk,
 )
 from pytest_inferperf.model.injection import Injection
+from pytest_inferperf.model.results import Hardware
 
 __all__ = ["InjectedEngine", "wrong_text"]
 
@@ -86,6 +87,11 @@ class InjectedEngine(Engine):
     def special_token_ids(self) -> frozenset[int]:
         """See `Engine.special_token_ids`."""
         return self._engine.special_token_ids
+
+    @property
+    def watched_hardware(self) -> Hardware:
+        """See `Engine.watched_hardware`."""
+        return self._engine.watched_hardware
 
     def clock_s(self) -> float:
         """See `Engine.clock_s`. Runs behind by what noise made faster: an engine cannot be hurried, its clock can."""

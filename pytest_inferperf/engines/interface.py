@@ -7,11 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pytest_inferperf.errors import EngineError
 from pytest_inferperf.model.case import EngineSpec
-from pytest_inferperf.model.results import EngineInfo
+from pytest_inferperf.model.results import EngineInfo, Hardware
+
+if TYPE_CHECKING:
+    from pytest_inferperf.engines.openai.endpoint import Endpoint
 
 __all__ = [
     "Engine",
@@ -20,6 +23,7 @@ __all__ = [
     "LogLikelihood",
     "LogLikelihoodRequest",
     "Progress",
+    "Serving",
     "TokenChunk",
 ]
 
@@ -93,6 +97,18 @@ class LogLikelihood:
     """Whether greedy decoding would have produced the continuation."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """How to put load on an engine that is a server, without its own methods between the load and its clock."""
+
+    endpoint: Endpoint
+    body: Callable[[GenerationRequest], bytes]
+    """Writes the body of a streaming request."""
+
+    fresh_prompts: bool
+    """Whether the server outlives the run: prompts that it has seen before may be in its prefix cache."""
+
+
 class Engine(ABC):
     """A model loaded and ready to generate. A context manager; `close` is idempotent."""
 
@@ -147,7 +163,10 @@ class Engine(ABC):
 
     @abstractmethod
     def peak_memory_bytes(self) -> int:
-        """Largest memory held since `forget_peak_memory`, else since the launch: device memory, or on a CPU resident set."""
+        """Largest memory held since `forget_peak_memory`, else since the launch: device memory, or on a CPU resident set.
+
+        0 where unknown.
+        """
 
     def forget_peak_memory(self) -> None:
         """Begin a new peak: what other tests asked of the same engine is no figure of this one.
@@ -155,6 +174,19 @@ class Engine(ABC):
         By default nothing is forgotten, and the peak is that since the launch.
         """
         return
+
+    @property
+    def serving(self) -> Serving | None:
+        """How the load generator reaches it; None for an engine that is measured through `generate`.
+
+        Raises `EngineError` where the server has ended.
+        """
+        return None
+
+    @property
+    def watched_hardware(self) -> Hardware:
+        """The devices of this machine that are watched while it is measured."""
+        return self.info.hardware
 
     def clock_s(self) -> float:
         """Read the clock that rounds are timed by, seconds: only differences mean anything, and none is negative."""

@@ -9,6 +9,8 @@ from pytest_inferperf.engines.backends import resolve_backend
 from pytest_inferperf.engines.checkpoint.cache import ensure_checkpoint
 from pytest_inferperf.engines.interface import Engine, Progress
 from pytest_inferperf.engines.process import EngineProcess, build_in_process
+from pytest_inferperf.engines.servers.presets import loads_model
+from pytest_inferperf.errors import EngineError
 from pytest_inferperf.model.case import EngineSpec
 
 __all__ = ["open_engine"]
@@ -42,9 +44,32 @@ def open_engine(
 
     """
     report = progress or (lambda _line: None)
+    if spec.server:
+        if python:
+            raise EngineError(
+                f"python={python}: an engine in a server has the interpreter that its command line names. Leave python out."
+            )
+        if spec.url:
+            from pytest_inferperf.engines.openai.engine import open_url
+
+            return open_url(spec, timeout_s=call_timeout_s)
     backend = resolve_backend(spec.backend, installed=not python)
     build = partial(build_in_process, timeout_s=build_timeout_s, log_dir=log_dir)
-    checkpoint = ensure_checkpoint(spec, cache_dir=cache_dir, build=build, progress=report)
+    checkpoint = (
+        ensure_checkpoint(spec, cache_dir=cache_dir, build=build, progress=report) if loads_model(spec) else None
+    )
+    if spec.serve:
+        from pytest_inferperf.engines.openai.served import ServedEngine
+
+        return ServedEngine(
+            spec,
+            checkpoint=checkpoint,
+            load_timeout_s=load_timeout_s,
+            call_timeout_s=call_timeout_s,
+            log_dir=log_dir,
+            progress=report,
+        )
+    assert checkpoint is not None
     return EngineProcess(
         spec,
         class_path=backend.class_path,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pytest_inferperf.errors import MarkError, choices
+from pytest_inferperf.errors import EngineError, MarkError, SettingsError, choices
 from pytest_inferperf.marks.arguments import article, keywords_of, number
 from pytest_inferperf.model.case import Case, EngineSpec, GpuRequirement, ReferenceEngine, Scalar, Task, Workload
 from pytest_inferperf.model.gates import Gate
@@ -43,6 +43,10 @@ KEYWORDS: dict[str, Keyword] = {
     "backend": Keyword(target="engine", kind=str),
     "calib_dataset": Keyword(target="engine", kind=str),
     "calib_size": Keyword(target="engine", kind=int, minimum=1),
+    "serve": Keyword(target="engine", kind=str),
+    "url": Keyword(target="engine", kind=str),
+    "api_key_env": Keyword(target="engine", kind=str),
+    "hardware": Keyword(target="engine", kind=str),
     "engine_options": Keyword(target="engine", kind=dict),
     "isl": Keyword(target="workload", kind=int, minimum=1),
     "osl": Keyword(target="workload", kind=int, minimum=1),
@@ -200,7 +204,14 @@ def _override(merged: dict[str, Any], origin: Origin) -> None:
             continue
         if keyword.target == "task" and "task" not in merged:
             continue
+        if name in _SERVERS:
+            # The command line says where the engine is, whatever the mark said.
+            for other in _SERVERS:
+                merged.pop(other, None)
         merged[name] = value
+
+
+_SERVERS = ("serve", "url")
 
 
 def _case(values: Mapping[str, Any], origin: Origin) -> Case:
@@ -251,7 +262,7 @@ def _engine(values: dict[str, Any], origin: Origin) -> EngineSpec:
                 'Give a JSONL file with a "text" field per line.'
             )
         values["calib_dataset"] = str(found)
-    backend = values.setdefault("backend", origin.default_backend)
+    backend = _server_backend(values, origin) or values.setdefault("backend", origin.default_backend)
     if origin.backends and backend not in origin.backends:
         raise MarkError(
             f"inferperf: unknown backend {backend!r}.\n{choices(backend, origin.backends, what='Backends')}"
@@ -261,7 +272,62 @@ def _engine(values: dict[str, Any], origin: Origin) -> EngineSpec:
     # A hub id's last part, or the folder's name: what the model is called, not where it lies.
     values.setdefault("served_model_name", (folder.name if folder else model.rsplit("/", 1)[-1]).lower())
     values["engine_options"] = tuple(sorted(values.get("engine_options", {}).items()))
-    return EngineSpec(**values)
+    spec = EngineSpec(**values)
+    if spec.server:
+        _check_server(spec)
+    return spec
+
+
+def _server_backend(values: dict[str, Any], origin: Origin) -> str:
+    """Set the backend of an engine in a server, and return it; "" for any other engine. Raises `MarkError`."""
+    given = [name for name in _SERVERS if values.get(name)]
+    if len(given) > 1:
+        raise MarkError(
+            f"inferperf: serve={values['serve']!r} and url={values['url']!r}: a server is started here, or runs "
+            "elsewhere already. Keep one."
+        )
+    backend = values.get("backend", "auto")
+    if not given:
+        if (backend if backend != "auto" else origin.default_backend) == "openai":
+            raise MarkError(
+                'inferperf: backend="openai" is an engine in a server: say which to start (serve="vllm"), or where one '
+                'runs (url="http://host:8000").'
+            )
+        for name in ("api_key_env", "hardware"):
+            if values.get(name):
+                raise MarkError(f"inferperf: {name}={values[name]!r} is about an endpoint, and url= is missing.")
+        return ""
+    if backend not in ("auto", "openai"):
+        raise MarkError(
+            f"inferperf: backend={backend!r} runs in a process of our own, and {given[0]}={values[given[0]]!r} is a "
+            'server. Leave backend out, or say backend="openai".'
+        )
+    values["backend"] = "openai"
+    return "openai"
+
+
+def _check_server(spec: EngineSpec) -> None:
+    """Refuse at collection what could never be opened."""
+    if spec.serve:
+        from pytest_inferperf.engines.servers.presets import plan_launch
+
+        for name in ("api_key_env", "hardware"):
+            if getattr(spec, name):
+                raise MarkError(
+                    f"inferperf: {name}={getattr(spec, name)!r} is about an endpoint (url=); serve= starts a server on "
+                    "this machine."
+                )
+        try:
+            plan_launch(spec.serve, spec, model=spec.model, port=1)
+        except EngineError as error:
+            raise MarkError(f"inferperf: {error}") from None
+        return
+    from pytest_inferperf.engines.openai.endpoint import Endpoint
+
+    try:
+        Endpoint.parse(spec.url, model=spec.model)
+    except SettingsError as error:
+        raise MarkError(f"inferperf: {error}") from None
 
 
 def engine_like(spec: EngineSpec, changes: Mapping[str, Any], origin: Origin) -> EngineSpec:
@@ -278,6 +344,10 @@ def engine_like(spec: EngineSpec, changes: Mapping[str, Any], origin: Origin) ->
                 del values[name]
     if "model" in changes:
         del values["served_model_name"]
+    if any(name in changes for name in _SERVERS):
+        # Another place to run in: what was said about the old one does not hold there.
+        for name in (*_SERVERS, "backend", "api_key_env", "hardware"):
+            del values[name]
     options = {**dict(spec.engine_options), **changes.get("engine_options", {})}
     return _engine({**values, **changes, "engine_options": options}, origin)
 
@@ -292,7 +362,7 @@ def _check_precision(values: Mapping[str, Any], folder: Path | None, origin: Ori
     if not origin.backends:
         return
     row = QUANTIZATIONS.get(quant)
-    built_here = folder is not None and not (folder / "hf_quant_config.json").is_file()
+    built_here = not values.get("url") and folder is not None and not (folder / "hf_quant_config.json").is_file()
     if row is not None and row.needs_calibration and built_here and not values.get("calib_dataset"):
         raise MarkError(
             f"inferperf: quant={quant!r} is calibrated. Give texts like those the model will see: "

@@ -160,7 +160,7 @@ class _Blocks:
 
     @contextlib.contextmanager
     def _watched(self, *engines: Engine) -> Iterator[None]:
-        with Telemetry(max((one.info.hardware for one in engines), key=lambda found: found.count)) as telemetry:
+        with Telemetry(max((one.watched_hardware for one in engines), key=lambda found: found.count)) as telemetry:
             yield
         self._telemetry.append(telemetry.figures)
 

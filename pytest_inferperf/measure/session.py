@@ -45,7 +45,7 @@ def measure_session(
     engine.forget_peak_memory()
     for index in range(workload.warmup_rounds):
         run(index, "warm-up round", None)
-    with Telemetry(engine.info.hardware) as telemetry:
+    with Telemetry(engine.watched_hardware) as telemetry:
         rounds = tuple(
             run(workload.warmup_rounds + number, f"round {number + 1}/{workload.rounds}", timer)
             for number in range(workload.rounds)
@@ -56,7 +56,15 @@ def measure_session(
 def run_round(
     engine: Engine, workload: Workload, requests: Sequence[GenerationRequest], *, timer: RoundTimer | None = None
 ) -> Round:
-    """Send one round's requests and return its figures. Raises like `measure_session`."""
+    """Send one round's requests and return its figures. Raises like `measure_session`.
+
+    A server is measured by the load generator: besides the round's requests it sends warm-up requests and fillers.
+    """
+    serving = engine.serving
+    if serving is not None:
+        from pytest_inferperf.measure.load.rounds import load_round
+
+        return load_round(engine, serving, workload, requests, timer=timer)
     generations: list[Generation] = []
     duration_s = 0.0
 

@@ -38,8 +38,9 @@ def summarise_round(
         "output_throughput_per_gpu": output_tokens / duration_s / devices,
         "total_throughput": (input_tokens + output_tokens) / duration_s,
         "request_throughput": len(finished) / duration_s,
-        "peak_memory_gib": peak_memory_bytes / 2**30,
     }
+    if peak_memory_bytes:
+        metrics["peak_memory_gib"] = peak_memory_bytes / 2**30
     # A burst that arrives at one instant has no rate.
     speeds = [1000 / value for value in tpot_ms if value > 0]
     if speeds:

@@ -39,6 +39,18 @@ class EngineSpec:
     calib_size: int = 128
     """Number of calibration texts used, from the start of the file."""
 
+    serve: str = ""
+    """The server that runs it: a preset's name, or a command line. "" for none."""
+
+    url: str = ""
+    """The OpenAI-compatible endpoint that runs it already; "" for none."""
+
+    api_key_env: str = ""
+    """The environment variable that holds the endpoint's API key."""
+
+    hardware: str = ""
+    """What the endpoint runs on, where it is known: `NVIDIA B200 x8`."""
+
     engine_options: tuple[tuple[str, Scalar], ...] = ()
     """Options passed to the backend by name, sorted. Context, not identity: they are recorded and shown."""
 
@@ -46,6 +58,11 @@ class EngineSpec:
     def precision(self) -> str:
         """Quantization and KV cache type in one word."""
         return precision_key(self.quant, self.kv_cache_dtype)
+
+    @property
+    def server(self) -> str:
+        """What stands between the engine and the client: the server as `serve` has it, `endpoint`, or ""."""
+        return self.serve or ("endpoint" if self.url else "")
 
     @property
     def world_size(self) -> int:
@@ -161,6 +178,9 @@ class Case:
                 "num_requests": load.requests_per_round,
                 "seed": load.seed,
             }
+            # How fast an engine is depends on the server in front of it; what it answers should not.
+            if self.engine.server:
+                found["serve"] = self.engine.server
         if self.task is not None:
             found["task"] = self.task.name
             if self.task.num_fewshot is not None:

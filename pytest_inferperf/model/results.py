@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pytest_inferperf.model.case import Case, ReferenceEngine
 
 __all__ = [
+    "UNVERIFIED",
     "Abba",
     "AccuracyResult",
     "CaseResult",
@@ -23,6 +24,10 @@ __all__ = [
     "Session",
     "slug",
 ]
+
+
+UNVERIFIED = "unverified"
+"""A format that nobody outside of the server can read back: it runs what it runs, and the case says what was asked."""
 
 
 def slug(name: str) -> str:
@@ -55,7 +60,7 @@ class EngineInfo:
     backend: str
     hardware: Hardware
     quant_algo: str | None
-    """As the loaded checkpoint says; None for plain weights."""
+    """As the loaded checkpoint says; None for plain weights, `UNVERIFIED` where only the server could know."""
 
     kv_cache_quant_algo: str | None
     compute_dtype: str

@@ -139,6 +139,38 @@ t.py::test_speed: worse beyond the tolerance: output_throughput, ttft_ms.p99
     assert level(root) == 94.0
 
 
+def with_sessions(record: ResultRecord, count: int) -> ResultRecord:
+    performance = record.result.performance
+    assert performance is not None
+    many = replace(performance, sessions=performance.sessions * count)
+    return replace(record, result=replace(record.result, performance=many))
+
+
+def test_a_calibrated_baseline_is_not_replaced_by_too_few_sessions(root: Path, speed: Make) -> None:
+    run(root, with_sessions(speed(output_throughput=100.0), 10))
+    few = with_sessions(speed(output_throughput=101.0), 4)
+    plan = run(root, few, mode="all", reason="r")
+    assert plan.refusals == (
+        f"""\
+t.py::test_speed: fewer than the 5 sessions that a judge of noise needs: output_throughput
+  {SPEED}: {KEY}
+  output_throughput  10 sessions -> 4
+{ACCEPT}""",
+    )
+    assert len(speeds(root).entries[KEY].metrics["output_throughput"].sessions) == 10
+    assert run(root, few, mode="all", reason="r", accept=True).refusals == ()
+    enough = with_sessions(speed(output_throughput=101.0), 5)
+    assert run(root, enough, mode="all", reason="r").refusals == ()
+
+
+def test_of_two_tests_of_a_case_the_one_with_more_sessions_counts(root: Path, speed: Make) -> None:
+    few = speed(output_throughput=100.0, nodeid="t.py::test_a")
+    many = with_sessions(speed(output_throughput=101.0, nodeid="t.py::test_b"), 10)
+    plan = run(root, few, many)
+    assert plan.skipped == ("t.py::test_a: the same case as t.py::test_b, which is used",)
+    assert len(speeds(root).entries[KEY].metrics["output_throughput"].sessions) == 10
+
+
 def test_a_refusal_names_gated_metrics_first(root: Path, speed: Make) -> None:
     latencies = ["itl_ms.p50", "itl_ms.p99", "tpot_ms.p50", "tpot_ms.p99", "ttft_ms.p99"]
     run(root, speed(dict.fromkeys(latencies, 10.0), output_throughput=100.0, peak_memory_gib=1.0))

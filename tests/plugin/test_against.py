@@ -305,8 +305,9 @@ def test_valid_keywords_are_listed(project: Project) -> None:
     result = project.run("--inferperf-against=qant=BF16")
     result.stderr.fnmatch_lines(
         [
-            "Did you mean 'quant'? Keywords: backend, calib_dataset, calib_size, engine_options.NAME, ep, kv_cache_dtype, "
-            "model, pp, python, quant, recipe, reload, served_model_name, tp. Or the path of a result file."
+            "Did you mean 'quant'? Keywords: api_key_env, backend, calib_dataset, calib_size, engine_options.NAME, ep, "
+            "hardware, kv_cache_dtype, model, pp, python, quant, recipe, reload, serve, served_model_name, tp, url. Or the path "
+            "of a result file."
         ]
     )
 

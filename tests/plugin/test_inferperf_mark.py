@@ -69,14 +69,14 @@ WRONG = {
         'inferperf(model="tiny-llama", qant="FP8", isl=1, osl=1)',
         [
             "test_it.py::test_it: inferperf: unknown keyword 'qant'.",
-            "Did you mean 'quant'? Keywords: backend, calib_dataset, calib_size, concurrency, early_stop, engine_options, "
-            "ep, group_by, isl, kv_cache_dtype, limit, model, num_fewshot, num_requests, osl, pp, quant, recipe, rounds, seed, "
-            "served_model_name, sessions, task, tp, warmup_rounds.",
+            "Did you mean 'quant'? Keywords: api_key_env, backend, calib_dataset, calib_size, concurrency, early_stop, "
+            "engine_options, ep, group_by, hardware, isl, kv_cache_dtype, limit, model, num_fewshot, num_requests, osl, pp, "
+            "quant, recipe, rounds, seed, serve, served_model_name, sessions, task, tp, url, warmup_rounds.",
         ],
     ),
     "positional": (
         'inferperf("tiny-llama")',
-        ["*inferperf: takes keywords only, not 'tiny-llama'. *Keywords: backend, *"],
+        ["*inferperf: takes keywords only, not 'tiny-llama'. *Keywords: api_key_env, *"],
     ),
     "wrong type": (
         'inferperf(model="tiny-llama", isl="1024", osl=1)',

@@ -130,6 +130,18 @@ class Endpoint:
         )
         return rows.encode("latin-1")
 
+    def post(self, body: bytes) -> bytes:
+        """Return a whole request. Holds the API key: never show it."""
+        return b"%b%d\r\n\r\n%b" % (self.head(), len(body), body)
+
+    def get(self, name: str) -> bytes:
+        """Return a GET of `name`, such as `models`, under the prefix. Holds the API key: never show it."""
+        rows = (
+            f"GET {self.prefix}/{name} HTTP/1.1\r\nHost: {self._netloc}\r\nUser-Agent: pytest-inferperf/{__version__}"
+            f"\r\nAccept: application/json\r\n{self._authorization()}\r\n"
+        )
+        return rows.encode("latin-1")
+
     def _authorization(self) -> str:
         if not self.api_key_env:
             return ""

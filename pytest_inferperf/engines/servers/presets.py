@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pytest_inferperf.errors import EngineError, choices
 from pytest_inferperf.model.case import EngineSpec
 
-__all__ = ["PRESETS", "Launch", "Preset", "plan_launch"]
+__all__ = ["PRESETS", "Launch", "Preset", "loads_model", "plan_launch"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,9 @@ class Preset:
     quantization: str = ""
     quantizations: Mapping[str, str] = field(default_factory=dict)
     """Our name of a quantization to the server's, for checkpoints made by ModelOpt."""
+
+    reads_modelopt: bool = True
+    """Whether it can load a checkpoint that ModelOpt quantized."""
 
     ready_path: str = "/health"
     """Answers 200 once requests can be served."""
@@ -93,14 +96,21 @@ PRESETS: dict[str, Preset] = {
             quantization="--quantization",
             quantizations={"FP8": "modelopt_fp8", "NVFP4": "modelopt_fp4"},
         ),
-        Preset(name="transformers", program=("transformers", "serve"), ready_path="/health"),
-        Preset(name="llama-server", program=("llama-server",), model="--model", served_model_name="--alias"),
+        Preset(name="transformers", program=("transformers", "serve"), reads_modelopt=False),
+        Preset(
+            name="llama-server",
+            program=("llama-server",),
+            model="--model",
+            served_model_name="--alias",
+            reads_modelopt=False,
+        ),
         Preset(
             name="ollama",
             program=("ollama", "serve"),
             host="",
             port="",
             takes_model=False,
+            reads_modelopt=False,
             ready_path="/",
             environment={"OLLAMA_HOST": "{host}:{port}"},
         ),
@@ -134,9 +144,12 @@ def plan_launch(serve: str, spec: EngineSpec, *, model: str, port: int, ready_pa
     has no flag for.
     """
     words = _words(serve)
-    preset = PRESETS.get(serve) or next((row for row in PRESETS.values() if _begins(words, row.program)), None)
+    preset = _preset(serve, words)
     if preset is None:
         return _own_command(serve, words, spec, model=model, port=port, ready_path=ready_path or "/health")
+    if spec.quant != "BF16" and not preset.reads_modelopt:
+        able = ", ".join(row.name for row in PRESETS.values() if row.reads_modelopt)
+        raise EngineError(f"{preset.name} cannot load a checkpoint in {spec.quant}. Servers that can: {able}.")
     given = () if serve == preset.name else words[len(preset.program) :]
     added: list[str] = []
 
@@ -175,6 +188,19 @@ def plan_launch(serve: str, spec: EngineSpec, *, model: str, port: int, ready_pa
         ready_url=base_url + (ready_path or preset.ready_path),
         request_model=spec.served_model_name if preset.served_model_name or not preset.takes_model else model,
     )
+
+
+def loads_model(spec: EngineSpec) -> bool:
+    """Whether what runs `spec` is given its model here, instead of finding it by itself."""
+    if not spec.serve:
+        return not spec.url
+    words = _words(spec.serve)
+    preset = _preset(spec.serve, words)
+    return preset.takes_model if preset is not None else any("{model}" in word for word in words)
+
+
+def _preset(serve: str, words: tuple[str, ...]) -> Preset | None:
+    return PRESETS.get(serve) or next((row for row in PRESETS.values() if _begins(words, row.program)), None)
 
 
 def _words(serve: str) -> tuple[str, ...]:

@@ -1,0 +1,465 @@
+"""An engine behind an OpenAI-compatible endpoint. What the endpoint can do is asked of it, not assumed."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pytest_inferperf.engines.hardware import cpu_hardware
+from pytest_inferperf.engines.interface import (
+    Engine,
+    Generation,
+    GenerationRequest,
+    LogLikelihood,
+    LogLikelihoodRequest,
+    Serving,
+    TokenChunk,
+)
+from pytest_inferperf.engines.openai.client import exchange, fetch
+from pytest_inferperf.engines.openai.endpoint import Endpoint
+from pytest_inferperf.engines.openai.http import ResponseReader
+from pytest_inferperf.engines.openai.sse import Decoded, StreamError, decode_stream
+from pytest_inferperf.errors import EngineError, MissingExtra, choices
+from pytest_inferperf.model.case import EngineSpec
+from pytest_inferperf.model.results import UNVERIFIED, EngineInfo, Hardware
+
+__all__ = ["OPTIONS", "UNKNOWN_TOKEN", "OpenAIEngine", "endpoint_hardware", "open_url"]
+
+UNKNOWN_TOKEN = -1
+"""Stands for a token whose id the server does not send and the text does not tell."""
+
+OPTIONS: Mapping[str, type] = {"tokenizer": str, "max_model_len": int, "request_model": str, "ca_file": str}
+"""The `engine_options` of this backend."""
+
+_MAX_STOPS = 4
+"""As many as the API takes; outputs are cut at all of them here."""
+
+_UNKNOWN_LENGTH = 1 << 30
+_VOCABULARY = 32000
+"""Token ids drawn from where nothing is known of the tokenizer, as `inferperf measure` does."""
+
+_EXACT: tuple[str, ...] = ("ignore_eos", "generation_config")
+"""The ways to ask for an exact length: fields of their own (vLLM, SGLang, TensorRT-LLM), or transformers' one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Abilities:
+    token_ids: bool
+    """Whether a prompt may be token ids."""
+
+    exact: str
+    """One of `_EXACT`."""
+
+
+def open_url(spec: EngineSpec, *, timeout_s: float = 600.0) -> OpenAIEngine:
+    """Connect to the endpoint that `spec.url` names.
+
+    Raises `SettingsError` for a wrong URL or a missing API key, `EngineError` for an endpoint that does not answer or
+    does not serve the model.
+    """
+    started = time.perf_counter()
+    options = check_options(spec)
+    endpoint = Endpoint.parse(
+        spec.url, model=spec.model, api_key_env=spec.api_key_env, ca_file=str(options.get("ca_file", ""))
+    )
+    models = _models(endpoint, timeout_s)
+    name = _request_model(spec, options, models, endpoint)
+    endpoint = Endpoint.parse(spec.url, model=name, api_key_env=spec.api_key_env, ca_file=endpoint.ca_file)
+    listed = models.get(name, {}).get("max_model_len")
+    # The server keeps to itself how its weights are quantized: the context of every result says so.
+    info = EngineInfo(
+        backend="openai",
+        hardware=endpoint_hardware(spec),
+        quant_algo=UNVERIFIED,
+        kv_cache_quant_algo=UNVERIFIED,
+        compute_dtype=UNVERIFIED,
+        simulated=False,
+        max_model_len=max_model_len(spec, listed),
+        checkpoint=endpoint.shown,
+        checkpoint_hash=UNVERIFIED,
+        options=options,
+        versions={"endpoint": f"{endpoint.shown} {name}, quantization {UNVERIFIED}"},
+        load_s=time.perf_counter() - started,
+    )
+    return OpenAIEngine(spec, endpoint, info=info, timeout_s=timeout_s)
+
+
+def endpoint_hardware(spec: EngineSpec) -> Hardware:
+    """Return what the endpoint of `spec.url` runs on: `NVIDIA B200 x8` as the mark says, else a name of its own.
+
+    So the figures of an endpoint whose devices are not known are never compared with those of another.
+    """
+    if not spec.hardware:
+        endpoint = Endpoint.parse(spec.url, model="")
+        return Hardware(name=f"endpoint {endpoint.host}", count=1, kind="cpu")
+    match = re.fullmatch(r"(.*\S)\s+x(\d+)", spec.hardware)
+    return Hardware(name=match[1] if match else spec.hardware, count=int(match[2]) if match else 1, kind="gpu")
+
+
+def check_options(spec: EngineSpec) -> dict[str, Any]:
+    """Return the `engine_options` of this backend. Raises `EngineError` for an unknown one or a wrong type."""
+    options = dict(spec.engine_options)
+    for name, value in options.items():
+        if name not in OPTIONS:
+            raise EngineError(f"unknown engine option {name!r}. {choices(name, OPTIONS, what='Options')}")
+        if not isinstance(value, OPTIONS[name]) or isinstance(value, bool):
+            raise EngineError(f"engine option {name}={value!r}: takes {OPTIONS[name].__name__}")
+    return options
+
+
+def max_model_len(spec: EngineSpec, listed: object) -> int:
+    """Return the context length: the option's, else the one the server lists, else config.json's, else no limit."""
+    config = Path(spec.model) / "config.json"
+    known = [dict(spec.engine_options).get("max_model_len"), listed]
+    if config.is_file():
+        known.append(json.loads(config.read_bytes()).get("max_position_embeddings"))
+    return next((int(value) for value in known if isinstance(value, int) and value > 0), _UNKNOWN_LENGTH)
+
+
+class OpenAIEngine(Engine):
+    """Speaks to `/completions` of an endpoint. The endpoint is not its own: `close` leaves it running."""
+
+    def __init__(
+        self, spec: EngineSpec, endpoint: Endpoint, *, info: EngineInfo, timeout_s: float = 600.0, tokenizer: str = ""
+    ) -> None:
+        """Ask the endpoint what it can do.
+
+        `tokenizer` is the folder or hub id of the tokenizer; the model's own by default. `timeout_s` is the time of
+        any one request. Raises `EngineError` for an endpoint that answers no completion at all.
+        """
+        self.spec = spec
+        self.info = info
+        self._endpoint = endpoint
+        self._timeout_s = timeout_s
+        self._tokenizer_name = str(dict(spec.engine_options).get("tokenizer") or tokenizer or spec.model)
+        self._abilities = self._probe()
+
+    # What the endpoint can do.
+
+    def _probe(self) -> _Abilities:
+        refusals = []
+        for exact in _EXACT:
+            for token_ids in (True, False):
+                found = _Abilities(token_ids=token_ids, exact=exact)
+                prompt: Any = [1] if token_ids else "a"
+                answer = self._fetch({"prompt": prompt, "stream": False, **_length(exact, 1)})
+                if answer.status == 200:
+                    return found
+                refusals.append(f"HTTP {answer.status}: {_shown(answer)}")
+                if answer.status not in (400, 422):
+                    raise EngineError(f"{self._endpoint.shown} answers no completion: {refusals[-1]}")
+        raise EngineError(f"{self._endpoint.shown} answers no completion of an exact length: {'; '.join(refusals)}")
+
+    def _fetch(self, asked: Mapping[str, Any]) -> ResponseReader:
+        body = json.dumps({"model": self._endpoint.model, "temperature": 0, **asked}).encode()
+        return fetch(self._endpoint, self._endpoint.post(body), timeout_s=self._timeout_s)
+
+    @property
+    def serving(self) -> Serving | None:
+        """See `Engine.serving`."""
+        return Serving(endpoint=self._endpoint, body=self._body, fresh_prompts=not self.can_relaunch)
+
+    @property
+    def watched_hardware(self) -> Hardware:
+        """See `Engine.watched_hardware`: of another machine, nothing can be watched."""
+        return cpu_hardware()
+
+    # Tokens.
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        try:
+            from transformers import AutoTokenizer
+        except ImportError:
+            raise MissingExtra("the tokenizer of the openai backend", "server", "transformers") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                return AutoTokenizer.from_pretrained(self._tokenizer_name, trust_remote_code=False)
+            except Exception as error:  # tokenizers raises plain exceptions
+                first = str(error).strip().splitlines()[:1]
+                raise EngineError(
+                    f"{self._tokenizer_name}: no tokenizer ({type(error).__name__}: {' '.join(first)}). Name one: "
+                    'engine_options={"tokenizer": "folder or hub id"}'
+                ) from None
+
+    @property
+    def _has_tokenizer(self) -> bool:
+        """Whether there is a tokenizer without a download, or one that was named."""
+        return (
+            "tokenizer" in dict(self.spec.engine_options) or (Path(self._tokenizer_name) / "tokenizer.json").is_file()
+        )
+
+    def encode(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[tuple[int, ...]]:
+        """See `Engine.encode`."""
+        if not texts:
+            return []
+        found = self._tokenizer(list(texts), add_special_tokens=add_special_tokens, return_attention_mask=False)
+        return [tuple(ids) for ids in found["input_ids"]]
+
+    def decode(self, sequences: Sequence[Sequence[int]], *, skip_special_tokens: bool = True) -> list[str]:
+        """See `Engine.decode`."""
+        return [
+            str(
+                self._tokenizer.decode(
+                    list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+                )
+            )
+            for ids in sequences
+        ]
+
+    @property
+    def prefix_token_id(self) -> int:
+        """See `Engine.prefix_token_id`."""
+        bos = self._tokenizer.bos_token_id
+        return self.eos_token_id if bos is None else int(bos)
+
+    @property
+    def eos_token_id(self) -> int:
+        """See `Engine.eos_token_id`."""
+        eos = self._tokenizer.eos_token_id
+        if eos is None:
+            raise EngineError(f"{self._tokenizer_name}: the tokenizer has no end-of-sequence token")
+        return int(eos)
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """See `Engine.vocab_size`: the tokenizer's; 32000 where there is none and the server takes token ids."""
+        return len(self._tokenizer) if self._needs_tokenizer else _VOCABULARY
+
+    @property
+    def _needs_tokenizer(self) -> bool:
+        return self._has_tokenizer or not self._abilities.token_ids
+
+    @cached_property
+    def special_token_ids(self) -> frozenset[int]:
+        """See `Engine.special_token_ids`.
+
+        Without a tokenizer, the first tenth of the vocabulary, where special tokens are kept. For a server that takes
+        text alone, all but whole words: their tokens stay the same tokens when the text is read.
+        """
+        if not self._needs_tokenizer:
+            return frozenset(range(self.vocab_size // 10))
+        special = frozenset(map(int, self._tokenizer.all_special_ids))
+        if self._abilities.token_ids:
+            return special
+        texts = self.decode([[token] for token in range(self.vocab_size)], skip_special_tokens=False)
+        words = {token for token, text in enumerate(texts) if text[:1] == " " and text[1:].isalpha()} - special
+        if not words:
+            raise EngineError(
+                f"{self._endpoint.shown} takes text and no token ids, and {self._tokenizer_name} has no tokens for whole "
+                "words: no prompt of an exact length can be written"
+            )
+        return frozenset(range(self.vocab_size)) - words
+
+    def _prompt(self, prompt: tuple[int, ...]) -> str | list[int]:
+        """Return the prompt as the server takes it. Raises `EngineError` where text would be read as other tokens."""
+        if self._abilities.token_ids:
+            return list(prompt)
+        text = self.decode([prompt])[0]
+        (found,) = self.encode([text], add_special_tokens=True)
+        if found != prompt:
+            raise EngineError(
+                f"{self._endpoint.shown} takes text and no token ids, and {len(prompt)} prompt tokens would be read as "
+                f"{len(found)} others: {text[:60]!r}. Take a server that takes token ids (vLLM, SGLang, trtllm-serve)."
+            )
+        return text
+
+    # Requests.
+
+    def _body(self, request: GenerationRequest) -> bytes:
+        self._check_length(len(request.prompt) + request.max_tokens)
+        asked: dict[str, Any] = {
+            "model": self._endpoint.model,
+            "prompt": self._prompt(request.prompt),
+            "temperature": request.temperature,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        if request.temperature > 0:
+            asked |= {"top_p": request.top_p, "seed": request.seed}
+        if request.stop:
+            asked["stop"] = list(request.stop[:_MAX_STOPS])
+        exact = _length(self._abilities.exact, request.max_tokens)
+        asked |= exact if request.ignore_eos else {"max_tokens": request.max_tokens}
+        return json.dumps(asked, separators=(",", ":")).encode()
+
+    def _check_length(self, tokens: int) -> None:
+        if tokens > self.info.max_model_len:
+            raise EngineError(
+                f"a request of {tokens} tokens, prompt and output, does not fit max_model_len={self.info.max_model_len}"
+            )
+
+    def generate(self, requests: Sequence[GenerationRequest], *, concurrency: int) -> list[Generation]:
+        """See `Engine.generate`. A token id that nobody tells is `UNKNOWN_TOKEN`."""
+        bodies = [self._body(request) for request in requests]
+        pool = ThreadPoolExecutor(max_workers=max(1, min(concurrency, len(bodies))))
+        try:
+            answers = list(pool.map(self._answer, requests, bodies))
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return answers
+
+    def _answer(self, request: GenerationRequest, body: bytes) -> Generation:
+        reader = fetch(self._endpoint, self._endpoint.post(body), timeout_s=self._timeout_s)
+        decoded = self._decode_stream(reader)
+        ids = self.encode([decoded.text])[0] if self._needs_tokenizer else ()
+        if len(ids) != decoded.num_tokens:
+            # Usage counts the end of the sequence, which has no text, and text may be read as other tokens.
+            ids = (UNKNOWN_TOKEN,) * decoded.num_tokens
+        text = decoded.text
+        for stop in request.stop:
+            text = text.split(stop, 1)[0]
+        reason: Literal["stop", "length"] = "length" if decoded.finish_reason == "length" else "stop"
+        return Generation(
+            token_ids=ids,
+            text=text,
+            finish_reason=reason,
+            prompt_tokens=len(request.prompt) if decoded.prompt_tokens is None else decoded.prompt_tokens,
+            token_times_s=tuple(
+                moment for moment, count in zip(decoded.times, decoded.tokens, strict=True) for _ in range(count)
+            ),
+        )
+
+    def _decode_stream(self, reader: ResponseReader) -> Decoded:
+        if reader.status != 200:
+            raise EngineError(f"{self._endpoint.shown}: HTTP {reader.status}: {_shown(reader)}")
+        try:
+            return decode_stream(reader.pieces, reader.times)
+        except StreamError as error:
+            if error.cause == "no_tokens":
+                # The end of the sequence was the first token, and it has no text.
+                return Decoded(
+                    times=(),
+                    tokens=(),
+                    source="chunks",
+                    text="",
+                    reasoning="",
+                    finish_reason="stop",
+                    prompt_tokens=None,
+                    cached_tokens=0,
+                )
+            raise EngineError(f"{self._endpoint.shown}: {error}") from None
+
+    def stream(self, request: GenerationRequest) -> Iterator[TokenChunk]:
+        """See `Engine.stream`."""
+        shown = 0
+        for reader in exchange(self._endpoint, self._endpoint.post(self._body(request)), timeout_s=self._timeout_s):
+            if reader.status != 200:
+                continue
+            try:
+                text = decode_stream(reader.pieces, reader.times, partial=True).text
+            except StreamError as error:
+                raise EngineError(f"{self._endpoint.shown}: {error}") from None
+            for stop in request.stop:
+                text = text.split(stop, 1)[0]
+            if len(text) > shown:
+                new, shown = text[shown:], len(text)
+                ids = self.encode([new])[0] if self._needs_tokenizer else (UNKNOWN_TOKEN,)
+                yield TokenChunk(token_ids=ids, text=new, time_s=reader.times[-1])
+        self._decode_stream(reader)
+
+    def loglikelihood(self, requests: Sequence[LogLikelihoodRequest], *, concurrency: int) -> list[LogLikelihood]:
+        """See `Engine.loglikelihood`.
+
+        Raises `EngineError` where the server returns no log-probabilities of the prompt, or those of other tokens.
+        """
+        pool = ThreadPoolExecutor(max_workers=max(1, min(concurrency, len(requests))))
+        try:
+            # The first alone: a server that cannot do it says so once.
+            answers = [self._score(item) for item in requests[:1]]
+            answers += pool.map(self._score, requests[1:])
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return answers
+
+    def _score(self, request: LogLikelihoodRequest) -> LogLikelihood:
+        whole = request.context + request.continuation
+        self._check_length(len(whole))
+        answer = self._fetch(
+            {"prompt": self._prompt(whole), "max_tokens": 1, "echo": True, "logprobs": 1, "stream": False}
+        )
+        refusal = (
+            f"{self._endpoint.shown} returns no log-probabilities of prompts (echo with logprobs), which "
+            "multiple-choice and perplexity tasks need: take a generate_until task, or a server that has them (vLLM)"
+        )
+        if answer.status in (400, 422):
+            raise EngineError(f"{refusal}. HTTP {answer.status}: {_shown(answer)}")
+        if answer.status != 200:
+            raise EngineError(f"{self._endpoint.shown}: HTTP {answer.status}: {_shown(answer)}")
+        found = _json(answer)
+        try:
+            logprobs = found["choices"][0]["logprobs"]
+            each, best = logprobs["token_logprobs"], logprobs["top_logprobs"]
+        except (KeyError, IndexError, TypeError):
+            raise EngineError(refusal) from None
+        # The token that was generated comes last, where the server generates one.
+        if len(each) - len(whole) not in (0, 1) or len(best) != len(each):
+            raise EngineError(f"{refusal}; it gave {len(each)} for a prompt of {len(whole)} tokens")
+        places = range(len(request.context), len(whole))
+        try:
+            return LogLikelihood(
+                logprob=sum(float(each[place]) for place in places),
+                is_greedy=all(float(each[place]) >= max(best[place].values()) for place in places),
+            )
+        except (TypeError, ValueError, AttributeError):
+            raise EngineError(f"{refusal}; some of them are missing") from None
+
+    def peak_memory_bytes(self) -> int:
+        """See `Engine.peak_memory_bytes`: 0, for a server does not tell."""
+        return 0
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+
+
+def _length(exact: str, tokens: int) -> dict[str, Any]:
+    """Ask for an output of exactly so many tokens."""
+    if exact == "ignore_eos":
+        return {"max_tokens": tokens, "min_tokens": tokens, "ignore_eos": True}
+    lengths = {"max_new_tokens": tokens, "min_new_tokens": tokens}
+    return {"max_tokens": tokens, "generation_config": json.dumps(lengths)}
+
+
+def _json(answer: ResponseReader) -> Any:
+    try:
+        return json.loads(b"".join(answer.pieces))
+    except ValueError:
+        return None
+
+
+def _shown(answer: ResponseReader) -> str:
+    return b"".join(answer.pieces)[:200].decode(errors="replace").strip()
+
+
+def _models(endpoint: Endpoint, timeout_s: float) -> dict[str, dict[str, Any]]:
+    """Return what `/models` lists, by name; nothing where there is no such list."""
+    found = _json(fetch(endpoint, endpoint.get("models"), timeout_s=timeout_s))
+    rows = found.get("data") if isinstance(found, dict) else None
+    listed = [row for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str)] if rows else []
+    return {row["id"]: row for row in listed}
+
+
+def _request_model(spec: EngineSpec, options: Mapping[str, Any], models: Mapping[str, Any], endpoint: Endpoint) -> str:
+    """Return the name that requests use. Raises `EngineError` where the server lists others only."""
+    if "request_model" in options:
+        return str(options["request_model"])
+    names = (spec.model, spec.served_model_name)
+    if not models:
+        return names[Path(spec.model).is_dir()]
+    for name in names:
+        if name in models:
+            return name
+    raise EngineError(
+        f"{endpoint.shown} does not serve {spec.model!r} or {spec.served_model_name!r}. "
+        f"{choices(spec.served_model_name, models, what='Models there')} "
+        'Name one: engine_options={"request_model": "…"}'
+    )

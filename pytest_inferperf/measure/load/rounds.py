@@ -1,0 +1,74 @@
+"""One round of a workload, put on a server by the load generator and judged by its own clock."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from pytest_inferperf.engines.interface import Engine, GenerationRequest, Serving
+from pytest_inferperf.errors import InvalidRun
+from pytest_inferperf.measure.load.generator import LoadPlan, LoadRun, run_load
+from pytest_inferperf.measure.load.summary import check_load, summarise_load
+from pytest_inferperf.model.case import Workload
+from pytest_inferperf.model.results import Round
+
+__all__ = ["load_round"]
+
+
+def load_round(
+    engine: Engine,
+    serving: Serving,
+    workload: Workload,
+    requests: Sequence[GenerationRequest],
+    *,
+    timer: Callable[[Callable[[], None]], None] | None = None,
+) -> Round:
+    """Keep `workload.concurrency` requests in flight until every one of `requests` was answered.
+
+    Warm-up requests and fillers come on top, as `generator` has them, with prompts of their own. Raises `InvalidRun`
+    where the load or its clock cannot be trusted, and `EngineError` where the server cannot be reached or has ended.
+    """
+    prompts = _prompts(requests, fresh=serving.fresh_prompts)
+    plan = LoadPlan(num_requests=len(requests), osl=workload.osl, concurrency=workload.concurrency)
+    # Written before the clock starts: tokenizing is not part of the load. Fillers are as many as there are slots,
+    # unless some requests take several times as long as others.
+    bodies = [serving.body(next(prompts)) for _ in range(2 * workload.concurrency + len(requests))]
+    runs: list[LoadRun] = []
+
+    def body(index: int) -> bytes:
+        return bodies[index] if index < len(bodies) else serving.body(next(prompts))
+
+    def target() -> None:
+        runs.append(run_load(serving.endpoint, plan, body))
+
+    if timer is None:
+        target()
+    else:
+        timer(target)
+    (run,) = runs
+    if run.interrupted:
+        raise KeyboardInterrupt
+    cause = check_load(run, isl=workload.isl)
+    if cause:
+        # A server that has died says more than the requests that it took along.
+        _ = engine.serving
+        raise InvalidRun(cause)
+    devices = engine.info.hardware.count if engine.info.hardware.kind == "gpu" else 1
+    return summarise_load(run, isl=workload.isl, devices=devices, check=False)
+
+
+def _prompts(requests: Sequence[GenerationRequest], *, fresh: bool) -> Iterator[GenerationRequest]:
+    """Yield the prompts of a round and ever more like them: their tokens in another order, without a shared prefix.
+
+    `fresh` prompts are shuffled by chance from the start: no earlier run has sent them.
+    """
+    shuffle = random.Random() if fresh else random.Random(repr(requests[0].prompt))
+
+    def other(request: GenerationRequest) -> GenerationRequest:
+        return replace(request, prompt=tuple(shuffle.sample(request.prompt, len(request.prompt))))
+
+    if not fresh:
+        yield from requests
+    while True:
+        yield from map(other, requests)
