@@ -11,12 +11,12 @@ SOURCES := pyproject.toml README.md LICENSE $(shell find pytest_inferperf -name 
 # Tests run with the plugins of the project alone: what else is installed must not matter.
 TESTS := $(BIN)/pytest tests
 
-.PHONY: demo test check unit unit-lowest unit-serial install clean
+.PHONY: demo test check unit unit-lowest install clean
 
 demo: install
 	$(BIN)/python suites/embedded/demo.py
 
-test: check unit unit-serial unit-lowest
+test: check unit unit-lowest
 
 check: install
 	$(BIN)/ruff check .
@@ -28,13 +28,10 @@ check: install
 unit: install
 	$(TESTS) -n 2
 
-# The newest pytest, without xdist.
-unit-serial: install
-	$(TESTS) -p no:xdist
-
-# The lowest pytest that is supported, in a folder before the environment's own.
+# The lowest pytest that is supported, in a folder before the environment's own, without xdist. With the run above every
+# pytest and both ways of running are tested; the two other pairs would take as long again.
 unit-lowest: install $(VENV)/lowest
-	PYTHONPATH=$(VENV)/lowest $(VENV)/lowest/bin/pytest tests -n 2
+	PYTHONPATH=$(VENV)/lowest $(VENV)/lowest/bin/pytest tests -p no:xdist
 
 install: $(VENV)/.wheel
 
