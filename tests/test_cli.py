@@ -410,6 +410,8 @@ def test_reads_no_pytest() -> None:
 def test_plan_runs_pytest(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Every argument after `plan` is pytest's, and so is the exit status."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
+        monkeypatch.delenv(name, raising=False)
     mark = 'pytest.mark.inferperf(model="org/name", isl=8, osl=8, concurrency=[1, 2])'
     Path("test_it.py").write_text(f"import pytest\n\n@{mark}\ndef test_it(inferperf):\n    raise AssertionError\n")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
