@@ -84,7 +84,7 @@ class ManagedServer:
                 pass_fds=(lifeline,),
                 # Ctrl-C on the terminal reaches pytest, which ends the server in order.
                 start_new_session=True,
-                env=quiet_environment() | dict(environment or {}),
+                env=_environment() | dict(environment or {}),
             )
         except OSError as error:
             os.close(self._lifeline)
@@ -185,6 +185,13 @@ def _probe(url: str) -> tuple[bool, str]:
     finally:
         connection.close()
     return status == http.HTTPStatus.OK, f"HTTP {status}"
+
+
+def _environment() -> dict[str, str]:
+    """Let programs be found that are installed beside this interpreter, after those of the PATH: nobody activates."""
+    found = quiet_environment()
+    found["PATH"] = os.pathsep.join(filter(None, (found.get("PATH", os.defpath), str(Path(sys.executable).parent))))
+    return found
 
 
 def _ending(code: int) -> str:

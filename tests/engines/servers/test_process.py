@@ -129,6 +129,29 @@ def test_a_command_that_does_not_exist_is_named(tmp_path: Path) -> None:
         )
 
 
+def test_a_program_beside_the_interpreter_is_found_without_activation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`.venv/bin/pytest` runs with nothing of `.venv/bin` in the PATH."""
+    folder = tmp_path / "venv" / "bin"
+    folder.mkdir(parents=True)
+    program = folder / "toy-serve"
+    program.write_text(f"#!{sys.executable}\n{SERVER}")
+    program.chmod(0o755)
+    (folder / "python").symlink_to(sys.executable)
+    monkeypatch.setenv("PATH", os.defpath)
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
+    port = free_port()
+    with ManagedServer(
+        ["toy-serve", str(port), "ready", str(tmp_path)],
+        what="server toy",
+        ready_url=f"http://127.0.0.1:{port}/health",
+        ready_timeout_s=30,
+        log_dir=tmp_path / "logs",
+    ) as server:
+        server.check()
+
+
 def test_a_server_that_is_never_ready_is_stopped_with_its_children(start: Start, tmp_path: Path) -> None:
     with pytest.raises(EngineError) as caught:
         start("slow", ready_timeout_s=2.0)
