@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from pytest_inferperf.engines import transformers_engine
 from pytest_inferperf.engines.interface import GenerationRequest
 from pytest_inferperf.engines.transformers_engine import TransformersEngine
 from pytest_inferperf.errors import EngineError
@@ -97,6 +98,23 @@ def test_a_peak_of_memory_is_forgotten_before_the_next_session(engine: Transform
     assert engine.peak_memory_bytes() >= before + (350 << 20)
     engine.forget_peak_memory()
     assert engine.peak_memory_bytes() < before + (200 << 20)
+
+
+def test_a_peak_that_cannot_be_forgotten_is_unknown(
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(transformers_engine, "_CLEAR_REFS", tmp_path / "no such folder" / "clear_refs")
+    monkeypatch.setattr(engine, "_peak_known", True)
+    engine.forget_peak_memory()
+    assert engine.peak_memory_bytes() == 0
+
+
+def test_a_peak_that_is_not_shown_is_unknown(
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "status").write_text("Name:\tpython\n")
+    monkeypatch.setattr(transformers_engine, "_STATUS", tmp_path / "status")
+    assert engine.peak_memory_bytes() == 0
 
 
 @pytest.mark.parametrize(
