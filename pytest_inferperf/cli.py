@@ -28,7 +28,7 @@ from pytest_inferperf.baselines.store import (
 )
 from pytest_inferperf.baselines.update import update
 from pytest_inferperf.baselines.write import write_atomic
-from pytest_inferperf.cli_load import add_load_commands
+from pytest_inferperf.cli_load import add_clock_options, add_load_commands, check_clock_command
 from pytest_inferperf.errors import InferperfError, ResultFileError, SettingsError, choices
 from pytest_inferperf.gates.sessions import doubt_gain
 from pytest_inferperf.model.case import is_experiment
@@ -143,10 +143,12 @@ def _parser() -> argparse.ArgumentParser:
     proof = commands.add_parser(
         "selftest",
         help="Prove that gates fail when a regression is injected, and pass when none is",
-        usage="inferperf selftest [--strict] [--json PATH] [--keep DIR] [PYTEST ARGUMENTS...]",
+        usage="inferperf selftest [--strict] [--json PATH] [--keep DIR] [PYTEST ARGUMENTS...]\n"
+        "       inferperf selftest --clock [--streams N,...] [--json PATH]",
         description="Run the selected tests clean and with injected regressions, against a copy of the baselines. Whatever"
         " is not listed here, and everything after --, goes to pytest.",
-        epilog="exit status:\n  0  every gate passes clean and fails with a regression\n  1  one does not, or was not judged"
+        epilog="exit status:\n  0  every gate passes clean and fails with a regression; --clock: the meter can be trusted"
+        "\n  1  one does not, or was not judged; --clock: it cannot, at one of the concurrencies"
         "\n  2  bad usage, or no gate is selected",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -156,6 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     proof.add_argument("--json", metavar="PATH", type=Path, help="Write the report to this file")
     proof.add_argument("--keep", metavar="DIR", type=Path, help="Keep the results and the output of every run here")
+    add_clock_options(proof)
     proof.set_defaults(run=_selftest, pytest_arguments=())
     add_load_commands(commands)
     return parser
@@ -329,6 +332,11 @@ def _update_lines(plan: UpdatePlan, written: int) -> list[str]:
 
 
 def _selftest(arguments: argparse.Namespace) -> int:
+    if arguments.clock:
+        return check_clock_command(arguments)
+    if arguments.streams is not None:
+        raise SettingsError("--streams goes with --clock.")
+
     def say(line: str) -> None:
         print(line, flush=True)
 

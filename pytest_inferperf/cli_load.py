@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pytest_inferperf.measure.load.clock import ClockReport
     from pytest_inferperf.measure.load.generator import LoadRun
 
-__all__ = ["add_load_commands"]
+__all__ = ["add_clock_options", "add_load_commands", "check_clock_command"]
 
 _EXIT_CODES = """\
 exit status:
@@ -89,6 +89,54 @@ def add_load_commands(commands: Any) -> None:
             f"--{item.name.replace('_', '-')}", default=item.default, help=f"{item.metadata['help']}{default}", **option
         )
     simulate.set_defaults(run=_simulate)
+
+
+def add_clock_options(selftest: argparse.ArgumentParser) -> None:
+    """Add the options of `inferperf selftest --clock`."""
+    selftest.add_argument(
+        "--clock",
+        action="store_true",
+        help="Measure the load generator's own error on this machine, against a server of known truth, instead",
+    )
+    selftest.add_argument(
+        "--streams", metavar="N,…", help="With --clock: concurrencies to measure (default: 1,32,256,1024)"
+    )
+
+
+def check_clock_command(arguments: argparse.Namespace) -> int:
+    """Run `inferperf selftest --clock`; return its exit status."""
+    from pytest_inferperf.measure.load.trust import STREAMS, check_clock
+    from pytest_inferperf.report.clock import CLOCK_HEAD, clock_json, clock_row, clock_summary
+
+    if arguments.pytest_arguments:
+        raise SettingsError(f"--clock runs no test, so it takes no {arguments.pytest_arguments[0]!r}.")
+    if arguments.strict or arguments.keep is not None:
+        raise SettingsError("--strict and --keep go with the self-test of gates, not with --clock.")
+    streams: Sequence[int] = STREAMS
+    if arguments.streams is not None:
+        try:
+            streams = [int(part) for part in arguments.streams.split(",")]
+        except ValueError:
+            raise SettingsError(
+                f"--streams {arguments.streams!r}: write numbers with commas, such as 1,32,256."
+            ) from None
+    path: Path | None = arguments.json
+    if path is not None and not path.parent.is_dir():
+        raise SettingsError(f"{path}: cannot be written: no such folder.")
+    print(CLOCK_HEAD, flush=True)
+    points = []
+    try:
+        for point in check_clock(streams):
+            print(clock_row(point), flush=True)
+            points.append(point)
+    except KeyboardInterrupt:
+        print("inferperf: stopped", file=sys.stderr)
+        return 130
+    print("\n".join(["", *clock_summary(points)]))
+    document = clock_json(points)
+    if path is not None:
+        _save(path, document)
+    return 0 if document["trusted"] else 1
 
 
 def _simulate(arguments: argparse.Namespace) -> int:
@@ -292,6 +340,10 @@ def _write(
         document["tokens_counted_by"] = run.count_sources
         document["cached_tokens"] = run.cached_tokens
         document["clock"] = asdict(run.clock)
+    _save(path, document)
+
+
+def _save(path: Path, document: dict[str, Any]) -> None:
     try:
         path.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")
     except OSError as error:

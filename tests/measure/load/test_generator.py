@@ -91,7 +91,10 @@ def test_rates_are_of_the_window() -> None:
     assert found["request_throughput"] <= 1 / 0.026
     assert found["ttft_ms.mean"] >= 20
     assert found["itl_ms.mean"] == pytest.approx(found["tpot_ms.mean"])
-    assert found["output_throughput_per_user"] >= 1000 / found["tpot_ms.mean"] * 0.99
+    rows = run.records.columns()
+    tpot_s = ((rows["last"] - rows["first"]) / (rows["tokens"] - rows["first_tokens"]))[rows["kind"] == MEASURED]
+    # Tokens that a late server sent all at once have no speed.
+    assert found["output_throughput_per_user"] == pytest.approx((1 / tpot_s[tpot_s > 0]).mean())
 
 
 @pytest.mark.parametrize("requests", [16, 128])
@@ -173,7 +176,7 @@ def test_open_loop_counts_from_the_planned_time() -> None:
     assert run.warmup >= 15
     assert run.clock.lateness is not None
     stalled = (rows["first"] - rows["intended"])[rows["kind"] == WARMUP]
-    assert stalled.max() >= 0.35
+    assert stalled.max() >= 0.25
     # Due every 20 ms and answered at one moment: the latencies are a ladder, not one long and many short ones.
     assert (stalled > 0.1).sum() >= 10
 

@@ -1,0 +1,107 @@
+"""The books of a run: which part of the load each request was, what came of it, and what the window holds."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from pytest_inferperf.engines.openai.connection import ConnectionFailed
+from pytest_inferperf.engines.openai.http import ResponseReader
+from pytest_inferperf.engines.openai.sse import CountTokens, Decoded, StreamError, decode_stream
+from pytest_inferperf.measure.load.plan import Failure
+from pytest_inferperf.measure.load.records import MEASURED, Records, Sample
+from pytest_inferperf.measure.load.slots import Request
+
+__all__ = ["Accounts", "in_window"]
+
+
+class Accounts:
+    """What came of the requests of a run, read from their responses when the generator has time for it."""
+
+    def __init__(self, *, osl: int, count_tokens: CountTokens | None) -> None:
+        self._osl, self._count_tokens = osl, count_tokens
+        self.records = Records()
+        self.itl_ms, self.chunk_gap_ms = Sample(), Sample()
+        self.failures: dict[str, Failure] = {}
+        self.sources: dict[str, int] = {}
+        self.cached_tokens = 0
+
+    def read(self, request: Request, reader: ResponseReader, done: float, error: ConnectionFailed | None) -> None:
+        """Read a response that ended at `done`, or did not come because of `error`, and keep what it says."""
+        kind = request.kind
+        try:
+            if error is not None:
+                raise StreamError(error.cause, str(error))
+            found = self._decode(reader)
+        except StreamError as problem:
+            if kind == MEASURED:
+                failure = self.failures.setdefault(problem.cause, Failure())
+                failure.count += 1
+                failure.example = failure.example or str(problem)
+            self.records.add(kind=kind, ok=False, intended=request.intended, sent=request.sent, done=done)
+            return
+        times, tokens = found.times, found.tokens
+        if kind == MEASURED:
+            gaps = [1000 * (after - before) for before, after in itertools.pairwise(times)]
+            self.chunk_gap_ms.extend(gaps)
+            if found.num_tokens == len(times):
+                self.itl_ms.extend(gaps)
+            else:
+                self.itl_ms.extend(
+                    gap / count for gap, count in zip(gaps, tokens[1:], strict=True) for _ in range(count)
+                )
+            self.cached_tokens += found.cached_tokens
+            self.sources[found.source] = self.sources.get(found.source, 0) + 1
+        self.records.add(
+            kind=kind,
+            ok=True,
+            intended=request.intended,
+            sent=request.sent,
+            first=times[0],
+            last=times[-1],
+            done=done,
+            tokens=found.num_tokens,
+            first_tokens=tokens[0],
+            prompt_tokens=-1 if found.prompt_tokens is None else found.prompt_tokens,
+        )
+
+    def _decode(self, reader: ResponseReader) -> Decoded:
+        """Read the answer in a response. Raises `StreamError` for anything but a whole one of the length asked for."""
+        if reader.status != 200:
+            body = b"".join(reader.pieces)[:200].decode(errors="replace").strip()
+            raise StreamError(f"http_{reader.status}", f"HTTP {reader.status}: {body}")
+        kind = reader.headers.get(b"content-type", b"")
+        if kind and not kind.lower().startswith(b"text/event-stream"):
+            raise StreamError("not_openai", f"the answer is {kind.decode(errors='replace')}, not an event stream")
+        found = decode_stream(reader.pieces, reader.times, count_tokens=self._count_tokens)
+        if found.num_tokens != self._osl:
+            how = "" if found.source == "usage" else f" (counted by {found.source}: the server sent no usage)"
+            raise StreamError("osl", f"{found.num_tokens} tokens came where {self._osl} were asked for{how}")
+        return found
+
+
+def in_window(records: Records, flying: Sequence[float], start: float, stop: float) -> tuple[float, float, float]:
+    """Return for a window the requests in flight, in the mean, the requests with success, and their tokens.
+
+    `flying` holds when the requests that were cut off at `stop` had been sent; each counts for as much of a request as
+    it had time, next to the mean request, and for one at most.
+    """
+    import numpy as np
+
+    duration = stop - start
+    if duration <= 0:
+        return 0.0, 0.0, 0.0
+    columns = records.columns()
+    sent, done, good = columns["sent"], columns["done"], columns["ok"]
+    # A request that never got a connection was not sent.
+    sent = np.where(sent > 0, sent, done)
+    inside = np.clip(np.minimum(done, stop) - np.maximum(sent, start), 0.0, None)
+    cut = np.array([stop - max(start, began) for began in flying])
+    held = (float(inside.sum()) + float(cut.sum())) / duration
+    spans = (done - sent)[good]
+    shares = inside[good] / np.maximum(spans, 1e-9)
+    # A request that hangs is no more than one.
+    rest = float(np.minimum(cut / spans.mean(), 1.0).sum()) if len(spans) and spans.mean() > 0 else 0.0
+    tokens = columns["tokens"][good]
+    requests = float(shares.sum()) + rest
+    return held, requests, float((shares * tokens).sum()) + (rest * float(tokens.mean()) if len(tokens) else 0.0)

@@ -1,0 +1,61 @@
+"""The requests of a load, written ahead of their time, each with the part of the load that it belongs to."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable
+
+from pytest_inferperf.engines.openai.endpoint import Endpoint
+from pytest_inferperf.measure.load.plan import LoadPlan
+from pytest_inferperf.measure.load.records import FILLER, MEASURED, WARMUP
+from pytest_inferperf.measure.load.slots import Request
+
+__all__ = ["Supply"]
+
+_AHEAD, _MAX_AHEAD = 64, 1024
+"""Requests written ahead."""
+
+
+class Supply:
+    """Writes requests and hands them out: warm-up, then the measured ones, then fillers without end."""
+
+    def __init__(self, endpoint: Endpoint, plan: LoadPlan, make_body: Callable[[int], bytes]) -> None:
+        self._head = endpoint.head()
+        self._plan, self._make_body = plan, make_body
+        self._ahead = max(_AHEAD, min(plan.concurrency, _MAX_AHEAD))
+        self._prepared: collections.deque[bytes] = collections.deque()
+        self._bodies = 0
+        self.issued = [0, 0, 0]
+        """How many of each kind were handed out."""
+
+        self.warm = False
+        """Open loop: an answer has come, so warm-up is over."""
+
+    @property
+    def behind(self) -> bool:
+        """Whether there is something to write."""
+        return len(self._prepared) < self._ahead
+
+    def fill(self) -> None:
+        """Write all that is written ahead."""
+        while self.behind:
+            self.write_one()
+
+    def write_one(self) -> None:
+        """Write one request ahead of its time."""
+        body = self._make_body(self._bodies)
+        self._prepared.append(b"%b%d\r\n\r\n%b" % (self._head, len(body), body))
+        self._bodies += 1
+
+    def take(self, intended: float) -> Request:
+        """Return the next request."""
+        plan, issued = self._plan, self.issued
+        warming = not self.warm if plan.arrivals is not None else issued[WARMUP] < plan.concurrency
+        if warming and not issued[MEASURED]:
+            kind = WARMUP
+        else:
+            kind = MEASURED if issued[MEASURED] < plan.num_requests else FILLER
+        issued[kind] += 1
+        if not self._prepared:
+            self.write_one()
+        return Request(kind, self._prepared.popleft(), intended)
