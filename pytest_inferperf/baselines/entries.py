@@ -137,7 +137,7 @@ def source_of(label: str) -> str:
 
 
 def performance_key(case: Case) -> str:
-    """Return the key of a performance entry: `NVFP4+kv_fp8-tp8-isl1024-osl1024-c64`.
+    """Return the key of a performance entry: `NVFP4+kv_fp8-tp8-isl1024-osl1024-c64`, under open loop `…-r2.5`.
 
     What stands at its default (tp 1, one request per slot, seed 0) is left out.
     Raises `ValueError` for a case without a workload.
@@ -150,8 +150,8 @@ def performance_key(case: Case) -> str:
     parts += [f"{name}{value}" for name, value in sizes if value != 1]
     if engine.server:
         parts.append(f"serve-{slug(engine.server)}")
-    parts += [f"isl{load.isl}", f"osl{load.osl}", f"c{load.concurrency}"]
-    if load.requests_per_round != load.concurrency:
+    parts += load.names()
+    if load.requests_per_round != load.default_requests:
         parts.append(f"n{load.requests_per_round}")
     if load.seed:
         parts.append(f"seed{load.seed}")

@@ -36,6 +36,7 @@ from pytest_inferperf.model.case import Case, EngineSpec, Task, Workload
 from pytest_inferperf.model.metrics import parse_metric
 from pytest_inferperf.model.quant import KV_CACHE_DTYPES, check_quant
 from pytest_inferperf.model.results import Hardware, Repeat, slug
+from pytest_inferperf.model.workload import WORKLOAD_IDENTITY
 
 __all__ = [
     "AccuracyFile",
@@ -59,8 +60,7 @@ __all__ = [
 ]
 
 _ENGINE_IDENTITY = ("quant", "kv_cache_dtype", "tp", "pp", "ep")
-_WORKLOAD_IDENTITY = ("isl", "osl", "concurrency", "num_requests", "seed")
-_PERFORMANCE_IDENTITY = (*_ENGINE_IDENTITY, *_WORKLOAD_IDENTITY, "serve")
+_PERFORMANCE_IDENTITY = (*_ENGINE_IDENTITY, *WORKLOAD_IDENTITY, "serve")
 _ACCURACY_IDENTITY = ("task", "num_fewshot", "limit")
 _LONGEST_NAME = 255 - len(".json") - len("..0123456789abcdef.tmp")
 """Characters of a file or folder name that leave room for what is added to it while it is written."""
@@ -321,8 +321,8 @@ def _performance_from_json(shown: str, key: str, data: dict[str, Any]) -> Perfor
     _check_precision(identity["quant"], identity["kv_cache_dtype"], f"{where}.identity")
     sizes = {name: identity[name] for name in _ENGINE_IDENTITY}
     engine = EngineSpec(model="", served_model_name="", serve=identity.get("serve", ""), **sizes)
-    load = Workload(**{name: identity[name] for name in _WORKLOAD_IDENTITY})
-    _check_key(key, performance_key(Case(engine=engine, workload=load)), where)
+    case = Case(engine=engine, workload=Workload.from_identity(identity))
+    _check_key(key, performance_key(case), where)
     for name in data["metrics"]:
         try:
             parse_metric(name)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_inferperf.errors import EngineError, MarkError, SettingsError, choices
 from pytest_inferperf.marks.arguments import article, keywords_of, number
-from pytest_inferperf.model.case import Case, EngineSpec, GpuRequirement, ReferenceEngine, Scalar, Task, Workload
+from pytest_inferperf.marks.workloads import LOOPS, check_needs, make_workload
+from pytest_inferperf.model.case import Case, EngineSpec, GpuRequirement, ReferenceEngine, Scalar, Task
 from pytest_inferperf.model.gates import Gate
 from pytest_inferperf.model.quant import KV_CACHE_DTYPES, QUANTIZATIONS, check_quant
 
@@ -28,7 +29,14 @@ class Keyword:
 
     target: Literal["engine", "workload", "task"]
     kind: type
-    minimum: int = 0
+    minimum: float = 0
+    also: type | None = None
+    """A second type that a value may have."""
+
+    @property
+    def kinds(self) -> str:
+        """The types in words: `an int`, `a float or an int`."""
+        return " or ".join(article(kind.__name__) for kind in (self.kind, self.also) if kind is not None)
 
 
 KEYWORDS: dict[str, Keyword] = {
@@ -51,6 +59,9 @@ KEYWORDS: dict[str, Keyword] = {
     "isl": Keyword(target="workload", kind=int, minimum=1),
     "osl": Keyword(target="workload", kind=int, minimum=1),
     "concurrency": Keyword(target="workload", kind=int, minimum=1),
+    "request_rate": Keyword(target="workload", kind=float, also=int),
+    "arrival": Keyword(target="workload", kind=str),
+    "burstiness": Keyword(target="workload", kind=float, also=int),
     "num_requests": Keyword(target="workload", kind=int, minimum=1),
     "rounds": Keyword(target="workload", kind=int, minimum=1),
     "warmup_rounds": Keyword(target="workload", kind=int),
@@ -147,12 +158,13 @@ def check_value(name: str, value: object) -> None:
 
 
 def _check_value(name: str, keyword: Keyword, value: object) -> None:
-    if not isinstance(value, keyword.kind) or isinstance(value, bool) is not (keyword.kind is bool):
+    fits = isinstance(value, keyword.kind) or (keyword.also is not None and isinstance(value, keyword.also))
+    if not fits or isinstance(value, bool) is not (keyword.kind is bool):
         raise MarkError(
-            f"inferperf: {name}={value!r} is {article(type(value).__name__)}; {name} takes "
-            f"{article(keyword.kind.__name__)}{'' if keyword.kind is dict else ', or a list of them'}."
+            f"inferperf: {name}={value!r} is {article(type(value).__name__)}; {name} takes {keyword.kinds}"
+            f"{'' if keyword.kind is dict else ', or a list of them'}."
         )
-    if isinstance(value, int) and value < keyword.minimum:
+    if isinstance(value, int | float) and value < keyword.minimum:
         raise MarkError(f"inferperf: {name}={value} is below its minimum {keyword.minimum}.")
     if isinstance(value, str) and not value:
         raise MarkError(f"inferperf: {name} is empty.")
@@ -204,9 +216,9 @@ def _override(merged: dict[str, Any], origin: Origin) -> None:
             continue
         if keyword.target == "task" and "task" not in merged:
             continue
-        if name in _SERVERS:
-            # The command line says where the engine is, whatever the mark said.
-            for other in _SERVERS:
+        for either in (_SERVERS, LOOPS):
+            # The command line says where the engine is, and which loop it is under, whatever the mark said.
+            for other in either if name in either else ():
                 merged.pop(other, None)
         merged[name] = value
 
@@ -224,22 +236,14 @@ def _case(values: Mapping[str, Any], origin: Origin) -> Case:
             f"inferperf: {', '.join(sorted(workload))} belong to a workload and {', '.join(sorted(task))} to a task; "
             "one test measures a workload or evaluates a task. Write two tests."
         )
-    if workload:
-        for name in ("isl", "osl"):
-            if name not in workload:
-                raise MarkError(f"inferperf: {name} is missing; a workload needs isl= and osl=, in tokens.")
-        if workload.get("num_requests", workload.get("concurrency", 1)) < workload.get("concurrency", 1):
-            raise MarkError(
-                f"inferperf: num_requests={workload['num_requests']} is below concurrency="
-                f"{workload['concurrency']}: that concurrency would never be held."
-            )
     if task and "task" not in task:
         raise MarkError(f'inferperf: {", ".join(sorted(task))} need a task: task="gsm8k", or a YAML file.')
-    return Case(
-        engine=_engine(pick("engine"), origin),
-        workload=Workload(**workload) if workload else None,
-        task=_task(task, origin) if task else None,
-    )
+    load = make_workload(workload) if workload else None
+    case = Case(engine=_engine(pick("engine"), origin), workload=load, task=_task(task, origin) if task else None)
+    if load is not None and origin.backends:
+        # An engine that a hook brings may be a server too.
+        check_needs(load, case.engine)
+    return case
 
 
 def _engine(values: dict[str, Any], origin: Origin) -> EngineSpec:
@@ -406,9 +410,8 @@ def _case_id(case: Case, varied: set[str]) -> str:
         parts.append(f"kv_{case.engine.kv_cache_dtype}")
     shown.add("kv_cache_dtype")
     if case.workload is not None:
-        load = case.workload
-        parts += [f"isl{load.isl}", f"osl{load.osl}", f"c{load.concurrency}"]
-        shown |= {"isl", "osl", "concurrency"}
+        parts += case.workload.names()
+        shown |= {"isl", "osl", *LOOPS, "arrival", "burstiness"}
     if case.task is not None:
         parts.append(case.task.name)
         shown.add("task")

@@ -237,4 +237,4 @@ class _Blocks:
 
     def _round(self, engine: Engine, index: int) -> Round:
         requests = draw_requests(self._vocabulary, self._workload, round_index=index)
-        return run_round(engine, self._workload, requests)
+        return run_round(engine, self._workload, requests, round_index=index)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from pytest_inferperf.engines.interface import Engine, Generation, GenerationRequest
-from pytest_inferperf.errors import InvalidRun
+from pytest_inferperf.errors import InvalidRun, MarkError
 from pytest_inferperf.measure.summary import summarise_round
 from pytest_inferperf.measure.telemetry import Telemetry
 from pytest_inferperf.measure.workload import make_requests
@@ -33,14 +33,16 @@ def measure_session(
 ) -> Session:
     """Run the workload's warm-up and measured rounds and return their figures.
 
-    Raises `InvalidRun` when a request does not fit or an output is not exactly `osl` tokens long, and passes the
-    engine's `EngineError` on. Telemetry covers the measured rounds.
+    Raises `InvalidRun` when a request does not fit or an output is not exactly `osl` tokens long, `MarkError` for an
+    open loop on an engine that is no server, and passes the engine's `EngineError` on. Telemetry covers the measured
+    rounds.
     """
 
     def run(index: int, kind: str, timer: RoundTimer | None) -> Round:
         if progress is not None:
-            progress(f"measure isl {workload.isl} osl {workload.osl} concurrency {workload.concurrency}: {kind}")
-        return run_round(engine, workload, make_requests(engine, workload, round_index=index), timer=timer)
+            progress(f"measure {workload.words}: {kind}")
+        requests = make_requests(engine, workload, round_index=index)
+        return run_round(engine, workload, requests, round_index=index, timer=timer)
 
     engine.forget_peak_memory()
     for index in range(workload.warmup_rounds):
@@ -54,17 +56,28 @@ def measure_session(
 
 
 def run_round(
-    engine: Engine, workload: Workload, requests: Sequence[GenerationRequest], *, timer: RoundTimer | None = None
+    engine: Engine,
+    workload: Workload,
+    requests: Sequence[GenerationRequest],
+    *,
+    round_index: int = 0,
+    timer: RoundTimer | None = None,
 ) -> Round:
     """Send one round's requests and return its figures. Raises like `measure_session`.
 
-    A server is measured by the load generator: besides the round's requests it sends warm-up requests and fillers.
+    A server is measured by the load generator: besides the round's requests it sends warm-up requests and fillers. Under
+    open loop `round_index` decides when requests are due, as it decided the prompts.
     """
     serving = engine.serving
     if serving is not None:
         from pytest_inferperf.measure.load.rounds import load_round
 
-        return load_round(engine, serving, workload, requests, timer=timer)
+        return load_round(engine, serving, workload, requests, round_index=round_index, timer=timer)
+    if workload.is_open_loop:
+        raise MarkError(
+            f"request_rate={workload.request_rate:g}: an open loop needs a server, and {type(engine).__name__} is none. "
+            "Give a concurrency. (What --inferperf-inject makes worse is measured through the engine's own methods, too.)"
+        )
     generations: list[Generation] = []
     duration_s = 0.0
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from pytest_inferperf.model.quant import precision_key
+from pytest_inferperf.model.workload import Workload
 
 __all__ = ["Case", "EngineSpec", "GpuRequirement", "ReferenceEngine", "Scalar", "Task", "Workload", "is_experiment"]
 
@@ -86,39 +87,6 @@ class ReferenceEngine:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workload:
-    """What is sent to the engine, and how often."""
-
-    isl: int
-    """Input sequence length, tokens."""
-
-    osl: int
-    """Output sequence length, tokens; exact (`ignore_eos`)."""
-
-    concurrency: int = 1
-    """Requests in flight."""
-
-    num_requests: int = 0
-    """Requests per round; 0 means one per concurrent slot."""
-
-    rounds: int = 5
-    """Measured passes of the workload inside one session."""
-
-    warmup_rounds: int = 1
-    """Passes before the measured ones; run, counted, not judged."""
-
-    seed: int = 0
-    sessions: int = 0
-    """Launches of the engine to begin with; 0 means 1 when judged (more follow while a verdict is open), 10 when
-    recorded."""
-
-    @property
-    def requests_per_round(self) -> int:
-        """The number of requests one round sends."""
-        return self.num_requests or self.concurrency
-
-
-@dataclass(frozen=True, kw_only=True)
 class Task:
     """An lm-eval task."""
 
@@ -167,17 +135,7 @@ class Case:
             "kv_cache_dtype": self.engine.kv_cache_dtype,
         }
         if self.workload is not None:
-            load = self.workload
-            found |= {
-                "tp": self.engine.tp,
-                "pp": self.engine.pp,
-                "ep": self.engine.ep,
-                "isl": load.isl,
-                "osl": load.osl,
-                "concurrency": load.concurrency,
-                "num_requests": load.requests_per_round,
-                "seed": load.seed,
-            }
+            found |= {"tp": self.engine.tp, "pp": self.engine.pp, "ep": self.engine.ep, **self.workload.identity()}
             # How fast an engine is depends on the server in front of it; what it answers should not.
             if self.engine.server:
                 found["serve"] = self.engine.server

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib
 import json
@@ -9,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from pytest_inferperf.measure.load import rounds, summary
+from tests.plugin.servers import ServedProject
 
 # pytester takes modules that a run imported out of sys.modules again; a second import would make second classes.
 for _name in (
@@ -124,3 +128,16 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Proje
         # These tests may run under xdist; the runs inside them do not.
         monkeypatch.delenv(name, raising=False)
     return Project(pytester)
+
+
+@pytest.fixture
+def served(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> ServedProject:
+    """A fresh project whose engine is a server, outside CI.
+
+    The tests share a machine with each other: that the client was late or held less is not what they are about.
+    """
+    for name in ("CI", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(summary, "client_bound", lambda *_, **__: "")
+    monkeypatch.setattr(rounds, "check_load", functools.partial(summary.check_load, min_held_share=0.1))
+    return ServedProject(pytester)

@@ -69,9 +69,10 @@ WRONG = {
         'inferperf(model="tiny-llama", qant="FP8", isl=1, osl=1)',
         [
             "test_it.py::test_it: inferperf: unknown keyword 'qant'.",
-            "Did you mean 'quant'? Keywords: api_key_env, backend, calib_dataset, calib_size, concurrency, early_stop, "
-            "engine_options, ep, group_by, hardware, isl, kv_cache_dtype, limit, model, num_fewshot, num_requests, osl, pp, "
-            "quant, recipe, rounds, seed, serve, served_model_name, sessions, task, tp, url, warmup_rounds.",
+            "Did you mean 'quant'? Keywords: api_key_env, arrival, backend, burstiness, calib_dataset, calib_size, concurrency, "
+            "early_stop, engine_options, ep, group_by, hardware, isl, kv_cache_dtype, limit, model, num_fewshot, "
+            "num_requests, osl, pp, quant, recipe, request_rate, rounds, seed, serve, served_model_name, sessions, task, "
+            "tp, url, warmup_rounds.",
         ],
     ),
     "positional": (

@@ -5,15 +5,22 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import cast
 
 from pytest_inferperf.engines.interface import Engine, GenerationRequest, Serving
 from pytest_inferperf.errors import InvalidRun
+from pytest_inferperf.measure.load.arrivals import ArrivalKind, Arrivals
 from pytest_inferperf.measure.load.generator import LoadPlan, LoadRun, run_load
 from pytest_inferperf.measure.load.summary import check_load, summarise_load
 from pytest_inferperf.model.case import Workload
 from pytest_inferperf.model.results import Round
 
 __all__ = ["load_round"]
+
+_OPEN_LOOP_SPARE_S = 2.0
+"""Seconds of warm-up and fillers that requests are written for ahead of time."""
+
+_MOST_SPARE = 1000
 
 
 def load_round(
@@ -22,18 +29,21 @@ def load_round(
     workload: Workload,
     requests: Sequence[GenerationRequest],
     *,
+    round_index: int = 0,
     timer: Callable[[Callable[[], None]], None] | None = None,
 ) -> Round:
     """Keep `workload.concurrency` requests in flight until every one of `requests` was answered.
 
-    Warm-up requests and fillers come on top, as `generator` has them, with prompts of their own. Raises `InvalidRun`
+    Under open loop each is sent when it is due; the times of a round are the same in every session. Warm-up requests and fillers come on top, as `generator` has them, with prompts of their own. Raises `InvalidRun`
     where the load or its clock cannot be trusted, and `EngineError` where the server cannot be reached or has ended.
     """
     prompts = _prompts(requests, fresh=serving.fresh_prompts)
-    plan = LoadPlan(num_requests=len(requests), osl=workload.osl, concurrency=workload.concurrency)
+    arrivals = _arrivals(workload, round_index)
+    plan = LoadPlan(num_requests=len(requests), osl=workload.osl, concurrency=workload.concurrency, arrivals=arrivals)
     # Written before the clock starts: tokenizing is not part of the load. Fillers are as many as there are slots,
-    # unless some requests take several times as long as others.
-    bodies = [serving.body(next(prompts)) for _ in range(2 * workload.concurrency + len(requests))]
+    # unless some requests take several times as long as others; under open loop nobody knows.
+    more = 2 * workload.concurrency or min(int(_OPEN_LOOP_SPARE_S * workload.request_rate) + 1, _MOST_SPARE)
+    bodies = [serving.body(next(prompts)) for _ in range(more + len(requests))]
     runs: list[LoadRun] = []
 
     def body(index: int) -> bytes:
@@ -56,6 +66,17 @@ def load_round(
         raise InvalidRun(cause)
     devices = engine.info.hardware.count if engine.info.hardware.kind == "gpu" else 1
     return summarise_load(run, isl=workload.isl, devices=devices, check=False)
+
+
+def _arrivals(workload: Workload, round_index: int) -> Arrivals | None:
+    if not workload.is_open_loop:
+        return None
+    return Arrivals(
+        rate=workload.request_rate,
+        kind=cast("ArrivalKind", workload.arrival),
+        burstiness=workload.burstiness,
+        seed=1_000_003 * workload.seed + round_index,
+    )
 
 
 def _prompts(requests: Sequence[GenerationRequest], *, fresh: bool) -> Iterator[GenerationRequest]:

@@ -17,6 +17,9 @@ __all__ = ["SLO_METRICS", "check_load", "check_slo", "summarise_load"]
 SLO_METRICS = ("ttft_ms", "tpot_ms", "e2e_latency_ms")
 """What an SLO can limit: the latencies of a request."""
 
+_LATE_FLOOR_S = 0.005
+"""Sends this late at the end of a run of any length are no backlog."""
+
 
 def check_slo(slo: Mapping[str, float]) -> None:
     """Raise `SettingsError` for an SLO on something that is not the latency of a request, or not above 0."""
@@ -39,7 +42,7 @@ def check_load(
     """Say why a run must not be judged; "" where it can be.
 
     `max_failed_share` is the largest share of measured requests that may fail, `min_held_share` the smallest share of
-    the concurrency that must have been held, `max_cached_share` the largest share of prompt tokens from a cache. With `isl`, the server must
+    the concurrency, or of the request rate, that must have been held, `max_cached_share` the largest share of prompt tokens from a cache. With `isl`, the server must
     have counted exactly that many prompt tokens for every request, where it counts them.
     """
     columns = run.records.columns()
@@ -75,7 +78,26 @@ def check_load(
             f"{run.held:.2f} requests were in flight in the mean, where {asked} were asked for and "
             f"{min_held_share * asked:g} are the least: figures at this concurrency were not measured"
         )
+    if run.plan.arrivals is not None:
+        return _rate_not_held(run.plan.arrivals.rate, columns, measured, min_held_share)
     return ""
+
+
+def _rate_not_held(rate: float, columns: Mapping[str, Any], measured: Any, min_held_share: float) -> str:
+    """Say that requests waited for the client, ever longer: then fewer went out per second than were due."""
+    import numpy as np
+
+    sent = measured & (columns["sent"] > 0)
+    order = np.argsort(columns["intended"][sent])
+    due, late = columns["intended"][sent][order], (columns["sent"] - columns["intended"])[sent][order]
+    span, last = float(due[-1] - due[0]), float(late[-max(1, len(late) // 10) :].mean())
+    if last <= (1 - min_held_share) * span + _LATE_FLOOR_S:
+        return ""
+    return (
+        f"the last requests went out {1000 * last:.0f} ms after they were due, in a run of {span:.2f} s: "
+        f"{rate * span / (span + last):.4g} requests per second were sent where {rate:g} were asked for. The client had a "
+        "backlog: lower the rate, or raise its limit of open files"
+    )
 
 
 def failures_text(run: LoadRun) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pytest_inferperf.errors import InvalidRun, SettingsError
+from pytest_inferperf.measure.load.arrivals import Arrivals
 from pytest_inferperf.measure.load.clock import ClockError, ClockReport
 from pytest_inferperf.measure.load.generator import Failure, LoadPlan, LoadRun
 from pytest_inferperf.measure.load.records import FILLER, MEASURED, WARMUP, Records, Sample
@@ -166,3 +167,36 @@ def test_slos_that_are_none() -> None:
         check_slo({"ttft": 3.0})
     with pytest.raises(SettingsError, match=r"^SLO ttft_ms 0 ms: must be above 0\.$"):
         check_slo({"ttft_ms": 0.0})
+
+
+def open_loop(*lateness_s: float) -> LoadRun:
+    """A request due every 10 ms, each sent so late."""
+    records = Records()
+    for number, late in enumerate(lateness_s):
+        due = 10.0 + 0.01 * number
+        first = due + 0.5
+        records.add(
+            kind=MEASURED,
+            ok=True,
+            intended=due,
+            sent=due + late,
+            first=first,
+            last=first,
+            done=first,
+            tokens=5,
+            first_tokens=1,
+            prompt_tokens=20,
+        )
+    plan = LoadPlan(num_requests=len(lateness_s), osl=5, arrivals=Arrivals(rate=100.0, kind="constant"))
+    return replace(made(), plan=plan, records=records)
+
+
+def test_rate_is_held_where_one_send_was_late() -> None:
+    assert check_load(open_loop(*[0.0] * 50, 0.05, *[0.0] * 50)) == ""
+
+
+def test_rate_is_not_held_where_sends_get_ever_later() -> None:
+    """100 requests over 1 s, the last sent nearly half a second after its time."""
+    cause = check_load(open_loop(*[0.005 * number for number in range(101)]))
+    assert cause.startswith("the last requests went out 478 ms after they were due, in a run of 1.00 s: 67.68 requests")
+    assert "where 100 were asked for" in cause

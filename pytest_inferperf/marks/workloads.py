@@ -1,0 +1,73 @@
+"""The workload keywords of the `inferperf` mark become a workload here, or a clear `MarkError`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pytest_inferperf.errors import MarkError, SettingsError
+from pytest_inferperf.model.case import EngineSpec
+from pytest_inferperf.model.workload import Workload
+
+__all__ = ["LOOPS", "check_needs", "make_workload"]
+
+LOOPS = ("concurrency", "request_rate")
+"""Closed loop or open loop: a workload has one of them."""
+
+
+def make_workload(values: Mapping[str, Any]) -> Workload:
+    """Make the workload of checked keywords, one value each. Raises `MarkError` where they do not fit together."""
+    values = dict(values)
+    for name in ("isl", "osl"):
+        if name not in values:
+            raise MarkError(f"inferperf: {name} is missing; a workload needs isl= and osl=, in tokens.")
+    if "request_rate" in values:
+        _open_loop(values)
+    else:
+        for name in ("arrival", "burstiness"):
+            if name in values:
+                raise MarkError(
+                    f"inferperf: {name}={values[name]!r} says how requests arrive under open loop, and request_rate= is "
+                    "missing."
+                )
+    concurrency = values.get("concurrency", 1)
+    if values.get("num_requests", concurrency) < concurrency:
+        raise MarkError(
+            f"inferperf: num_requests={values['num_requests']} is below concurrency={concurrency}: that concurrency "
+            "would never be held."
+        )
+    return Workload(**values)
+
+
+def _open_loop(values: dict[str, Any]) -> None:
+    from pytest_inferperf.measure.load.arrivals import Arrivals
+
+    rate = values["request_rate"] = float(values["request_rate"])
+    if "concurrency" in values:
+        raise MarkError(
+            f"inferperf: concurrency={values['concurrency']} and request_rate={rate:g}: a closed loop keeps that many "
+            "requests in flight, an open loop sends that many per second. Keep one."
+        )
+    shape = {
+        "kind" if name == "arrival" else name: values[name] for name in ("arrival", "burstiness") if name in values
+    }
+    try:
+        Arrivals(rate=rate, **shape)
+    except SettingsError as error:
+        message = f"inferperf: {str(error).replace('rate ', 'request_rate ', 1)}"
+    else:
+        values["concurrency"] = 0
+        return
+    raise MarkError(message)
+
+
+def check_needs(workload: Workload, engine: EngineSpec) -> None:
+    """Refuse a load that this engine of ours cannot be put under. Raises `MarkError`."""
+    if engine.server:
+        return
+    if workload.is_open_loop:
+        raise MarkError(
+            f"inferperf: request_rate={workload.request_rate:g}: an open loop needs a server, and the engine runs in a "
+            'process of our own. Say which server to start (serve="vllm"), or where one runs (url="http://host:8000"); or '
+            "give a concurrency."
+        )

@@ -1,0 +1,116 @@
+"""The load that one test puts on an engine, and the part of a case's identity that it decides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["OPEN_LOOP_REQUESTS", "WORKLOAD_IDENTITY", "Workload"]
+
+OPEN_LOOP_REQUESTS = 100
+"""Requests of a round under open loop, where the mark says nothing."""
+
+WORKLOAD_IDENTITY = (
+    "isl",
+    "osl",
+    "concurrency",
+    "request_rate",
+    "arrival",
+    "burstiness",
+    "num_requests",
+    "seed",
+)
+"""Names of a case's identity that the workload gives; each stands in it only where it has a meaning."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What is sent to the engine, and how often."""
+
+    isl: int
+    """Input sequence length, tokens."""
+
+    osl: int
+    """Output sequence length, tokens; exact (`ignore_eos`)."""
+
+    concurrency: int = 1
+    """Closed loop: requests in flight. 0 under open loop."""
+
+    request_rate: float = 0.0
+    """Open loop: requests per second, in the mean. 0 under closed loop."""
+
+    arrival: str = "poisson"
+    """Open loop: how requests arrive, a name of `measure.load.arrivals`."""
+
+    burstiness: float = 1.0
+    """Open loop: shape of gamma arrivals; below 1 comes in bursts."""
+
+    num_requests: int = 0
+    """Requests per round; 0 means one per concurrent slot, or `OPEN_LOOP_REQUESTS`."""
+
+    rounds: int = 5
+    """Measured passes of the workload inside one session."""
+
+    warmup_rounds: int = 1
+    """Passes before the measured ones; run, counted, not judged."""
+
+    seed: int = 0
+    sessions: int = 0
+    """Launches of the engine to begin with; 0 means 1 when judged (more follow while a verdict is open), 10 when
+    recorded."""
+
+    @property
+    def is_open_loop(self) -> bool:
+        """Whether requests are due by the clock, whether or not earlier ones were answered."""
+        return self.request_rate > 0
+
+    @property
+    def default_requests(self) -> int:
+        """Requests per round where `num_requests` says nothing."""
+        return OPEN_LOOP_REQUESTS if self.is_open_loop else self.concurrency
+
+    @property
+    def requests_per_round(self) -> int:
+        """The number of requests one round sends."""
+        return self.num_requests or self.default_requests
+
+    @property
+    def words(self) -> str:
+        """The load as a line of progress names it."""
+        loop = f"request rate {_plain(self.request_rate)}" if self.is_open_loop else f"concurrency {self.concurrency}"
+        return f"isl {self.isl} osl {self.osl} {loop}"
+
+    def identity(self) -> dict[str, str | int]:
+        """Return the names of `WORKLOAD_IDENTITY` that have a meaning. A rate is a string such as "2.5": `-m` takes no float."""
+        found: dict[str, str | int] = {"isl": self.isl, "osl": self.osl}
+        if self.is_open_loop:
+            found |= {"request_rate": _plain(self.request_rate), "arrival": self.arrival}
+            if self.arrival == "gamma":
+                found["burstiness"] = _plain(self.burstiness)
+        else:
+            found["concurrency"] = self.concurrency
+        return found | {"num_requests": self.requests_per_round, "seed": self.seed}
+
+    @classmethod
+    def from_identity(cls, identity: Mapping[str, Any]) -> Workload:
+        """Make the workload that has this identity."""
+        values = {name: identity[name] for name in ("isl", "osl", "num_requests", "seed")}
+        values |= {name: identity[name] for name in ("arrival",) if name in identity}
+        values |= {name: float(identity[name]) for name in ("request_rate", "burstiness") if name in identity}
+        return cls(**values, concurrency=identity.get("concurrency", 0))
+
+    def names(self) -> list[str]:
+        """List the parts of an id that are always there: `isl1024`, `osl1024`, and `c64` or `r2.5`."""
+        return [f"isl{self.isl}", f"osl{self.osl}", *self._loop_names()]
+
+    def _loop_names(self) -> list[str]:
+        if not self.is_open_loop:
+            return [f"c{self.concurrency}"]
+        shape = _plain(self.burstiness) if self.arrival == "gamma" else ""
+        return [f"r{_plain(self.request_rate)}", *([f"{self.arrival}{shape}"] if self.arrival != "poisson" else [])]
+
+
+def _plain(value: float) -> str:
+    """Spell a number without loss: 20.0 is `20`, 2.5 is `2.5`."""
+    return str(int(value)) if value == int(value) else repr(value)
