@@ -16,6 +16,7 @@ from pytest_inferperf import __version__
 from pytest_inferperf.baselines.write import write_atomic
 from pytest_inferperf.cli_baseline import EXIT_CODES, add_baseline_commands
 from pytest_inferperf.cli_load import add_load_commands
+from pytest_inferperf.cli_upkeep import add_upkeep_commands
 from pytest_inferperf.errors import InferperfError, ResultFileError, SettingsError
 from pytest_inferperf.report.selftest import report_json, report_lines
 from pytest_inferperf.selftest import SelfTest
@@ -73,10 +74,11 @@ def _parser() -> argparse.ArgumentParser:
         "arguments", metavar="PYTEST ARGUMENTS", nargs="*", help="Paths, -k, -m and other options of pytest"
     )
     plan.set_defaults(run=_plan, help=plan.format_help)
-    baseline = commands.add_parser("baseline", help="Show, compare or update baseline files")
+    baseline = commands.add_parser("baseline", help="Show, compare, update, and keep in order baseline files")
     actions = baseline.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     add_baseline_commands(actions)
+    add_upkeep_commands(actions)
 
     proof = commands.add_parser(
         "selftest",

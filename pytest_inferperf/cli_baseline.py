@@ -12,7 +12,7 @@ from pathlib import Path
 from pytest_inferperf.baselines.changes import Evidence, compare
 from pytest_inferperf.baselines.entries import LEAST_BASELINE_SESSIONS, Provenance
 from pytest_inferperf.baselines.origin import Origin, find_author, results_digest
-from pytest_inferperf.baselines.patch import patch_text
+from pytest_inferperf.baselines.patch import write_patch
 from pytest_inferperf.baselines.planner import MODES, UpdatePlan
 from pytest_inferperf.baselines.result_file import ResultFile, read_result_file
 from pytest_inferperf.baselines.store import (
@@ -24,7 +24,6 @@ from pytest_inferperf.baselines.store import (
     shown_path,
 )
 from pytest_inferperf.baselines.update import plan_update, update
-from pytest_inferperf.baselines.write import write_atomic
 from pytest_inferperf.errors import InferperfError, SettingsError, choices
 from pytest_inferperf.gates.intervals import accuracy_interval, outdone, performance_interval
 from pytest_inferperf.gates.sessions import doubt_gain
@@ -257,7 +256,8 @@ def _update(arguments: argparse.Namespace) -> int:
     }
     if arguments.patch is not None:
         plan = plan_update(root, results.records, **rules)
-        print("\n".join(_update_lines(plan, len(plan.files), patch=write_patch(plan, arguments.patch))))
+        write_patch(plan, arguments.patch)
+        print("\n".join(_update_lines(plan, len(plan.files), patch=arguments.patch)))
     else:
         plan, written = update(root, results.records, **rules)
         print("\n".join(_update_lines(plan, len(written))))
@@ -276,18 +276,7 @@ def _reason(arguments: argparse.Namespace) -> str:
     return ""
 
 
-def write_patch(plan: UpdatePlan, path: Path) -> str:
-    """Write what a plan would change as a patch, and return what to type; "" where there is nothing.
-
-    Raises `SettingsError` for a file that cannot be written.
-    """
-    if not plan.files:
-        return ""
-    write_atomic(path, patch_text(plan.files, plan.root), shown=str(path), error=SettingsError)
-    return f"Nothing was recorded. To apply: git apply {path}"
-
-
-def _update_lines(plan: UpdatePlan, written: int, *, patch: str = "") -> list[str]:
+def _update_lines(plan: UpdatePlan, written: int, *, patch: Path | None = None) -> list[str]:
     lines = change_lines(plan.changes)
     lines += [f"skipped: {item}" for item in plan.skipped]
     if lines:
@@ -300,5 +289,7 @@ def _update_lines(plan: UpdatePlan, written: int, *, patch: str = "") -> list[st
         *lines,
         f"{plural(len(plan.changes), 'value')} {what} {plural(written, 'file')}{refused}.",
         *uncalibrated(item.sessions for item in plan.changes),
-        patch or f"Review with git diff {plan.root}, then commit.",
+        f"Nothing was recorded. To apply: git apply {patch}"
+        if patch
+        else f"Review with git diff {plan.root}, then commit.",
     ]

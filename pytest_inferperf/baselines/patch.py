@@ -7,11 +7,22 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pytest_inferperf.baselines.planner import PlannedFile
+from pytest_inferperf.baselines.planner import PlannedFile, UpdatePlan
+from pytest_inferperf.baselines.write import write_atomic
+from pytest_inferperf.errors import SettingsError
 
-__all__ = ["patch_text"]
+__all__ = ["patch_text", "write_patch"]
 
 _NO_NEWLINE = "\\ No newline at end of file\n"
+
+
+def write_patch(plan: UpdatePlan, path: Path) -> None:
+    """Write what a plan would change as a patch; nothing where it changes nothing.
+
+    Raises `SettingsError` for a file that cannot be written.
+    """
+    if plan.files:
+        write_atomic(path, patch_text(plan.files, plan.root), shown=str(path), error=SettingsError)
 
 
 def patch_text(files: Sequence[PlannedFile], root: Path) -> str:

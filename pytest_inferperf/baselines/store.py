@@ -50,6 +50,8 @@ __all__ = [
     "load_performance",
     "lookup_accuracy",
     "lookup_performance",
+    "parse_accuracy",
+    "parse_performance",
     "performance_identity",
     "performance_path",
     "read_accuracy",
@@ -297,7 +299,16 @@ def _parse(raw: bytes, shown: str) -> Any:
 # the whole content, so a changed file is parsed anew whatever its time stamp says; nobody modifies what is returned.
 @functools.lru_cache(maxsize=32)
 def _parse_performance(raw: bytes, shown: str) -> PerformanceFile:
-    data = _parse(raw, shown)
+    return parse_performance(_parse(raw, shown), shown)
+
+
+@functools.lru_cache(maxsize=32)
+def _parse_accuracy(raw: bytes, shown: str) -> AccuracyFile:
+    return parse_accuracy(_parse(raw, shown), shown)
+
+
+def parse_performance(data: Any, shown: str) -> PerformanceFile:
+    """Check the data of a performance file and make it a value. Raises `BaselineError` for whatever is wrong with it."""
     check_schema(data, "performance", shown, error=BaselineError)
     return PerformanceFile(
         model=data["model"],
@@ -306,9 +317,8 @@ def _parse_performance(raw: bytes, shown: str) -> PerformanceFile:
     )
 
 
-@functools.lru_cache(maxsize=32)
-def _parse_accuracy(raw: bytes, shown: str) -> AccuracyFile:
-    data = _parse(raw, shown)
+def parse_accuracy(data: Any, shown: str) -> AccuracyFile:
+    """Check the data of an accuracy file and make it a value. Raises `BaselineError` for whatever is wrong with it."""
     check_schema(data, "accuracy", shown, error=BaselineError)
     return AccuracyFile(
         model=data["model"],
