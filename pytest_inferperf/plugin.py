@@ -12,6 +12,7 @@ import pytest
 
 from pytest_inferperf.errors import EngineError, InferperfError, InvalidRun, MarkError, SettingsError
 from pytest_inferperf.model.limits import LIMITS
+from pytest_inferperf.selection import SELECTION, Selection
 from pytest_inferperf.session import (
     RECORD,
     RUN,
@@ -89,6 +90,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     option("past", metavar="PATH", help="Result file, or folder of them, that a plan takes expected times from")
     option("power", metavar="SHARE", help="Probability with which a plan wants losses to be found, such as 0.9")
+    option("cases", metavar="PATH", help="Write every collected case to this file; goes with --collect-only")
     option(
         "inject",
         action="append",
@@ -123,10 +125,12 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     for line in _MARKS:
         config.addinivalue_line("markers", line)
+    config.stash[SELECTION] = Selection(config)
+    config.pluginmanager.register(config.stash[SELECTION], "inferperf-selection")
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Recorder(config), "inferperf-recorder")
     asked = ("update", "json", "reason", "accept_regression", "set", "plan", "past", "power", "inject")
-    if config.getoption("inferperf_plan"):
+    if config.getoption("inferperf_plan") or config.getoption("inferperf_cases"):
         # This process collects and plans; xdist, if it is there, looks at its option after us.
         config.option.dist = "no"
     if (

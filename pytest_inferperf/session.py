@@ -346,7 +346,9 @@ class Recorder:
         settings = state.settings
         if settings.update is None or self._config.getoption("collectonly"):
             return
+        from pytest_inferperf.baselines.origin import Origin, find_author, results_digest
         from pytest_inferperf.baselines.update import update
+        from pytest_inferperf.gates.intervals import outdone
         from pytest_inferperf.gates.sessions import doubt_gain
         from pytest_inferperf.report.lines import plural, uncalibrated
 
@@ -359,6 +361,13 @@ class Recorder:
             now=_now(),
             tolerance=settings.tolerance,
             doubt=doubt_gain,
+            outdone=outdone,
+            origin=Origin(
+                author=find_author(settings.root),
+                results=results_digest(settings.json_path)
+                if settings.json_path is not None and settings.json_path.is_file()
+                else "",
+            ),
         )
         if plan.changes:
             files = ", ".join(map(self._shown, written))

@@ -56,7 +56,7 @@ def speed(throughput: float, ttft_ms: float, *, failed: int = 0, nodeid: str = "
         checkpoint_hash="00",
     )
     result = CaseResult(
-        case=Case(engine=ENGINE, workload=Workload(isl=64, osl=32)),
+        case=Case(engine=ENGINE, workload=Workload(isl=64, osl=32, sessions=1)),
         engine=info,
         performance=PerformanceResult(sessions=(Session(rounds=(item,), warmup_rounds=1),)),
     )
@@ -179,10 +179,10 @@ def test_diff(capsys: Capture) -> None:
     assert capsys.readouterr() == (
         """\
 baselines/performance/amd-epyc-2x/tiny.json
-  NVFP4-isl64-osl32-c1  output_throughput  1000.0  ->  900.00  tok/s  -10.0 % worse
-  NVFP4-isl64-osl32-c1  ttft_ms.p99         20.00  ->   20.00  ms     same
+  NVFP4-isl64-osl32-c1  output_throughput  1000.0  ->  900.00  tok/s  -10.0 % worse  no interval  1 -> 1 session
+  NVFP4-isl64-osl32-c1  ttft_ms.p99         20.00  ->   20.00  ms     same           no interval  1 -> 1 session
 baselines/accuracy/tiny.json
-  sums-exact_match  NVFP4  0.8000  exact_match  new
+  sums-exact_match  NVFP4  0.8000  exact_match  new  10 questions
 
 3 values compared with baselines: 0 better, 1 worse, 1 without a baseline.
 b: not compared: 1 request failed
@@ -307,7 +307,10 @@ def test_a_root_is_not_made_unasked(capsys: Capture, tmp_path: Path, command: st
 def test_more_unparseable_answers_are_shown(capsys: Capture) -> None:
     record(capsys, score(8))
     assert main(["baseline", "diff", results(score(9, unparseable=1))]) == 0
-    assert "0.8000  ->  0.9000  exact_match  +12.5 % worse (unparseable 0.00 % -> 10.00 %)\n" in capsys.readouterr().out
+    assert (
+        "0.8000  ->  0.9000  exact_match  +12.5 % worse (unparseable 0.00 % -> 10.00 %)  95 % "
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize("command", ["diff", "update"])
@@ -375,10 +378,12 @@ def test_help(capsys: Capture) -> None:
         "Record the results of a run as baselines. What is refused is left as it was."
         " positional arguments: RESULTS.json What --inferperf-json wrote"
         " options: -h, --help show this help message and exit"
-        " --mode {new,tighten,all} Record what is missing, replace what got better, or replace all (default: new)"
         " --reason TEXT Why, kept in the file; --mode all needs it"
-        " --accept-regression Record values that are worse beyond the tolerance"
+        " --accept-uncalibrated Record fewer than 5 sessions, of which the plain tolerance judges"
+        " --patch FILE Write what would change to FILE, for git apply; record nothing"
         " --root ROOT Root folder of the baselines (default: the one that the results name, else baselines)"
+        " --mode {new,tighten,all} Record what is missing, replace what got better, or replace all (default: new)"
+        " --accept-regression Record values that are worse beyond the tolerance"
         " exit status: 0 done, or nothing to do 1 an update was refused"
         " 2 bad usage, or a file that cannot be read or written"
     )

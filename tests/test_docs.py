@@ -24,6 +24,7 @@ from typing import Any, get_args
 import pytest
 
 from pytest_inferperf import cli, hookspecs, plugin
+from pytest_inferperf.baselines.cases import read_cases
 from pytest_inferperf.baselines.documents import SchemaName, check_schema
 from pytest_inferperf.baselines.result_file import read_result_file
 from pytest_inferperf.baselines.store import read_accuracy, read_performance
@@ -189,6 +190,7 @@ READERS: Mapping[SchemaName, Callable[[Path], object]] = {
     "performance": lambda path: read_performance(path, shown=path.name),
     "accuracy": lambda path: read_accuracy(path, shown=path.name),
     "result": read_result_file,
+    "cases": read_cases,
 }
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from pytest_inferperf.baselines.entries import Missing, ScoreEntry, accuracy_key, performance_key
+from pytest_inferperf.baselines.nearest import nearest_accuracy, nearest_performance
 from pytest_inferperf.baselines.result_file import ResultRecord
 from pytest_inferperf.baselines.store import (
     accuracy_path,
@@ -24,6 +25,7 @@ from pytest_inferperf.model.verdicts import Status
 
 __all__ = [
     "Change",
+    "Evidence",
     "accuracy_change",
     "change",
     "compare",
@@ -64,6 +66,29 @@ class Change:
 
     unparseable: tuple[float, float] | None = None
     """Old and new percentage of unparseable answers; None where it did not move."""
+
+    interval: tuple[float, float] | None = None
+    """Confidence bounds of `percent`; None where nothing gives any, or nobody asked."""
+
+    rests_on: tuple[int, int] | None = None
+    """Sessions, or questions, behind the old value (0 without one) and the new; None where nobody asked."""
+
+    identity: str = ""
+    """Without an old value: how the nearest entry differs; "" where there is none."""
+
+    context: tuple[str, ...] = ()
+    """What differs in the context of the old value and the new: `torch 2.13.0 -> 2.14.0`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """Confidence intervals, from whoever knows statistics. Each gives None where there is none."""
+
+    performance: Callable[[Sequence[Sequence[float]], Sequence[Sequence[float]]], tuple[float, float] | None]
+    """Stored and measured sessions to bounds of the change in percent."""
+
+    accuracy: Callable[[Sequence[float], Sequence[float]], tuple[float, float] | None]
+    """Stored and measured outcomes to bounds of the mean change of an outcome."""
 
 
 def change(
@@ -170,11 +195,13 @@ def why_unusable(record: ResultRecord) -> str:
     return ""
 
 
-def compare(root: Path, records: Sequence[ResultRecord]) -> tuple[tuple[Change, ...], tuple[str, ...]]:
+def compare(
+    root: Path, records: Sequence[ResultRecord], *, evidence: Evidence | None = None
+) -> tuple[tuple[Change, ...], tuple[str, ...]]:
     """Compare every measured value with its baseline.
 
     Returns one `Change` per value, moved or not, and a sentence for every record that cannot be compared. Of a test
-    that was run again, the last attempt counts.
+    that was run again, the last attempt counts. With `evidence`, each says what it rests on, and what moved beside it.
     """
     changes: dict[tuple[str, str, str], Change] = {}
     notes = []
@@ -183,7 +210,7 @@ def compare(root: Path, records: Sequence[ResultRecord]) -> tuple[tuple[Change, 
         if problem:
             notes.append(f"{record.nodeid}: not compared: {problem}")
             continue
-        found, note = _compare_record(root, record)
+        found, note = _compare_record(root, record, evidence)
         for item in found:
             changes.setdefault((item.path, item.key, item.what), item)
         if note:
@@ -191,34 +218,64 @@ def compare(root: Path, records: Sequence[ResultRecord]) -> tuple[tuple[Change, 
     return tuple(changes.values()), tuple(notes)
 
 
-def _compare_record(root: Path, record: ResultRecord) -> tuple[list[Change], str]:
+def _compare_record(root: Path, record: ResultRecord, evidence: Evidence | None) -> tuple[list[Change], str]:
     found: list[Change] = []
     result, case = record.result, record.result.case
     if result.performance is not None and result.engine is not None and case.workload is not None:
         hardware = result.engine.hardware
         entry = lookup_performance(root, hardware, case)
+        known = None if isinstance(entry, Missing) else entry
         for name in measured_metrics(result.performance):
             row = parse_metric(name).metric
-            stored = None if isinstance(entry, Missing) else entry.metrics.get(name)
-            found.append(
-                change(
-                    path=shown_path(root, performance_path(root, hardware, case)),
-                    key=performance_key(case),
-                    what=name,
-                    old=None if stored is None else stored.level,
-                    new=result.performance[name],
-                    unit=row.unit,
-                    higher_is_better=row.higher_is_better,
-                    kind="performance",
-                )
+            stored = None if known is None else known.metrics.get(name)
+            item = change(
+                path=shown_path(root, performance_path(root, hardware, case)),
+                key=performance_key(case),
+                what=name,
+                old=None if stored is None else stored.level,
+                new=result.performance[name],
+                unit=row.unit,
+                higher_is_better=row.higher_is_better,
+                kind="performance",
             )
+            if evidence is not None:
+                sessions = [rounds for rounds in result.performance.rounds(name) if rounds]
+                item = replace(
+                    item,
+                    interval=None if stored is None else evidence.performance(stored.sessions, sessions),
+                    rests_on=(0 if stored is None else len(stored.sessions), len(sessions)),
+                    identity="" if known is not None else nearest_performance(root, hardware, case),
+                    context=() if known is None else _moved(known.context, result.context),
+                )
+            found.append(item)
     if result.accuracy is not None and case.task is not None:
         answers = result.accuracy
         key = accuracy_key(case, answers.metric)
         task = lookup_accuracy(root, case, answers.metric)
         if not isinstance(task, Missing) and task.documents_digest not in ("", answers.documents_digest):
             return found, f"{task.path}: {key} was answered on other documents"
-        stored_score = None if isinstance(task, Missing) else task.scores.get(case.engine.precision)
+        score = None if isinstance(task, Missing) else task.scores.get(case.engine.precision)
         path = shown_path(root, accuracy_path(root, case))
-        found.append(accuracy_change(path, key, case.engine.precision, stored_score, answers))
+        item = accuracy_change(path, key, case.engine.precision, score, answers)
+        if evidence is not None:
+            bounds = None if score is None else evidence.accuracy(score.outcomes, answers.outcomes)
+            item = replace(
+                item,
+                interval=None
+                if bounds is None or not item.old
+                else (100 * bounds[0] / abs(item.old), 100 * bounds[1] / abs(item.old)),
+                rests_on=(0 if score is None else len(score.outcomes), len(answers.outcomes)),
+                identity="" if score is not None else nearest_accuracy(root, case, answers.metric),
+                context=() if score is None else _moved(score.context, result.context),
+            )
+        found.append(item)
     return found, "" if found else "nothing was measured"
+
+
+def _moved(old: Mapping[str, str], new: Mapping[str, str]) -> tuple[str, ...]:
+    names = sorted(old.keys() | new.keys())
+    return tuple(
+        f"{name} {old.get(name, 'unknown')} -> {new.get(name, 'unknown')}"
+        for name in names
+        if old.get(name) != new.get(name)
+    )

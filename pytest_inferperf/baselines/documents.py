@@ -17,7 +17,7 @@ __all__ = ["SCHEMA_VERSION", "check_schema", "dump_json", "json_path", "parse_js
 SCHEMA_VERSION = 1
 """The version of every file this package writes, and the only one it reads."""
 
-SchemaName = Literal["performance", "accuracy", "result"]
+SchemaName = Literal["performance", "accuracy", "result", "cases"]
 
 _CONFLICT = re.compile(r"^(<{7}|={7}|>{7})(?: |$)", re.MULTILINE)
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|-?Infinity|NaN|[{}\[\],:]|[^\s{}\[\],:"]+', re.DOTALL)

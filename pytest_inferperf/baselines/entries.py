@@ -13,6 +13,7 @@ from pytest_inferperf.model.results import Repeat, slug
 __all__ = [
     "LEAST_BASELINE_SESSIONS",
     "AccuracyEntry",
+    "Anchor",
     "MetricBaseline",
     "Missing",
     "PerformanceEntry",
@@ -42,6 +43,26 @@ class Provenance:
     recorded: str = ""
     """Date and time of the last change, ISO 8601, UTC."""
 
+    author: str = ""
+    """Who made the last change, as git knows them."""
+
+    commit: str = ""
+    """The git commit that the values of the last change were measured at."""
+
+    results: str = ""
+    """The result file that they were read from, by digest and name; "" where the run itself recorded them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anchor:
+    """The best value that was ever recorded, where the present one is worse: small losses must not add up unseen."""
+
+    level: float
+    recorded: str = ""
+    """Date and time at which it was recorded, as far as is known; ISO 8601, UTC."""
+
+    commit: str = ""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MetricBaseline:
@@ -55,6 +76,9 @@ class MetricBaseline:
 
     tolerance: float | None = None
     """Relative loss that must be caught; None leaves it to the mark or the ini."""
+
+    anchor: Anchor | None = None
+    """The best level since a regression was last accepted; None where it is the present one."""
 
     @property
     def level(self) -> float:
@@ -98,6 +122,9 @@ class ScoreEntry:
 
     logprobs: Mapping[int, tuple[float, ...]] | None = None
     """Document number to the log-probabilities of its choices; see `AccuracyResult.logprobs`."""
+
+    anchor: Anchor | None = None
+    """The best score since a regression was last accepted; None where it is the present one."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -15,7 +15,6 @@ from pytest_inferperf.baselines.changes import (
     change,
     last_attempts,
     measured_metrics,
-    relative_loss,
     why_unusable,
 )
 from pytest_inferperf.baselines.entries import (
@@ -28,6 +27,18 @@ from pytest_inferperf.baselines.entries import (
     accuracy_key,
     performance_key,
 )
+from pytest_inferperf.baselines.losses import (
+    Doubt,
+    Outdone,
+    figure,
+    lax_siblings,
+    new_anchor,
+    no_doubt,
+    not_outdone,
+    worse_answers,
+    worse_metrics,
+)
+from pytest_inferperf.baselines.origin import Origin
 from pytest_inferperf.baselines.outcomes import as_stored
 from pytest_inferperf.baselines.result_file import ResultRecord
 from pytest_inferperf.baselines.store import (
@@ -45,11 +56,12 @@ from pytest_inferperf.baselines.store import (
     shown_path,
 )
 from pytest_inferperf.errors import BaselineError
-from pytest_inferperf.model.gates import AccuracyLossCeiling, PerformanceGate
+from pytest_inferperf.model.gates import PerformanceGate
 from pytest_inferperf.model.metrics import parse_metric
+from pytest_inferperf.model.quant import precision_bits
 from pytest_inferperf.model.results import AccuracyResult, Hardware, PerformanceResult
 
-__all__ = ["DEFAULT_TOLERANCE", "MODES", "Doubt", "Mode", "PlannedFile", "Planner", "UpdatePlan", "no_doubt"]
+__all__ = ["DEFAULT_TOLERANCE", "MODES", "Mode", "PlannedFile", "Planner", "UpdatePlan"]
 
 Mode = Literal["new", "tighten", "all"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -57,31 +69,11 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 DEFAULT_TOLERANCE = 0.05
 """Relative loss of a performance metric that counts as a regression, where nothing says less."""
 
-ACCURACY_POINTS = 0.5
-"""Loss in percentage points that counts as a regression of a score whose outcomes are 0 and 1, and rise of the share
-of unparseable answers of any; a gate may say less."""
-
-ACCURACY_PERCENT = 1.0
-"""Loss in percent that counts as a regression of any other score; a gate may say less."""
-
 _ACCEPT = "To accept: add --accept-regression (in pytest: --inferperf-accept-regression)"
 _REPLACE = 'To replace it: --mode all --reason "…" (in pytest: --inferperf-update=all --inferperf-reason="…")'
 _REPEAT = "Repeat the run"
-_ROUNDING = 1e-9
-"""Room for binary fractions: 0.65 - 0.645 is a little over half a point."""
-
 _NAMED = 3
 """Metrics that the first line of a refusal names; all are listed below it."""
-
-
-Sessions = Sequence[Sequence[float]]
-Doubt = Callable[[Sessions, Sessions, bool], str]
-"""Takes stored sessions, measured ones and whether higher is better; says why a gain is not proven, "" where it is."""
-
-
-def no_doubt(_stored: Sessions, _measured: Sessions, _higher_is_better: bool) -> str:
-    """Take every better figure for a gain."""
-    return ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +85,8 @@ class PlannedFile:
     before: bytes | None
     """What the file held when the plan was made; None where there was none."""
 
-    after: str
+    after: str | None
+    """What it will hold; None where the file is removed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +117,15 @@ class Planner:
         now: str,
         tolerance: float,
         doubt: Doubt = no_doubt,
+        outdone: Outdone = not_outdone,
+        least_sessions: int = 1,
+        origin: Origin | None = None,
     ) -> None:
         self.root = root
         self._doubt = doubt
+        self._outdone = outdone
+        self._least_sessions = least_sessions
+        self._origin = origin or Origin()
         self.tolerance = tolerance
         self.mode = mode
         self.reason = reason
@@ -198,7 +197,7 @@ class Planner:
                     key = accuracy_key(case, answers.metric)
                     path = accuracy_path(self.root, case)
                     self._answered.add((path, key, case.engine.precision, answers.documents_digest))
-        return found
+        return sorted(found, key=_bits)
 
     def add(self, record: ResultRecord) -> None:
         """Take one record into the files."""
@@ -270,6 +269,8 @@ class Planner:
                 )
             )
         wanted = self._wanted(changes)
+        if wanted and self._too_few(record, measured, f"{shown}: {key}"):
+            return
         if self.mode == "tighten" and old is not None:
             wanted = self._proven(wanted, old, metrics)
         warmup_rounds = max(session.warmup_rounds for session in measured.sessions)
@@ -277,6 +278,19 @@ class Planner:
             return
         if self._refuse_performance(record, measured, old, wanted, names, warmup_rounds, f"{shown}: {key}"):
             return
+        worse = worse_metrics(record, old, wanted, self.tolerance) if old is not None else {}
+        for name, item in metrics.items():
+            metrics[name] = replace(
+                item,
+                anchor=new_anchor(
+                    None if old is None else old.metrics.get(name),
+                    None if old is None else old.provenance,
+                    item.level,
+                    higher_is_better=parse_metric(name).metric.higher_is_better,
+                    # Whatever is this much worse and comes so far was accepted.
+                    accepted=name in worse,
+                ),
+            )
         taken = set(names) if self.mode == "all" else {item.what for item in wanted}
         kept = (
             {}
@@ -290,11 +304,29 @@ class Planner:
             identity=performance_identity(case),
             metrics=kept | {name: metrics[name] for name in taken},
             warmup_rounds=warmup_rounds,
-            provenance=self._provenance(old.provenance.reason if old is not None and kept else ""),
+            provenance=self._provenance(record, old.provenance.reason if old is not None and kept else ""),
             context=dict(old.context if old is not None and kept and not replaced else record.result.context),
         )
         self._performance[path] = replace(file, entries={**file.entries, key: entry})
         self.changes += wanted
+
+    def _too_few(self, record: ResultRecord, measured: PerformanceResult, where: str) -> bool:
+        """Refuse a measurement in fewer sessions than its mark asks for, or than a judge of noise needs."""
+        load = record.result.case.workload
+        asked = load.sessions if load is not None else 0
+        needed = asked or self._least_sessions
+        count = len(measured.sessions)
+        if count >= needed:
+            return False
+        whose = "the mark asks for" if asked else "a judge of noise needs"
+        self._refuse(
+            record.nodeid,
+            f"{count} {'session' if count == 1 else 'sessions'} measured, and {whose} {needed}",
+            where,
+            action="Repeat the run with --inferperf-set=sessions=10"
+            + ("" if asked else ", or accept a baseline without known error: --accept-uncalibrated"),
+        )
+        return True
 
     def _refuse_performance(
         self,
@@ -323,9 +355,9 @@ class Planner:
             return False
         if self.accept_regression:
             return False
-        worse = self._worse(record, old, wanted)
+        worse = worse_metrics(record, old, wanted, self.tolerance)
         lost = {
-            name: f"{_figure(item.level)} {parse_metric(name).metric.unit} -> not measured"
+            name: f"{figure(item.level)} {parse_metric(name).metric.unit} -> not measured"
             for name, item in sorted(old.metrics.items())
             if name not in names
         }
@@ -354,27 +386,6 @@ class Planner:
         ]
         self._refuse(record.nodeid, headline, where, *details, action=_ACCEPT)
         return True
-
-    def _worse(self, record: ResultRecord, old: PerformanceEntry, wanted: Sequence[Change]) -> dict[str, str]:
-        """Return the metrics that are worse beyond the tolerance, each with its figures."""
-        found = {}
-        for item in wanted:
-            if item.old is None:
-                continue
-            # A verdict knows the tolerance that the ini file of its run gave.
-            given = [old.metrics[item.what].tolerance, self.tolerance]
-            given += [
-                gate.tolerance for gate in record.gates if isinstance(gate, PerformanceGate) and gate.name == item.what
-            ]
-            given += [verdict.tolerance or None for verdict in record.verdicts if verdict.gate == item.what]
-            allowed = min(value for value in given if value is not None)
-            row = parse_metric(item.what).metric
-            if relative_loss(item.old, item.new, higher_is_better=row.higher_is_better) > allowed + _ROUNDING:
-                moved = "" if item.percent is None else f"{item.percent:+.1f} %, "
-                found[item.what] = (
-                    f"{_figure(item.old)} -> {_figure(item.new)} {item.unit} ({moved}allowed {100 * allowed:g} %)"
-                )
-        return found
 
     def _add_accuracy(self, record: ResultRecord, measured: AccuracyResult) -> None:
         case = record.result.case
@@ -416,16 +427,29 @@ class Planner:
                     f"{where}: not tightened: {before_share:.2f} % -> {share:.2f} % of answers unparseable"
                 )
             return
+        kept = old.scores if old is not None and same_questions else {}
         if self._refuse_accuracy(record, path, old, moved, measured, where):
             return
+        if self._refuse_lax(record, precision, outcomes, kept, measured, where):
+            return
+        worse = {}
+        if moved.old is not None and stored is not None and same_questions:
+            worse = worse_answers(record, moved, moved.old, measured, stored.anchor)
         score = ScoreEntry(
             score=measured.score,
             outcomes=outcomes,
             unparseable=measured.unparseable,
-            provenance=self._provenance(),
+            provenance=self._provenance(record),
             context=dict(record.result.context),
             repeat=measured.repeat,
             logprobs=measured.logprobs,
+            anchor=new_anchor(
+                stored if same_questions else None,
+                None if stored is None else stored.provenance,
+                measured.score,
+                higher_is_better=measured.higher_is_better,
+                accepted=bool(worse),
+            ),
         )
         entry = AccuracyEntry(
             path=shown,
@@ -435,7 +459,7 @@ class Planner:
             higher_is_better=measured.higher_is_better,
             documents_digest=measured.documents_digest,
             num_documents=len(measured.outcomes),
-            scores={**(old.scores if old is not None and same_questions else {}), precision: score},
+            scores={**kept, precision: score},
         )
         self._accuracy[path] = replace(file, tasks={**file.tasks, key: entry})
         self.changes.append(moved)
@@ -479,7 +503,7 @@ class Planner:
             return True
         if self.mode != "all" or self.accept_regression or moved.old is None:
             return False
-        worse = _worse_answers(record, moved, moved.old, measured)
+        worse = worse_answers(record, moved, moved.old, measured, stored.anchor if stored is not None else None)
         if worse:
             self._refuse(
                 record.nodeid,
@@ -489,6 +513,30 @@ class Planner:
                 action=_ACCEPT,
             )
         return bool(worse)
+
+    def _refuse_lax(
+        self,
+        record: ResultRecord,
+        precision: str,
+        outcomes: Sequence[float],
+        siblings: Mapping[str, ScoreEntry],
+        measured: AccuracyResult,
+        where: str,
+    ) -> bool:
+        """Refuse answers that a coarser precision of the same model gives better; False where none does."""
+        if self.mode == "all" and self.accept_regression:
+            return False
+        higher = measured.higher_is_better
+        lax = lax_siblings(precision, outcomes, siblings, higher_is_better=higher, outdone=self._outdone)
+        if lax:
+            self._refuse(
+                record.nodeid,
+                f"{precision} is finer than {', '.join(lax)} and answers worse: as a baseline it would be too lax",
+                where,
+                *(f"vs {other} {siblings[other].score:g}  {measured.score:g}  {why}" for other, why in lax.items()),
+                action=f"Look at the checkpoint and the other score. {_REPLACE} --accept-regression",
+            )
+        return bool(lax)
 
     def _wanted(self, changes: Sequence[Change]) -> list[Change]:
         """Return the changes that the mode is about."""
@@ -518,14 +566,21 @@ class Planner:
                 found.append(item)
         return found
 
-    def _provenance(self, kept: str = "") -> Provenance:
+    def _provenance(self, record: ResultRecord, kept: str = "") -> Provenance:
         """Return where values come from that are recorded now; `kept` is the reason of others that stay beside them."""
         reason = self.reason
         if kept and reason not in kept.split("; "):
             reason = f"{kept}; {reason}" if reason else kept
         elif kept:
             reason = kept
-        return Provenance(kind="measured", reason=reason, recorded=self.now)
+        return Provenance(
+            kind="measured",
+            reason=reason,
+            recorded=self.now,
+            author=self._origin.author,
+            commit=record.result.context.get("git_commit", ""),
+            results=self._origin.results,
+        )
 
 
 def _address(record: ResultRecord) -> tuple[str, ...]:
@@ -556,10 +611,6 @@ def _impossible(measured: PerformanceResult, name: str) -> list[float]:
     return [value for value in values if not (math.isfinite(value) and value > 0)][:1]
 
 
-def _figure(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 1e5 else f"{value:g}"
-
-
 def _some(names: Sequence[str], *, of: int = 0) -> str:
     """Name the first few metrics, and count the others."""
     shown = names[:_NAMED]
@@ -567,31 +618,10 @@ def _some(names: Sequence[str], *, of: int = 0) -> str:
     return ", ".join(shown) + (f" and {more} more" if more else "")
 
 
-def _worse_answers(record: ResultRecord, moved: Change, old: float, measured: AccuracyResult) -> dict[str, str]:
-    """Return what is worse beyond the constants and the gates of the record, with its figures."""
-    gates = [gate for gate in record.gates if isinstance(gate, AccuracyLossCeiling)]
-    points = [gate.points for gate in gates if gate.points is not None]
-    percents = [gate.percent for gate in gates if gate.percent is not None]
-    if measured.is_binary:
-        points.append(ACCURACY_POINTS)
-    else:
-        percents.append(ACCURACY_PERCENT)
-    sign = 1 if measured.higher_is_better else -1
-    losses = (
-        ("points", 100 * (old - moved.new) * sign, points),
-        ("%", 100 * relative_loss(old, moved.new, higher_is_better=measured.higher_is_better), percents),
-    )
-    found = {}
-    for unit, loss, limits in losses:
-        if limits and loss > min(limits) + _ROUNDING and moved.unit not in found:
-            found[moved.unit] = f"{old:g} -> {moved.new:g} ({loss:.3g} {unit} worse, allowed {min(limits):g})"
-    if moved.unparseable is not None:
-        before, share = moved.unparseable
-        rises = [gate.points if gate.unparseable_points is None else gate.unparseable_points for gate in gates]
-        allowed = min([ACCURACY_POINTS, *(value for value in rises if value is not None)])
-        if share - before > allowed + _ROUNDING:
-            found["unparseable"] = f"{before:.2f} % -> {share:.2f} % of answers (allowed {allowed:g} points more)"
-    return found
+def _bits(record: ResultRecord) -> tuple[int, ...]:
+    """Sort coarser precisions first, so that a finer one meets the answers that it must not fall below."""
+    bits = precision_bits(record.result.case.engine.precision) if record.result.accuracy is not None else None
+    return (sum(bits), *bits) if bits is not None else (0,)
 
 
 def _sessions(record: ResultRecord) -> int:

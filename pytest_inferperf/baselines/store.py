@@ -15,6 +15,7 @@ from typing import Any, cast
 from pytest_inferperf.baselines.documents import SCHEMA_VERSION, check_schema, dump_json, parse_json
 from pytest_inferperf.baselines.entries import (
     AccuracyEntry,
+    Anchor,
     MetricBaseline,
     Missing,
     PerformanceEntry,
@@ -50,6 +51,8 @@ __all__ = [
     "load_performance",
     "lookup_accuracy",
     "lookup_performance",
+    "parse_accuracy",
+    "parse_performance",
     "performance_identity",
     "performance_path",
     "read_accuracy",
@@ -296,7 +299,16 @@ def _parse(raw: bytes, shown: str) -> Any:
 # the whole content, so a changed file is parsed anew whatever its time stamp says; nobody modifies what is returned.
 @functools.lru_cache(maxsize=32)
 def _parse_performance(raw: bytes, shown: str) -> PerformanceFile:
-    data = _parse(raw, shown)
+    return parse_performance(_parse(raw, shown), shown)
+
+
+@functools.lru_cache(maxsize=32)
+def _parse_accuracy(raw: bytes, shown: str) -> AccuracyFile:
+    return parse_accuracy(_parse(raw, shown), shown)
+
+
+def parse_performance(data: Any, shown: str) -> PerformanceFile:
+    """Check the data of a performance file and make it a value. Raises `BaselineError` for whatever is wrong with it."""
     check_schema(data, "performance", shown, error=BaselineError)
     return PerformanceFile(
         model=data["model"],
@@ -305,9 +317,8 @@ def _parse_performance(raw: bytes, shown: str) -> PerformanceFile:
     )
 
 
-@functools.lru_cache(maxsize=32)
-def _parse_accuracy(raw: bytes, shown: str) -> AccuracyFile:
-    data = _parse(raw, shown)
+def parse_accuracy(data: Any, shown: str) -> AccuracyFile:
+    """Check the data of an accuracy file and make it a value. Raises `BaselineError` for whatever is wrong with it."""
     check_schema(data, "accuracy", shown, error=BaselineError)
     return AccuracyFile(
         model=data["model"],
@@ -336,6 +347,7 @@ def _performance_from_json(shown: str, key: str, data: dict[str, Any]) -> Perfor
             sessions=tuple(tuple(map(float, rounds)) for rounds in item.get("sessions", ())),
             value=float(item["value"]) if "value" in item else None,
             tolerance=item.get("tolerance"),
+            anchor=Anchor(**item["anchor"]) if "anchor" in item else None,
         )
         for name, item in data["metrics"].items()
     }
@@ -366,7 +378,7 @@ def _metric_to_json(item: MetricBaseline) -> dict[str, Any]:
     data: dict[str, Any] = {"value": item.value} if item.value is not None else {"sessions": item.sessions}
     if item.tolerance is not None:
         data["tolerance"] = item.tolerance
-    return data
+    return data | _anchor_to_json(item.anchor)
 
 
 def _accuracy_from_json(shown: str, key: str, data: dict[str, Any]) -> AccuracyEntry:
@@ -413,6 +425,7 @@ def _score_from_json(where: str, precision: str, data: dict[str, Any], count: in
         context=data.get("context", {}),
         repeat=Repeat(**data["repeat"]) if "repeat" in data else None,
         logprobs=decode_logprobs(data["logprobs"], where=f"{where}.logprobs") if "logprobs" in data else None,
+        anchor=Anchor(**data["anchor"]) if "anchor" in data else None,
     )
 
 
@@ -440,12 +453,20 @@ def _score_to_json(score: ScoreEntry) -> dict[str, Any]:
         data["repeat"] = {"questions": score.repeat.questions, "flips": score.repeat.flips}
     if score.logprobs is not None:
         data["logprobs"] = encode_logprobs(score.logprobs)
-    return data
+    return data | _anchor_to_json(score.anchor)
 
 
 def _provenance_to_json(provenance: Provenance) -> dict[str, Any]:
     data = {"kind": provenance.kind, "reason": provenance.reason, "recorded": provenance.recorded}
-    return data | ({"source": provenance.source} if provenance.source else {})
+    optional = ("source", "author", "commit", "results")
+    return data | {name: getattr(provenance, name) for name in optional if getattr(provenance, name)}
+
+
+def _anchor_to_json(anchor: Anchor | None) -> dict[str, Any]:
+    if anchor is None:
+        return {}
+    data = {"level": anchor.level, "recorded": anchor.recorded, "commit": anchor.commit}
+    return {"anchor": {name: value for name, value in data.items() if value != ""}}
 
 
 def _check_precision(quant: str, kv_cache_dtype: str, where: str) -> None:

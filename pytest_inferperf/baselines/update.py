@@ -6,10 +6,12 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from pytest_inferperf.baselines.planner import DEFAULT_TOLERANCE, Doubt, Mode, Planner, UpdatePlan, no_doubt
+from pytest_inferperf.baselines.losses import Doubt, Outdone, no_doubt, not_outdone
+from pytest_inferperf.baselines.origin import Origin
+from pytest_inferperf.baselines.planner import DEFAULT_TOLERANCE, Mode, Planner, UpdatePlan
 from pytest_inferperf.baselines.result_file import ResultRecord
 from pytest_inferperf.baselines.store import read_bytes
-from pytest_inferperf.baselines.write import locked, remove_leftovers, write_atomic
+from pytest_inferperf.baselines.write import locked, remove_file, remove_leftovers, write_atomic
 from pytest_inferperf.errors import UpdateRefused
 
 __all__ = ["apply_update", "plan_update", "update"]
@@ -25,12 +27,17 @@ def plan_update(
     now: str,
     tolerance: float = DEFAULT_TOLERANCE,
     doubt: Doubt = no_doubt,
+    outdone: Outdone = not_outdone,
+    least_sessions: int = 1,
+    origin: Origin | None = None,
 ) -> UpdatePlan:
     """Decide what the records change in the baselines below `root`. Writes nothing.
 
     `new` records what is missing; `tighten` replaces a value where the measured one is better, and `doubt`, which is
     asked about performance, has no doubt that it is; `all` replaces every
-    value, for which it needs a reason, and a value that is worse beyond the tolerance only with `accept_regression`.
+    value, for which it needs a reason, and a value that is worse beyond the tolerance, also over several updates, only
+    with `accept_regression`. `outdone`, which is asked about the answers of a finer and a coarser precision, keeps the
+    finer from being recorded with worse ones. A case that asks for no number of sessions needs `least_sessions`.
     The tolerance of a metric is the smallest of `tolerance`, that of its entry, and those of the gates on it.
     Of a test that was run again, the last attempt counts. A baseline file that cannot be read is a refusal, and does
     not keep the others from being updated.
@@ -43,6 +50,9 @@ def plan_update(
         now=now,
         tolerance=tolerance,
         doubt=doubt,
+        outdone=outdone,
+        least_sessions=least_sessions,
+        origin=origin,
     )
     if mode == "all" and not planner.reason:
         planner.refusals.append('mode "all" may loosen baselines and needs a reason: add --reason "…"')
@@ -73,6 +83,9 @@ def update(
     now: str,
     tolerance: float = DEFAULT_TOLERANCE,
     doubt: Doubt = no_doubt,
+    outdone: Outdone = not_outdone,
+    least_sessions: int = 1,
+    origin: Origin | None = None,
 ) -> tuple[UpdatePlan, list[Path]]:
     """Plan and apply under one lock, so that of two updates at the same time neither is refused nor lost.
 
@@ -88,6 +101,9 @@ def update(
         now=now,
         tolerance=tolerance,
         doubt=doubt,
+        outdone=outdone,
+        least_sessions=least_sessions,
+        origin=origin,
     )
     plan = make_plan()
     if not plan.files:
@@ -106,5 +122,8 @@ def _write(plan: UpdatePlan) -> list[Path]:
             )
     for file in plan.files:
         remove_leftovers(file.path)
-        write_atomic(file.path, file.after, shown=file.shown)
+        if file.after is None:
+            remove_file(file.path, shown=file.shown)
+        else:
+            write_atomic(file.path, file.after, shown=file.shown)
     return [file.path for file in plan.files]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pytest_inferperf.errors import BaselineError, InferperfError
 
-__all__ = ["LOCK_NAME", "locked", "remove_leftovers", "write_atomic"]
+__all__ = ["LOCK_NAME", "locked", "remove_file", "remove_leftovers", "write_atomic"]
 
 LOCK_NAME = ".lock"
 """The lock file in the root of the baselines. It stays: removing a lock file breaks the lock for those who wait."""
@@ -69,6 +69,15 @@ def write_atomic(path: Path, text: str, *, shown: str, error: type[InferperfErro
             temporary.unlink()
         raise
     _sync_folder(target.parent)
+
+
+def remove_file(path: Path, *, shown: str) -> None:
+    """Remove a file that holds nothing any more. Raises `BaselineError` where it cannot be."""
+    try:
+        path.unlink()
+    except OSError as problem:
+        raise BaselineError(f"{shown}: cannot be removed: {_cause(problem)}. The file is unchanged.") from None
+    _sync_folder(path.parent)
 
 
 def remove_leftovers(path: Path) -> None:

@@ -374,7 +374,7 @@ def _random_subsets(units: int, seed: int) -> NDArray[np.float32]:
 def paired_bounds(
     differences: Outcomes, level: float, *, groups: Sequence[int | str] | None = None, seed: int = 0
 ) -> tuple[float, float]:
-    """Bound the mean of differences of -1, 0 and 1 by the method that `judge_paired` would take; each at `level`.
+    """Bound the mean of differences by the method that `judge_paired` would take; each at `level`.
 
     Raises `ValueError` for no differences, or a group list of another length.
     """
@@ -383,7 +383,8 @@ def paired_bounds(
     x = np.asarray(differences, dtype=np.float64)
     if len(x) == 0 or (groups is not None and len(groups) != len(x)):
         raise ValueError(f"{len(x)} differences have {len(x) if groups is None else len(groups)} groups")
-    return _bounds(x, _codes(groups) if groups is not None else None, level, True, seed)[1]
+    binary = bool(np.isin(x, (-1.0, 0.0, 1.0)).all())
+    return _bounds(x, _codes(groups) if groups is not None else None, level, binary, seed)[1]
 
 
 def _bounds(

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 
 from pytest_inferperf.errors import choices
 
-__all__ = ["KV_CACHE_DTYPES", "QUANTIZATIONS", "KvCacheDtype", "Quantization", "check_quant", "precision_key"]
+__all__ = [
+    "KV_CACHE_DTYPES",
+    "QUANTIZATIONS",
+    "KvCacheDtype",
+    "Quantization",
+    "check_quant",
+    "is_finer",
+    "precision_bits",
+    "precision_key",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +38,9 @@ class Quantization:
     min_sm: int
     """The first GPU generation with hardware for it, as SM version (100 is B200)."""
 
+    weight_bits: int
+    activation_bits: int
+
 
 @dataclass(frozen=True, kw_only=True)
 class KvCacheDtype:
@@ -38,17 +50,38 @@ class KvCacheDtype:
     modelopt_config: str | None
     kv_cache_quant_algo: str | None
     min_sm: int
+    bits: int
 
 
 QUANTIZATIONS: dict[str, Quantization] = {
     row.name: row
     for row in (
-        Quantization(name="BF16", modelopt_config=None, quant_algo=None, needs_calibration=False, min_sm=80),
         Quantization(
-            name="FP8", modelopt_config="FP8_DEFAULT_CFG", quant_algo="FP8", needs_calibration=True, min_sm=89
+            name="BF16",
+            modelopt_config=None,
+            quant_algo=None,
+            needs_calibration=False,
+            min_sm=80,
+            weight_bits=16,
+            activation_bits=16,
         ),
         Quantization(
-            name="NVFP4", modelopt_config="NVFP4_DEFAULT_CFG", quant_algo="NVFP4", needs_calibration=True, min_sm=100
+            name="FP8",
+            modelopt_config="FP8_DEFAULT_CFG",
+            quant_algo="FP8",
+            needs_calibration=True,
+            min_sm=89,
+            weight_bits=8,
+            activation_bits=8,
+        ),
+        Quantization(
+            name="NVFP4",
+            modelopt_config="NVFP4_DEFAULT_CFG",
+            quant_algo="NVFP4",
+            needs_calibration=True,
+            min_sm=100,
+            weight_bits=4,
+            activation_bits=4,
         ),
         Quantization(
             name="W4A16_NVFP4",
@@ -56,6 +89,8 @@ QUANTIZATIONS: dict[str, Quantization] = {
             quant_algo="W4A16_NVFP4",
             needs_calibration=False,
             min_sm=80,
+            weight_bits=4,
+            activation_bits=16,
         ),
         Quantization(
             name="W4A8_NVFP4_FP8",
@@ -63,9 +98,17 @@ QUANTIZATIONS: dict[str, Quantization] = {
             quant_algo="W4A8_NVFP4_FP8",
             needs_calibration=True,
             min_sm=100,
+            weight_bits=4,
+            activation_bits=8,
         ),
         Quantization(
-            name="INT4_AWQ", modelopt_config="INT4_AWQ_CFG", quant_algo="W4A16_AWQ", needs_calibration=True, min_sm=80
+            name="INT4_AWQ",
+            modelopt_config="INT4_AWQ_CFG",
+            quant_algo="W4A16_AWQ",
+            needs_calibration=True,
+            min_sm=80,
+            weight_bits=4,
+            activation_bits=16,
         ),
     )
 }
@@ -73,9 +116,9 @@ QUANTIZATIONS: dict[str, Quantization] = {
 KV_CACHE_DTYPES: dict[str, KvCacheDtype] = {
     row.name: row
     for row in (
-        KvCacheDtype(name="auto", modelopt_config=None, kv_cache_quant_algo=None, min_sm=0),
-        KvCacheDtype(name="fp8", modelopt_config="FP8_KV_CFG", kv_cache_quant_algo="FP8", min_sm=89),
-        KvCacheDtype(name="nvfp4", modelopt_config="NVFP4_KV_CFG", kv_cache_quant_algo="NVFP4", min_sm=100),
+        KvCacheDtype(name="auto", modelopt_config=None, kv_cache_quant_algo=None, min_sm=0, bits=16),
+        KvCacheDtype(name="fp8", modelopt_config="FP8_KV_CFG", kv_cache_quant_algo="FP8", min_sm=89, bits=8),
+        KvCacheDtype(name="nvfp4", modelopt_config="NVFP4_KV_CFG", kv_cache_quant_algo="NVFP4", min_sm=100, bits=4),
     )
 }
 
@@ -99,3 +142,24 @@ def check_quant(name: str) -> str | None:
 def precision_key(quant: str, kv_cache_dtype: str) -> str:
     """Name a precision in a baseline file: `NVFP4`, or `NVFP4+kv_fp8`."""
     return quant if kv_cache_dtype == "auto" else f"{quant}+kv_{kv_cache_dtype}"
+
+
+def precision_bits(precision: str) -> tuple[int, int, int] | None:
+    """Return the bits of weights, activations and KV cache of a precision; None for one that the tables lack."""
+    quant, _, kv_cache_dtype = precision.partition("+kv_")
+    row, kv_cache = QUANTIZATIONS.get(quant), KV_CACHE_DTYPES.get(kv_cache_dtype or "auto")
+    if row is None or kv_cache is None:
+        return None
+    return row.weight_bits, row.activation_bits, kv_cache.bits
+
+
+def is_finer(precision: str, other: str) -> bool:
+    """Whether a precision has more bits than another in something, and fewer in nothing.
+
+    Two that differ in both directions (FP8, and NVFP4 weights with BF16 activations) have no order, nor has a ModelOpt
+    configuration of which the table knows no bits.
+    """
+    ours, theirs = precision_bits(precision), precision_bits(other)
+    if ours is None or theirs is None or ours == theirs:
+        return False
+    return all(mine >= its for mine, its in zip(ours, theirs, strict=True))

@@ -40,7 +40,9 @@ def hardware() -> Hardware:
 
 @pytest.fixture
 def speed_case() -> Case:
-    return Case(engine=_engine(quant="NVFP4", kv_cache_dtype="fp8", tp=8), workload=Workload(isl=64, osl=32))
+    return Case(
+        engine=_engine(quant="NVFP4", kv_cache_dtype="fp8", tp=8), workload=Workload(isl=64, osl=32, sessions=1)
+    )
 
 
 @pytest.fixture

@@ -1,0 +1,83 @@
+"""Which of a project's tests a run selects: what is not selected must not be taken for missing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+__all__ = ["SELECTION", "Selection"]
+
+_NARROWING = (
+    ("keyword", "-k"),
+    ("markexpr", "-m"),
+    ("deselect", "--deselect"),
+    ("ignore", "--ignore"),
+    ("ignore_glob", "--ignore-glob"),
+    ("lf", "--last-failed"),
+    ("stepwise", "--stepwise"),
+)
+"""Options that leave tests out: their destinations and names."""
+
+
+class Selection:
+    """Watches collection, and says afterwards whether everything there is was selected."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._deselected = 0
+        self._uncollected: dict[str, str] = {}
+
+    @pytest.hookimpl
+    def pytest_deselected(self, items: list[pytest.Item]) -> None:
+        """Count what options and plugins leave out."""
+        self._deselected += len(items)
+
+    @pytest.hookimpl
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Keep the modules that could not be collected, or skip themselves."""
+        if report.outcome != "passed":
+            self._uncollected[report.nodeid] = report.outcome
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Write the collected cases where `--inferperf-cases` asks for it."""
+        path = self._config.getoption("inferperf_cases")
+        if path is None or hasattr(self._config, "workerinput"):
+            return
+        from pytest_inferperf.baselines.cases import CollectedCase, CollectedCases, write_cases
+        from pytest_inferperf.errors import InferperfError
+        from pytest_inferperf.session import bound_of
+
+        bound = ((item.nodeid, bound_of(item)) for item in session.items)
+        cases = tuple(
+            CollectedCase(nodeid=nodeid, case=found.case, gates=found.gates)
+            for nodeid, found in bound
+            if found is not None
+        )
+        target = self._config.invocation_params.dir / path
+        try:
+            write_cases(target, CollectedCases(partial=self.why_partial(), cases=cases))
+        except InferperfError as error:
+            raise pytest.UsageError(str(error)) from None
+
+    def why_partial(self) -> str:
+        """Say what left tests out, or may have; "" where everything in the named folders was selected."""
+        option = self._config.option
+        for name, shown in _NARROWING:
+            value: Any = getattr(option, name, None)
+            if value:
+                return f"{shown} was given"
+        named = [argument for argument in self._config.args if "::" in argument]
+        if named:
+            return f"{named[0]} is a part of a module"
+        for nodeid, outcome in self._uncollected.items():
+            return f"{nodeid} {'could not be collected' if outcome == 'failed' else 'was skipped at collection'}"
+        if self._deselected:
+            return f"{self._deselected} tests were deselected"
+        if self._config.getoption("inferperf_set"):
+            return "--inferperf-set changed the cases"
+        return ""
+
+
+SELECTION = pytest.StashKey[Selection]()
