@@ -16,14 +16,16 @@ from pytest_inferperf.session import bound_of, state_of
 if TYPE_CHECKING:
     from pytest_inferperf.baselines.against import RunReference
     from pytest_inferperf.marks.against import EngineReference
-    from pytest_inferperf.model.case import Case, EngineSpec
+    from pytest_inferperf.model.case import Case, EngineSpec, GpuRequirement
     from pytest_inferperf.model.gates import Gate
     from pytest_inferperf.planning import PlannedTest
 
 __all__ = [
+    "brought_by_hook",
     "generate_cases",
     "group_by_engine",
     "marks_of",
+    "need_of",
     "planned_tests",
     "prepare_items",
     "spec_of",
@@ -202,6 +204,29 @@ def spec_of(item: pytest.Item) -> EngineSpec | None:
     return spec
 
 
+def brought_by_hook(item: pytest.Item) -> bool:
+    """Whether a hook is asked for the engine of an item before the shipped backends are."""
+    return bool(item.ihook.pytest_inferperf_make_engine.get_hookimpls())
+
+
+def need_of(item: pytest.Item) -> GpuRequirement | None:
+    """Return the GPUs that an item needs: what its `requires_gpu` says, and what its engines imply; None for none.
+
+    Engines that are held at once share the GPUs. What a hook builds may run anywhere. Raises `MarkError`.
+    """
+    from pytest_inferperf.engines.needs import implied_need, joint_need
+
+    said = parse_requires_gpu(marks_of(item, "requires_gpu"))
+    spec, bound = spec_of(item), bound_of(item)
+    if spec is None or brought_by_hook(item):
+        return said
+    specs = [spec]
+    if bound is not None:
+        specs += [gate.reference.spec for gate in bound.gates if isinstance(gate, SpeedupFloor)]
+        specs += [bound.against.spec] if bound.against is not None else []
+    return joint_need([said, *map(implied_need, specs)])
+
+
 def prepare_items(items: Sequence[pytest.Item]) -> None:
     """Leave each case its one resolved mark, and name its benchmark fixture.
 
@@ -253,9 +278,9 @@ def planned_tests(items: Sequence[pytest.Item]) -> list[PlannedTest]:
                 engine=spec,
                 case=bound.case if bound is not None else None,
                 gates=bound.gates if bound is not None else (),
-                need=parse_requires_gpu(marks_of(item, "requires_gpu")),
+                need=need_of(item),
                 against=bound.against if bound is not None else None,
-                by_hook=bool(item.ihook.pytest_inferperf_make_engine.get_hookimpls()),
+                by_hook=brought_by_hook(item),
             )
         )
     return found

@@ -141,7 +141,13 @@ class Inferperf:
             def progress(line: str) -> None:
                 report(f"session {number} (up to {most}): {line}")
 
-        return measure_session(self.engine, workload, timer=timer, progress=progress)
+        return measure_session(
+            self.engine,
+            workload,
+            timer=timer,
+            progress=progress,
+            gpu_hour_price=self._settings.gpu_hour_price,
+        )
 
     def _sessions_wanted(self, workload: Workload, performance: PerformanceResult) -> int:
         """Return how many sessions there should be in all, by what was measured so far."""
@@ -195,6 +201,7 @@ class Inferperf:
                 open_reference=self._open_reference,
                 next_look=next_look,
                 progress=self._progress,
+                gpu_hour_price=self._settings.gpu_hour_price,
             )
             self._keep(found)
             for telemetry in found.telemetry:

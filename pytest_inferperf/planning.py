@@ -24,6 +24,7 @@ from pytest_inferperf.baselines.store import (
 from pytest_inferperf.engines.backends import resolve_backend
 from pytest_inferperf.engines.checkpoint.outlook import foresee_checkpoint
 from pytest_inferperf.engines.hardware import Gpu, cpu_hardware, gpu_words, need_words, why_missing
+from pytest_inferperf.engines.needs import implied_need, joint_need, native_sm
 from pytest_inferperf.engines.servers.presets import loads_model
 from pytest_inferperf.errors import BaselineError, InferperfError
 from pytest_inferperf.gates.forecast import OnFile, Unknown, forecast
@@ -31,7 +32,6 @@ from pytest_inferperf.gates.looks import BLOCKS, SESSIONS
 from pytest_inferperf.model.case import Case, EngineSpec, GpuRequirement, ReferenceEngine, Task, Workload
 from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, Gate, PerformanceGate, SpeedupFloor
 from pytest_inferperf.model.plan import CasePlan, EnginePlan, Foresight, GateForecast, Plan, ReferencePlan
-from pytest_inferperf.model.quant import KV_CACHE_DTYPES, QUANTIZATIONS
 from pytest_inferperf.model.results import Hardware, slug
 
 __all__ = ["Conditions", "PlannedTest", "make_plan"]
@@ -397,12 +397,6 @@ def _checkpoint(spec: EngineSpec, cache_dir: Path | None, *, by_hook: bool, back
     return served + text, "\n".join(problems)
 
 
-def _native_sm(spec: EngineSpec) -> int:
-    """Return the SM version from which an engine's format is native; 0 for plain weights."""
-    quant = QUANTIZATIONS.get(spec.quant)
-    return max(quant.min_sm if quant is not None else 0, KV_CACHE_DTYPES[spec.kv_cache_dtype].min_sm)
-
-
 def _gpus(
     spec: EngineSpec,
     tests: Sequence[PlannedTest],
@@ -413,21 +407,14 @@ def _gpus(
 ) -> str:
     """Say which GPUs the engine and its tests need, beside those that were found."""
     specs = list(dict.fromkeys([spec, *(item.spec for item in references)]))
-    native = _native_sm(spec)
+    native = native_sm(spec)
     fast = f"; {spec.precision} is native from SM {native} on" if spec.precision != "BF16" and native else ""
-    try:
-        on_gpu = not by_hook and resolve_backend(spec.backend).needs_gpu
-    except InferperfError:
-        on_gpu = False
-    wanted = [test.need for test in tests if test.need is not None]
-    if not (on_gpu or wanted or any(item.world_size > 1 for item in specs)):
-        return f"none needed{fast}"
+    split = [GpuRequirement(count=item.world_size) for item in specs if item.world_size > 1]
+    implied = [] if by_hook else [implied_need(item) for item in specs]
     # Engines that are held at once share the GPUs.
-    need = GpuRequirement(
-        sm=max([0, *map(_native_sm, specs if on_gpu else ()), *(item.sm for item in wanted)]),
-        count=max([*(item.world_size for item in specs), *(item.count for item in wanted)]),
-        memory_gib=max([0.0, *(item.memory_gib for item in wanted)]),
-    )
+    need = joint_need([*split, *implied, *(test.need for test in tests)])
+    if need is None:
+        return f"none needed{fast}"
     return f"{need_words(need)}; found {gpu_words(gpus)}{fast if need.sm < native else ''}"
 
 

@@ -112,6 +112,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addini(
         "inferperf_power", "Probability with which a plan wants losses to be found", type="float", default=0.9
     )
+    parser.addini(
+        "inferperf_gpu_hour_price", "What one GPU costs for one hour, in any currency", type="float", default=0.0
+    )
     parser.addini("inferperf_load_timeout", "Seconds an engine may take to load", type="float", default=3600.0)
     parser.addini("inferperf_call_timeout", "Seconds one call of an engine may take", type="float", default=1800.0)
 
@@ -223,25 +226,43 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def _unfit(item: pytest.Item) -> tuple[str, str]:
     """Say why a test must fail before it begins, and why it cannot run on this machine; "" for neither."""
-    from pytest_inferperf.collection import marks_of, unread_mark
+    from pytest_inferperf.collection import need_of, unread_mark
     from pytest_inferperf.engines.hardware import find_gpus, why_missing
-    from pytest_inferperf.marks.cases import parse_requires_gpu
 
     try:
         wrong = unread_mark(item)
-        need = parse_requires_gpu(marks_of(item, "requires_gpu"))
+        need = need_of(item)
         lacking = why_missing(need, find_gpus()) if need is not None else ""
         if lacking and state_of(item.config).settings.require_gpu:
             wrong = wrong or f"{lacking} (--inferperf-require-gpu forbids to skip)"
     except (MarkError, SettingsError) as error:
         return str(error), ""
-    bound = bound_of(item)
-    if not wrong and bound is not None and bound.case.workload is not None and hasattr(item.config, "workerinput"):
-        wrong = (
-            "performance is not measured under xdist: neighbours on the same machine make the figures wrong. "
-            f"Run without -n: pytest {item.nodeid}"
-        )
+    if not wrong and not lacking:
+        wrong = _old_driver(item) or _beside_neighbours(item)
     return wrong, lacking
+
+
+def _old_driver(item: pytest.Item) -> str:
+    """Say that the driver cannot run the engine of a test; "" where it can, and where none is needed."""
+    from pytest_inferperf.collection import brought_by_hook, spec_of
+    from pytest_inferperf.engines.hardware import look_at_gpus
+    from pytest_inferperf.engines.needs import driver_problem, installed_cuda, needs_gpu
+
+    spec = spec_of(item)
+    if spec is None or brought_by_hook(item) or not needs_gpu(spec):
+        return ""
+    return driver_problem(look_at_gpus(), cuda=installed_cuda())
+
+
+def _beside_neighbours(item: pytest.Item) -> str:
+    """Say that a test would measure performance beside other workers; "" where it does not."""
+    bound = bound_of(item)
+    if bound is None or bound.case.workload is None or not hasattr(item.config, "workerinput"):
+        return ""
+    return (
+        "performance is not measured under xdist: neighbours on the same machine make the figures wrong. "
+        f"Run without -n: pytest {item.nodeid}"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -416,10 +437,19 @@ def _context(config: pytest.Config, engine: Engine) -> dict[str, str]:
     recipe = {"recipe": spec.recipe} if spec.recipe else {}
     options = {f"engine_options.{name}": str(value) for name, value in spec.engine_options}
     checkpoint = {"checkpoint_hash": engine.info.checkpoint_hash}
+    machine: dict[str, str] = {}
+    if engine.info.hardware.kind == "gpu":
+        from pytest_inferperf.engines.hardware import look_at_gpus
+
+        machine = look_at_gpus().context()
     from pytest_inferperf.model.injection import CONTEXT_KEY, shown
 
+    price = state.settings.gpu_hour_price
+    if price:
+        # Another price is another cost, and no other engine.
+        machine["gpu_hour_price"] = f"{price:g}"
     injected = {CONTEXT_KEY: shown(state.settings.injections)} if state.settings.injections else {}
-    return {**state.context, **engine.info.versions, **checkpoint, **recipe, **options, **injected}
+    return {**machine, **state.context, **engine.info.versions, **checkpoint, **recipe, **options, **injected}
 
 
 @pytest.hookimpl(optionalhook=True)

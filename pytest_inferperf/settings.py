@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -71,6 +72,9 @@ class Settings:
     call_timeout_s: float
     """Longest time one call of an engine may take."""
 
+    gpu_hour_price: float
+    """What one GPU costs for one hour, in any currency; 0 where nobody said."""
+
     plan: bool
     """Whether the run is planned instead of run."""
 
@@ -126,6 +130,7 @@ def read_settings(config: pytest.Config) -> Settings:
         on_inconclusive=_on_inconclusive(config),
         load_timeout_s=_between(config, "inferperf_load_timeout", 0, None),
         call_timeout_s=_between(config, "inferperf_call_timeout", 0, None),
+        gpu_hour_price=_price(config),
         plan=bool(option("inferperf_plan")),
         past=_past(config, path(json_path) if json_path else None),
         power=_power(config),
@@ -203,6 +208,13 @@ def _past(config: pytest.Config, json_path: Path | None) -> Path | None:
             f"{where}: no such file or folder: {found}. Name a file that --inferperf-json wrote, or a folder of them."
         )
     return found
+
+
+def _price(config: pytest.Config) -> float:
+    value = _number(config, "inferperf_gpu_hour_price")
+    if not 0 <= value < math.inf:
+        raise SettingsError(f"inferperf_gpu_hour_price = {value:g} in the ini file must be 0 (no price) or more.")
+    return value
 
 
 def _power(config: pytest.Config) -> float:

@@ -42,6 +42,13 @@ BACKENDS: dict[str, Backend] = {
             requires=("torch", "transformers", "safetensors", "modelopt"),
             extra="embedded",
         ),
+        Backend(
+            name="tensorrt_llm",
+            class_path="pytest_inferperf.engines.tensorrt_llm.engine:TensorrtLlmEngine",
+            requires=("tensorrt_llm", "pynvml"),
+            extra="tensorrt-llm",
+            needs_gpu=True,
+        ),
         # In a server: what it needs is the server's affair.
         Backend(
             name="openai",

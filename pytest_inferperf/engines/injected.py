@@ -89,6 +89,11 @@ class InjectedEngine(Engine):
         return self._engine.special_token_ids
 
     @property
+    def devices(self) -> tuple[str, ...]:
+        """See `Engine.devices`."""
+        return self._engine.devices
+
+    @property
     def watched_hardware(self) -> Hardware:
         """See `Engine.watched_hardware`."""
         return self._engine.watched_hardware

@@ -188,6 +188,11 @@ class Engine(ABC):
         """The devices of this machine that are watched while it is measured."""
         return self.info.hardware
 
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """UUIDs of the GPUs that it was given; empty where it was given none, and takes what CUDA shows it."""
+        return ()
+
     def clock_s(self) -> float:
         """Read the clock that rounds are timed by, seconds: only differences mean anything, and none is negative."""
         return time.perf_counter()

@@ -18,6 +18,7 @@ from pytest_inferperf.gates.asking import Answers, answers_of
 from pytest_inferperf.gates.drift import Drift, drift_against, kl_divergence
 from pytest_inferperf.gates.looks import ALPHA, QUESTIONS, Decision, Unresolvable, single_look
 from pytest_inferperf.gates.paired import PairedVerdict, binomial_bounds, judge_paired, paired_bounds
+from pytest_inferperf.gates.published import judge_published
 from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling
 from pytest_inferperf.model.results import AccuracyResult
 from pytest_inferperf.model.verdicts import GateVerdict, Status
@@ -100,6 +101,8 @@ def judge_loss(
 ) -> list[GateVerdict]:
     """Judge the paired loss, and for generated answers the rise of the unparseable share as a row of its own.
 
+    Against a published score, which has no answers to pair with, the scores themselves are compared.
+
     `alpha` is the total one-sided error of each row; `precision` that of the candidate, whose own baseline, where there
     is one beside the reference, is compared too: drift is a note, and never changes a status.
     """
@@ -124,6 +127,10 @@ def judge_loss(
     if isinstance(answers, str):
         return invalid(answers)
     reference, path = found
+    if not reference.outcomes:
+        wrong_scale = _not_points(result) if gate.points is not None else ""
+        rows = [judge_published(gate, result, answers, reference, path, wrong_scale=wrong_scale)]
+        return rows + _unparseable_rows(gate, result, answers, reference, path, alpha)
     own = entry.scores.get(precision) if isinstance(entry, AccuracyEntry) and precision != gate.reference else None
     drift = None
     if own is not None and own.outcomes:
@@ -135,9 +142,20 @@ def judge_loss(
             higher_is_better=result.higher_is_better,
         )
     rows = [_judge_paired(gate, result, answers, reference, path, alpha, (precision, drift) if drift else None)]
-    if result.unparseable is not None or gate.unparseable_points is not None:
-        rows.append(_judge_unparseable(gate, result, answers, reference, path, alpha))
-    return rows
+    return rows + _unparseable_rows(gate, result, answers, reference, path, alpha)
+
+
+def _unparseable_rows(
+    gate: AccuracyLossCeiling,
+    result: AccuracyResult,
+    answers: Answers,
+    reference: ScoreEntry,
+    path: str,
+    alpha: float,
+) -> list[GateVerdict]:
+    if result.unparseable is None and gate.unparseable_points is None:
+        return []
+    return [_judge_unparseable(gate, result, answers, reference, path, alpha)]
 
 
 def _name(gate: AccuracyLossCeiling, result: AccuracyResult) -> str:
@@ -151,7 +169,7 @@ def _unit(gate: AccuracyLossCeiling) -> str:
 def _reference(
     gate: AccuracyLossCeiling, result: AccuracyResult, entry: AccuracyEntry | Missing | None
 ) -> tuple[ScoreEntry, str] | GateVerdict:
-    """Find the stored reference outcomes, or the verdict that says why there are none to compare with."""
+    """Find the stored reference, answers or a published score, or the verdict that says why there is none."""
 
     def fail(path: str, reason: str, next_step: str = "pytest {nodeid} --inferperf-update=new") -> GateVerdict:
         return GateVerdict(
@@ -177,12 +195,12 @@ def _reference(
             f"has no baseline ({entry.path}: key {entry.key} has no {gate.reference}; it holds {held})",
             record,
         )
-    if not stored.outcomes:
+    if entry.higher_is_better is not result.higher_is_better:
         return fail(
-            entry.path,
-            f"cannot be paired: {gate.reference} in {entry.path} is a published score without per-sample outcomes",
-            record,
+            entry.path, f"cannot be paired: {entry.path} says that {entry.metric} is better in the other direction"
         )
+    if not stored.outcomes:
+        return stored, entry.path
     if entry.documents_digest != result.documents_digest or len(stored.outcomes) != result.planned:
         return fail(
             entry.path,
@@ -190,10 +208,6 @@ def _reference(
             f"{entry.documents_digest[:12]}), this run {result.planned} (digest {result.documents_digest[:12]}); "
             "the questions changed",
             'record the reference again: --inferperf-update=all --inferperf-reason="…"',
-        )
-    if entry.higher_is_better is not result.higher_is_better:
-        return fail(
-            entry.path, f"cannot be paired: {entry.path} says that {entry.metric} is better in the other direction"
         )
     return stored, entry.path
 

@@ -261,7 +261,12 @@ def _loss(gate: AccuracyLossCeiling, known: OnFile) -> GateForecast:
         return GateForecast(gate=name, aim=aim, state=Foresight.UNABLE, text=reason)
 
     if not reference.outcomes:
-        return unable(f"{gate.reference} in {entry.path} is a published score without answers to pair with")
+        return GateForecast(
+            gate=name,
+            aim=aim,
+            state=Foresight.UNCALIBRATED,
+            text=f"published {gate.reference}, no answers to pair with: the scores of all questions are compared",
+        )
     values = (reference.score, *reference.outcomes)
     if gate.points is not None and not (entry.higher_is_better and all(0 <= value <= 1 for value in values)):
         return unable(f"{entry.metric} is not a score between 0 and 1 that is better when higher: use percent=")

@@ -118,6 +118,9 @@ def _with_context(verdict: GateVerdict, result: CaseResult, baselines: Baselines
         stored = dict(baselines.performance.context)
     elif isinstance(baselines.accuracy, AccuracyEntry):
         reference = baselines.accuracy.scores.get(str(verdict.details.get("reference", "")))
+        if reference is not None and reference.provenance.kind == "published":
+            # What was not published is unknown, not a default.
+            return verdict
         stored = dict(reference.context) if reference is not None else {}
         if verdict.details.get("reference") != result.case.engine.precision:
             # Another precision is another checkpoint, by another recipe.

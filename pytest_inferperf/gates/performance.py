@@ -15,6 +15,7 @@ from pytest_inferperf.gates.sessions import (
     judge_sessions,
 )
 from pytest_inferperf.model.gates import PerformanceGate
+from pytest_inferperf.model.metrics import per_megawatt
 from pytest_inferperf.model.results import PerformanceResult
 from pytest_inferperf.model.verdicts import GateVerdict, Status
 
@@ -50,7 +51,8 @@ def judge_performance(
                 return verdict.give(Status.INVALID, measured=value, reason=reason)
     measured = result.median(gate.metric.name)
     if measured is None:
-        return verdict.fail(reason="was not measured: the workload has no sample of it")
+        lack = f"it needs {metric.needs}" if metric.needs else "the workload has no sample of it"
+        return verdict.fail(reason=f"was not measured: {lack}")
     if not all(sessions):
         return verdict.fail(reason=f"was not measured in session {sessions.index([]) + 1} of {len(sessions)}")
     if gate.limit is not None:
@@ -299,10 +301,16 @@ class _Verdict:
             source=source,
             reason=reason,
             next_step=next_step,
-            notes=notes,
+            notes=(*notes, *self._said_otherwise(measured)),
             next_look=next_look,
             details=details or {},
         )
+
+    def _said_otherwise(self, measured: float | None) -> tuple[str, ...]:
+        """Say a figure in the unit that data centres plan by."""
+        if self.gate.name != "energy_per_token_j" or measured is None or measured <= 0:
+            return ()
+        return (f"{self.gate.name}: {per_megawatt(measured):.6g} tok/s per megawatt of GPU power",)
 
     def fail(self, *, reason: str) -> GateVerdict:
         return self.give(Status.FAIL, reason=reason)

@@ -34,6 +34,7 @@ def measure_blocks(
     open_reference: Opener,
     next_look: Callable[[Comparison], int | None],
     progress: Progress | None = None,
+    gpu_hour_price: float = 0.0,
 ) -> Comparison:
     """Measure blocks until `next_look` has seen enough of them.
 
@@ -44,12 +45,13 @@ def measure_blocks(
         open_reference: Opens the reference engine; it is closed here.
         next_look: Says how many blocks, in all, are needed next; None when the verdict stands.
         progress: Receives a line for each block.
+        gpu_hour_price: As in `run_round`.
 
     Raises `InvalidRun` for an engine or a round whose figures cannot be trusted, `EngineError` where an engine fails or
     does not open.
 
     """
-    blocks = _Blocks(candidate, reference, workload, open_reference, progress)
+    blocks = _Blocks(candidate, reference, workload, open_reference, progress, gpu_hour_price)
     return blocks.measure(next_look)
 
 
@@ -133,11 +135,13 @@ class _Blocks:
         workload: Workload,
         open_reference: Opener,
         progress: Progress | None,
+        gpu_hour_price: float,
     ) -> None:
         self._candidate = candidate
         self._reference = reference
         self._workload = workload
         self._open = open_reference
+        self._gpu_hour_price = gpu_hour_price
         self._progress = progress or (lambda _line: None)
         # Prompts must fit both engines; the candidate may be closed when the reference is there.
         self._vocabulary = vocabulary_of(candidate, workload)
@@ -160,7 +164,8 @@ class _Blocks:
 
     @contextlib.contextmanager
     def _watched(self, *engines: Engine) -> Iterator[None]:
-        with Telemetry(max((one.watched_hardware for one in engines), key=lambda found: found.count)) as telemetry:
+        largest = max(engines, key=lambda one: one.watched_hardware.count)
+        with Telemetry(largest.watched_hardware, devices=largest.devices) as telemetry:
             yield
         self._telemetry.append(telemetry.figures)
 
@@ -237,4 +242,4 @@ class _Blocks:
 
     def _round(self, engine: Engine, index: int) -> Round:
         requests = draw_requests(self._vocabulary, self._workload, round_index=index)
-        return run_round(engine, self._workload, requests, round_index=index)
+        return run_round(engine, self._workload, requests, round_index=index, gpu_hour_price=self._gpu_hour_price)

@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-__all__ = ["GpuWatch", "load_nvml"]
+from pytest_inferperf.engines.hardware import load_nvml, visible_indices
+
+__all__ = ["GpuWatch", "load_nvml", "watched_gpus"]
 
 
-def load_nvml() -> Any | None:
-    """Return pynvml, initialised; None without nvidia-ml-py or without a driver."""
-    try:
-        import pynvml
-    except ImportError:
-        return None
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return None
-    return pynvml
+def watched_gpus(nvml: Any, *, count: int, uuids: Sequence[str] = ()) -> list[tuple[int, Any]]:
+    """Return index and handle of an engine's GPUs: those it was given, else the first `count` that CUDA would see.
+
+    A GPU that fell off the bus is left out; it keeps its number.
+    """
+
+    def ask(name: str, *arguments: Any) -> Any | None:
+        try:
+            return getattr(nvml, name)(*arguments)
+        except nvml.NVMLError:
+            return None
+
+    handles = [ask("nvmlDeviceGetHandleByIndex", index) for index in range(ask("nvmlDeviceGetCount") or 0)]
+    names = [handle and ask("nvmlDeviceGetUUID", handle) for handle in handles]
+    # Old versions of nvidia-ml-py return bytes.
+    known = [item.decode() if isinstance(item, bytes) else item or "" for item in names]
+    if uuids:
+        chosen = [index for index, uuid in enumerate(known) if uuid in uuids]
+    else:
+        chosen = visible_indices(known, os.environ.get("CUDA_VISIBLE_DEVICES"))[:count]
+    return [(index, handles[index]) for index in chosen if handles[index] is not None]
 
 
 @dataclass
@@ -44,28 +55,14 @@ class _Gpu:
 
 
 class GpuWatch:
-    """Samples the GPUs of an engine: the first `count` that CUDA_VISIBLE_DEVICES leaves visible."""
+    """Samples the GPUs of an engine, as `watched_gpus` finds them."""
 
-    def __init__(self, nvml: Any, *, count: int) -> None:
+    def __init__(self, nvml: Any, *, count: int, uuids: Sequence[str] = ()) -> None:
         self._nvml = nvml
         self._gpus = []
-        for index in _visible(self._all_uuids(), os.environ.get("CUDA_VISIBLE_DEVICES"))[:count]:
-            handle = self._handle(index)
-            if handle is None:
-                continue
+        for index, handle in watched_gpus(nvml, count=count, uuids=uuids):
             highest = self._ask("nvmlDeviceGetMaxClockInfo", handle, nvml.NVML_CLOCK_SM)
             self._gpus.append(_Gpu(index=index, handle=handle, max_mhz=highest, errors=self._errors(handle)))
-
-    def _handle(self, index: int) -> Any | None:
-        return self._ask("nvmlDeviceGetHandleByIndex", index)
-
-    def _all_uuids(self) -> list[str]:
-        count = self._ask("nvmlDeviceGetCount") or 0
-        # A GPU that fell off the bus has no handle, and keeps its number.
-        handles = [self._handle(index) for index in range(count)]
-        found = (handle and self._ask("nvmlDeviceGetUUID", handle) for handle in handles)
-        # Old versions of nvidia-ml-py return bytes.
-        return [item.decode() if isinstance(item, bytes) else item or "" for item in found]
 
     def _ask(self, name: str, *arguments: Any) -> Any | None:
         """Call a function of NVML; None for what it does not support on this GPU or may not tell."""
@@ -163,23 +160,3 @@ class GpuWatch:
 def _share(values: Iterable[bool]) -> float:
     seen = list(values)
     return sum(seen) / len(seen)
-
-
-def _visible(uuids: list[str], setting: str | None) -> list[int]:
-    """Return the GPUs that CUDA sees, as NVML counts them.
-
-    As CUDA reads CUDA_VISIBLE_DEVICES: indices and UUIDs (or their beginnings), up to the first that does not exist.
-    An index counts in the order of the PCI bus, which is CUDA's own where all GPUs are alike.
-    """
-    if setting is None:
-        return list(range(len(uuids)))
-    found: list[int] = []
-    for item in (part.strip() for part in setting.split(",")):
-        if re.fullmatch(r"\d+", item):
-            matches = [int(item)] if int(item) < len(uuids) else []
-        else:
-            matches = [index for index, uuid in enumerate(uuids) if item and uuid.startswith(item)]
-        if len(matches) != 1 or matches[0] in found:
-            break
-        found += matches
-    return found

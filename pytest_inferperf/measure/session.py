@@ -8,7 +8,8 @@ from typing import Protocol
 
 from pytest_inferperf.engines.interface import Engine, Generation, GenerationRequest
 from pytest_inferperf.errors import InvalidRun, MarkError
-from pytest_inferperf.measure.summary import summarise_round
+from pytest_inferperf.measure.energy import energy_meter
+from pytest_inferperf.measure.summary import summarise_round, with_costs
 from pytest_inferperf.measure.telemetry import Telemetry
 from pytest_inferperf.measure.workload import make_requests
 from pytest_inferperf.model.case import Workload
@@ -30,6 +31,7 @@ def measure_session(
     *,
     timer: RoundTimer | None = None,
     progress: Callable[[str], None] | None = None,
+    gpu_hour_price: float = 0.0,
 ) -> Session:
     """Run the workload's warm-up and measured rounds and return their figures.
 
@@ -42,12 +44,12 @@ def measure_session(
         if progress is not None:
             progress(f"measure {workload.words}: {kind}")
         requests = make_requests(engine, workload, round_index=index)
-        return run_round(engine, workload, requests, round_index=index, timer=timer)
+        return run_round(engine, workload, requests, round_index=index, timer=timer, gpu_hour_price=gpu_hour_price)
 
     engine.forget_peak_memory()
     for index in range(workload.warmup_rounds):
         run(index, "warm-up round", None)
-    with Telemetry(engine.watched_hardware) as telemetry:
+    with Telemetry(engine.watched_hardware, devices=engine.devices) as telemetry:
         rounds = tuple(
             run(workload.warmup_rounds + number, f"round {number + 1}/{workload.rounds}", timer)
             for number in range(workload.rounds)
@@ -62,22 +64,41 @@ def run_round(
     *,
     round_index: int = 0,
     timer: RoundTimer | None = None,
+    gpu_hour_price: float = 0.0,
 ) -> Round:
     """Send one round's requests and return its figures. Raises like `measure_session`.
 
-    A server is measured by the load generator: besides the round's requests it sends warm-up requests and fillers. Under
-    open loop `round_index` decides when requests are due, as it decided the prompts.
+    `gpu_hour_price` is what one GPU costs for one hour, in whatever currency; 0 where that is not known.
+
+    A server is measured by the load generator: besides the round's requests it sends warm-up requests and fillers, whose
+    share of the energy nobody knows. Under open loop `round_index` decides when requests are due, as it decided the
+    prompts.
     """
+    gpus = engine.watched_hardware.count if engine.watched_hardware.kind == "gpu" else 0
+    per_hour = gpu_hour_price * gpus
     serving = engine.serving
     if serving is not None:
         from pytest_inferperf.measure.load.rounds import load_round
 
-        return load_round(engine, serving, workload, requests, round_index=round_index, timer=timer)
+        found = load_round(engine, serving, workload, requests, round_index=round_index, timer=timer)
+        return with_costs(found, energy_j=None, price_per_hour=per_hour)
     if workload.is_open_loop:
         raise MarkError(
             f"request_rate={workload.request_rate:g}: an open loop needs a server, and {type(engine).__name__} is none. "
             "Give a concurrency. (What --inferperf-inject makes worse is measured through the engine's own methods, too.)"
         )
+    with energy_meter(engine) as meter:
+        before_j = meter.read_j()
+        found = _direct_round(engine, workload, requests, timer)
+        after_j = meter.read_j()
+    energy_j = None if before_j is None or after_j is None else after_j - before_j
+    return with_costs(found, energy_j=energy_j, price_per_hour=per_hour)
+
+
+def _direct_round(
+    engine: Engine, workload: Workload, requests: Sequence[GenerationRequest], timer: RoundTimer | None
+) -> Round:
+    """Let an engine of our own generate; its methods are all that is between the load and its clock."""
     generations: list[Generation] = []
     duration_s = 0.0
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pytest_inferperf.engines.interface import Generation
 from pytest_inferperf.model.metrics import METRICS, STATISTICS
 from pytest_inferperf.model.results import Round
 
-__all__ = ["summarise_round"]
+__all__ = ["summarise_round", "with_costs"]
 
 
 def summarise_round(
@@ -57,6 +58,20 @@ def summarise_round(
         output_tokens=output_tokens,
         metrics=metrics,
     )
+
+
+def with_costs(found: Round, *, energy_j: float | None, price_per_hour: float) -> Round:
+    """Add what the round's output tokens cost: joules, and money where the machine has a price.
+
+    `energy_j` is the energy of all GPUs over the round, None where it was not measured; `price_per_hour` that of all
+    GPUs, 0 for none. A counter that stood still has measured nothing.
+    """
+    costs: dict[str, float] = {}
+    if energy_j is not None and energy_j > 0 and found.output_tokens:
+        costs["energy_per_token_j"] = energy_j / found.output_tokens
+    if price_per_hour > 0 and found.output_tokens:
+        costs["cost_per_million_tokens"] = 1e6 * price_per_hour * found.duration_s / 3600 / found.output_tokens
+    return replace(found, metrics={**found.metrics, **costs}) if costs else found
 
 
 def _statistics(name: str, sample: Sequence[float]) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -29,18 +29,27 @@ class Telemetry:
     Counters are read at both ends; clocks and GPUs by a thread in between, where there are any.
     """
 
-    def __init__(self, hardware: Hardware, *, root: Path | None = None, period_s: float = PERIOD_S) -> None:
+    def __init__(
+        self,
+        hardware: Hardware,
+        *,
+        devices: Sequence[str] = (),
+        root: Path | None = None,
+        period_s: float = PERIOD_S,
+    ) -> None:
+        """Watch `hardware`: the GPUs whose UUIDs are `devices`, or without any the first that are visible."""
         self.figures: Mapping[str, float] = {}
         """Figure (`cpu.others`, `gpu0.sm_clock`) to value. What could not be read is absent."""
 
         self._hardware = hardware
+        self._devices = devices
         self._root = ROOT if root is None else root
         self._period_s = period_s
         self._stop = threading.Event()
 
     def __enter__(self) -> Telemetry:
         nvml = load_nvml() if self._hardware.kind == "gpu" else None
-        self._gpus = None if nvml is None else GpuWatch(nvml, count=self._hardware.count)
+        self._gpus = None if nvml is None else GpuWatch(nvml, count=self._hardware.count, uuids=self._devices)
         self._cpus = CpuWatch(root=self._root, pid=os.getpid(), cpus=os.sched_getaffinity(0))
         looks: list[Callable[[], None]] = [self._cpus.sample] if self._cpus.can_sample else []
         looks += [self._gpus.sample] if self._gpus is not None else []

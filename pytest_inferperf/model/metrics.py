@@ -7,7 +7,7 @@ from typing import Literal
 
 from pytest_inferperf.errors import MarkError, choices
 
-__all__ = ["METRICS", "STATISTICS", "Metric", "MetricRef", "parse_metric"]
+__all__ = ["METRICS", "STATISTICS", "Metric", "MetricRef", "parse_metric", "per_megawatt"]
 
 STATISTICS = ("mean", "p50", "p90", "p95", "p99")
 """Summaries of a per-request or per-token sample. Percentiles interpolate linearly between order statistics."""
@@ -26,6 +26,9 @@ class Metric:
 
     source: str = "pytest-inferperf"
     """Whose definition it is, or the tool that uses the same one."""
+
+    needs: str = ""
+    """What must be there for it to be measured, beside a workload that has a sample of it; "" for nothing."""
 
     @property
     def has_statistics(self) -> bool:
@@ -135,9 +138,29 @@ _ROWS = (
         higher_is_better=False,
         formula="largest memory held by the engine process: device memory on a GPU, resident set on a CPU",
     ),
+    Metric(
+        name="energy_per_token_j",
+        unit="J/token",
+        higher_is_better=False,
+        formula="energy counters of the engine's GPUs over the round / output tokens; prefill is in it",
+        source="NVML nvmlDeviceGetTotalEnergyConsumption",
+        needs="GPUs that all count their energy, and an engine that is not in a server",
+    ),
+    Metric(
+        name="cost_per_million_tokens",
+        unit="per 1M tokens",
+        higher_is_better=False,
+        formula="inferperf_gpu_hour_price x GPUs x hours of the round / million output tokens",
+        needs="an engine on GPUs, and their price: inferperf_gpu_hour_price in the ini file",
+    ),
 )
 
 METRICS: dict[str, Metric] = {row.name: row for row in _ROWS}
+
+
+def per_megawatt(energy_per_token_j: float) -> float:
+    """Return the output tokens per second that a megawatt of GPU power yields: 1 J/token is a million of them."""
+    return 1e6 / energy_per_token_j
 
 
 def parse_metric(name: str) -> MetricRef:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pytest_inferperf.model.metrics import per_megawatt
 from pytest_inferperf.model.results import CaseResult
 from pytest_inferperf.model.verdicts import GateVerdict, worst
 
@@ -18,6 +19,9 @@ def junit_properties(result: CaseResult, verdicts: Sequence[GateVerdict]) -> lis
     if result.performance is not None:
         names = {name for session in result.performance.sessions for item in session.rounds for name in item.metrics}
         found += [(f"inferperf.metric.{name}", result.performance.median(name)) for name in sorted(names)]
+        energy_j = result.performance.median("energy_per_token_j")
+        if energy_j is not None:
+            found.append(("inferperf.tokens_per_s_per_megawatt", per_megawatt(energy_j)))
         found.append(("inferperf.metric.num_failed_requests", result.performance.num_failed_requests))
         found.append(("inferperf.sessions", len(result.performance.sessions)))
     if result.accuracy is not None:

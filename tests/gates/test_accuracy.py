@@ -151,20 +151,6 @@ def test_unparseable_rise() -> None:
         (stored(answers("11"), documents_digest="other"), "the questions changed"),
         (stored(answers("111")), "the questions changed"),
         (stored(answers("11"), higher_is_better=False), "better in the other direction"),
-        (
-            stored(
-                answers("11"),
-                scores={
-                    "BF16": ScoreEntry(
-                        score=0.9,
-                        outcomes=(),
-                        unparseable=None,
-                        provenance=Provenance(kind="published", source="a talk"),
-                    )
-                },
-            ),
-            "published score without per-sample outcomes",
-        ),
     ],
 )
 def test_what_cannot_be_compared_fails(entry: AccuracyEntry | Missing | None, reason: str) -> None:

@@ -284,7 +284,6 @@ def test_perplexity() -> None:
             answers(binary(0, 9)),
             "the reference is 0, and a percentage of it is undefined: use points=",
         ),
-        (CEILING, answers([]), "BF16 in a/m.json is a published score without answers to pair with"),
         (CEILING, OnFile(case=SUMS, accuracy=Unknown(reason="a/m.json: not JSON", broken=True)), "a/m.json: not JSON"),
     ],
 )
@@ -292,6 +291,12 @@ def test_accuracy_gates_that_cannot_decide(gate: Gate, known: OnFile, text: str)
     found = forecast(gate, known)
     assert found.state is Foresight.UNABLE
     assert found.text.startswith(text.rstrip("*"))
+
+
+def test_a_published_reference_judges_uncalibrated() -> None:
+    found = forecast(CEILING, answers([]))
+    assert (found.state, found.used) == (Foresight.UNCALIBRATED, None)
+    assert found.text == "published BF16, no answers to pair with: the scores of all questions are compared"
 
 
 def test_missing_reference() -> None:

@@ -33,6 +33,12 @@ class Gpu:
     limit_mw: int | None = 700_000
     default_mw: int | None = 700_000
     pids: list[int] | None = field(default_factory=list)
+    name: str = "NVIDIA B200"
+    capability: tuple[int, int] | None = (10, 0)
+    memory: int | None = 178 * 2**30
+    links: tuple[int, ...] = (1,) * 18
+    mig: list[int] | None = field(default_factory=lambda: [0, 0])
+    energy_mj: int | None = 0
 
 
 @dataclass
@@ -40,6 +46,13 @@ class ProcessInfo:
     """The one attribute that is read of pynvml's c_nvmlProcessInfo_t."""
 
     pid: int
+
+
+@dataclass
+class Memory:
+    """The one attribute that is read of pynvml's c_nvmlMemory_t."""
+
+    total: int
 
 
 class Nvml:
@@ -52,6 +65,7 @@ class Nvml:
     NVML_ERROR_DRIVER_NOT_LOADED = 9
     NVML_ERROR_GPU_IS_LOST = 15
     NVML_CLOCK_SM = 1
+    NVML_NVLINK_MAX_LINKS = 36
     NVML_TEMPERATURE_GPU = 0
     NVML_MEMORY_ERROR_TYPE_UNCORRECTED = 1
     NVML_VOLATILE_ECC = 0
@@ -64,9 +78,10 @@ class Nvml:
     nvmlClocksThrottleReasonHwThermalSlowdown = 0x40
     nvmlClocksThrottleReasonHwPowerBrakeSlowdown = 0x80
 
-    def __init__(self, *gpus: Gpu, driver: bool = True) -> None:
+    def __init__(self, *gpus: Gpu, driver: bool = True, cuda: int = 12080) -> None:
         self._gpus = list(gpus)
         self._driver = driver
+        self._cuda = cuda
         self._open = 0
         self.looks = 0
 
@@ -111,6 +126,36 @@ class Nvml:
     def nvmlDeviceGetUUID(self, handle: Any) -> str:
         return str(self._of(handle, "uuid"))
 
+    def nvmlSystemGetDriverVersion(self) -> str:
+        self._check()
+        return "570.124.06"
+
+    def nvmlSystemGetCudaDriverVersion(self) -> int:
+        self._check()
+        return self._cuda
+
+    def nvmlDeviceGetName(self, handle: Any) -> str:
+        return str(self._of(handle, "name"))
+
+    def nvmlDeviceGetCudaComputeCapability(self, handle: Any) -> tuple[int, int]:
+        major, minor = self._of(handle, "capability")
+        return int(major), int(minor)
+
+    def nvmlDeviceGetMemoryInfo(self, handle: Any, version: int | None = None) -> Memory:
+        return Memory(self._of(handle, "memory"))
+
+    def nvmlDeviceGetNvLinkState(self, device: Any, link: int) -> int:
+        links = self._of(device, "links")
+        if link >= len(links):
+            raise NVMLError(self.NVML_ERROR_NOT_SUPPORTED)
+        return int(links[link])
+
+    def nvmlDeviceGetMigMode(self, device: Any) -> list[int]:
+        return list(self._of(device, "mig"))
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: Any) -> int:
+        return int(self._of(handle, "energy_mj"))
+
     def nvmlDeviceGetMaxClockInfo(self, handle: Any, type: int) -> int:
         assert type == self.NVML_CLOCK_SM
         return int(self._of(handle, "max_mhz"))
@@ -154,8 +199,8 @@ class NewNvml(Nvml):
     nvmlClocksEventReasonHwThermalSlowdown = 0x40
     nvmlClocksEventReasonHwPowerBrakeSlowdown = 0x80
 
-    def __init__(self, *gpus: Gpu, driver: bool = True, library_is_old: bool = False) -> None:
-        super().__init__(*gpus, driver=driver)
+    def __init__(self, *gpus: Gpu, driver: bool = True, cuda: int = 12080, library_is_old: bool = False) -> None:
+        super().__init__(*gpus, driver=driver, cuda=cuda)
         self._library_is_old = library_is_old
 
     def nvmlDeviceGetCurrentClocksEventReasons(self, handle: Any) -> int:

@@ -7,7 +7,10 @@ import pytest
 from pytest_inferperf.errors import MarkError
 from pytest_inferperf.model.metrics import METRICS, STATISTICS, parse_metric
 
-LOWER_IS_BETTER = {"ttft_ms", "tpot_ms", "itl_ms", "chunk_gap_ms", "e2e_latency_ms", "peak_memory_gib"}
+LOWER_IS_BETTER = {"ttft_ms", "tpot_ms", "itl_ms", "chunk_gap_ms", "e2e_latency_ms", "peak_memory_gib"} | {
+    "energy_per_token_j",
+    "cost_per_million_tokens",
+}
 
 
 def test_directions_are_what_the_words_mean() -> None:

@@ -44,6 +44,7 @@ DEFAULTS: dict[str, Any] = {
     "build_error": "",
     "generate_error": "",
     "hardware": "Test CPU",
+    "kind": "cpu",
     "can_relaunch": True,
     "relaunch_error": "",
     "session_factors": [1.0],
@@ -87,7 +88,7 @@ class ScriptedEngine(Engine):
         algo = quant.quant_algo if quant is not None else spec.quant
         self.info = EngineInfo(
             backend="scripted",
-            hardware=Hardware(name=self.script["hardware"], count=2, kind="cpu"),
+            hardware=Hardware(name=self.script["hardware"], count=2, kind=self.script["kind"]),
             quant_algo=algo if self.script["quant_algo"] == "as asked" else self.script["quant_algo"],
             kv_cache_quant_algo=KV_CACHE_DTYPES[spec.kv_cache_dtype].kv_cache_quant_algo,
             compute_dtype="float32",
