@@ -69,6 +69,7 @@ def add_load_commands(commands: Any) -> None:
     add("--api-key-env", default="", metavar="NAME", help="Environment variable that holds the API key")
     add("--ca-file", default="", metavar="PEM", help="Certificates to trust besides the system's")
     add("--json", type=Path, metavar="PATH", help="Write figures, exclusions and the clock's error")
+    add("--records", type=Path, metavar="PATH", help="Write every request: a line of *.jsonl, or a row of *.parquet")
     measure.set_defaults(run=_measure)
 
     from pytest_inferperf.simulate.behaviour import Behaviour
@@ -165,6 +166,7 @@ def _measure(arguments: argparse.Namespace) -> int:
     from pytest_inferperf.measure.load.arrivals import Arrivals
     from pytest_inferperf.measure.load.generator import LoadPlan, run_load
     from pytest_inferperf.measure.load.prompts import SyntheticBodies
+    from pytest_inferperf.measure.load.record_file import check_records_path, write_records
     from pytest_inferperf.measure.load.summary import check_load, check_slo, summarise_load
 
     seed: int = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(2**31)
@@ -202,6 +204,9 @@ def _measure(arguments: argparse.Namespace) -> int:
     path: Path | None = arguments.json
     if path is not None and not path.parent.is_dir():
         raise SettingsError(f"{path}: cannot be written: no such folder.")
+    records: Path | None = arguments.records
+    if records is not None:
+        check_records_path(records)
     settings = _settings(arguments, plan.num_requests, seed)
     try:
         run = run_load(endpoint, plan, bodies, progress=_show_progress if sys.stderr.isatty() else None)
@@ -211,6 +216,9 @@ def _measure(arguments: argparse.Namespace) -> int:
         return 1
     if sys.stderr.isatty():
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    if records is not None:
+        # Of an INVALID run too: they may show why.
+        write_records(records, run.records)
     invalid = check_load(run, max_failed_share=arguments.allow_failed, isl=None if arguments.chat else arguments.isl)
     metrics = dict(summarise_load(run, isl=arguments.isl, slo=slo, check=False).metrics)
     head = [f"{endpoint.shown}  {endpoint.model}", "  ".join(f"{name} {value}" for name, value in settings.items()), ""]

@@ -40,16 +40,19 @@ class Poller:
         self.modify = self._epoll.modify
         self.unregister = self._epoll.unregister
 
-    def wait(self, timeout_s: float) -> list[tuple[int, int]]:
-        """Return (descriptor, mask) of every ready socket, as soon as there is one, or nothing after `timeout_s`."""
+    def wait(self, timeout_s: float, most: int = -1) -> list[tuple[int, int]]:
+        """Return (descriptor, mask) of every ready socket, as soon as there is one, or nothing after `timeout_s`.
+
+        At most `most` at once, if given: the others come first the next time.
+        """
         if timeout_s <= 0:
-            return self._epoll.poll(0)
+            return self._epoll.poll(0, most)
         if timeout_s < _FINE_S and self._fine:
             # An epoll descriptor can itself be waited for, and select counts in microseconds.
             select.select((self._epoll,), (), (), timeout_s)
-            return self._epoll.poll(0)
+            return self._epoll.poll(0, most)
         # Rounded down to whole milliseconds: the caller comes back for the rest.
-        return self._epoll.poll(max(1, int(1000 * timeout_s) - 1) / 1000 - 0.0005)
+        return self._epoll.poll(max(1, int(1000 * timeout_s) - 1) / 1000 - 0.0005, most)
 
     def close(self) -> None:
         """Give the descriptor back."""

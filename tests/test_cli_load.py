@@ -220,3 +220,18 @@ def test_commands_of_the_documentation_are_understood() -> None:
         name, *arguments = shlex.split(command, comments=True)
         assert name == "inferperf"
         _parser().parse_args(arguments)
+
+
+@pytest.mark.usefixtures("_lenient")
+def test_records_of_every_request(tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "records.jsonl"
+    with serve_in_thread(Behaviour(ttft_ms=20.0, itl_ms=5.0)) as server:
+        assert measure(server.url, "--concurrency", "2", "--records", str(path)) == 0
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["kind"] for row in rows].count("measured") == 8
+    assert all(row["ttft_ms"] > 0 and row["output_tokens"] == 4 for row in rows if row["ok"])
+
+
+def test_a_file_of_records_is_checked_before_anything_is_sent(capsys: Capture) -> None:
+    assert measure("http://127.0.0.1:1", "--concurrency", "1", "--records", "x.csv") == 2
+    assert "name it *.jsonl or *.parquet" in capsys.readouterr().err

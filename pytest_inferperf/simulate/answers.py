@@ -22,6 +22,9 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
+_DONE = chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
+
+
 def error_body(message: str, status: int) -> bytes:
     """Return an error in the API's form."""
     return json.dumps({"error": {"message": message, "type": "simulated", "code": status}}).encode()
@@ -106,8 +109,8 @@ class Answer:
         empty = b'"delta":{}' if self.chat else b'"text":""'
         parts = [chunk(self._head + b'{"index":0,"finish_reason":"length",' + empty + b"}" + self._tail)]
         if usage:
-            parts.append(chunk(self._head + b'],"usage":' + json.dumps(self._usage()).encode() + b"}\n\n"))
-        return b"".join([*parts, chunk(b"data: [DONE]\n\n"), b"0\r\n\r\n"])
+            parts.append(chunk(self._head + b'],"usage":%b}\n\n' % _usage_text(self.prompt_tokens, self.count)))
+        return b"".join([*parts, _DONE])
 
     def whole(self) -> bytes:
         """Return the answer to a request that does not stream."""
@@ -130,8 +133,13 @@ class Answer:
         return [WORDS[(self._first + index) & 63] for index in indices if index < self.count]
 
     def _usage(self) -> dict[str, int]:
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.count,
-            "total_tokens": self.prompt_tokens + self.count,
-        }
+        return _usage(self.prompt_tokens, self.count)
+
+
+def _usage(prompt: int, output: int) -> dict[str, int]:
+    return {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
+
+
+@functools.lru_cache(1024)
+def _usage_text(prompt: int, output: int) -> bytes:
+    return json.dumps(_usage(prompt, output)).encode()

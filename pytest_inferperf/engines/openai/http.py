@@ -10,6 +10,11 @@ _SIZES: dict[bytes, int] = {}
 """Sizes of chunks that were read before: a server sends few different ones."""
 
 _MAX_SIZES = 4096
+_HEADS: dict[bytes, tuple[int, dict[bytes, bytes], bool]] = {}
+"""Heads that were read before, to status, headers and whether the connection is kept: most servers send the same one
+again and again, or one a second where it holds the date."""
+
+_MAX_HEADS = 64
 
 
 class HttpError(Exception):
@@ -41,7 +46,7 @@ class ResponseReader:
         """0 until the head has come."""
 
         self.headers: dict[bytes, bytes] = {}
-        """Names in lower case."""
+        """Names in lower case. Not to be changed: responses with the same head share them."""
 
         self.pieces: list[bytes] = []
         """The body."""
@@ -94,23 +99,17 @@ class ResponseReader:
                 raise HttpError(f"not HTTP: {data[:20]!r}")
             self._buffer = data
             return False
-        line, *rows = data[:end].split(b"\r\n")
-        version, _, rest = line.partition(b" ")
-        status = rest[:3]
-        if version not in (b"HTTP/1.1", b"HTTP/1.0") or not status.isdigit() or len(status) != 3:
-            raise HttpError(f"not an HTTP/1.1 response: {line[:60]!r}")
-        rest = data[end + 4 :]
-        if status[:1] == b"1":
+        head, rest = data[:end], data[end + 4 :]
+        known = _HEADS.get(head)
+        if known is None:
+            known = _read_head(head)
+            if len(_HEADS) >= _MAX_HEADS:
+                _HEADS.clear()
+            _HEADS[head] = known
+        if known[0] // 100 == 1:
             # 100 Continue and the like come before the response.
             return self._head(rest, time_s)
-        self.status = int(status)
-        for row in rows:
-            name, colon, value = row.partition(b":")
-            if not colon or name != name.strip():
-                raise HttpError(f"not a header: {row[:60]!r}")
-            self.headers[name.lower()] = value.strip()
-        connection = self.headers.get(b"connection", b"").lower()
-        self.keep_alive = b"close" not in connection if version == b"HTTP/1.1" else b"keep-alive" in connection
+        self.status, self.headers, self.keep_alive = known
         coding = self.headers.get(b"transfer-encoding")
         length = self.headers.get(b"content-length")
         if coding is not None:
@@ -202,6 +201,25 @@ class ResponseReader:
             position = stop + 2
         self._keep(b"".join(found) if len(found) != 1 else found[0], time_s)
         return done
+
+
+def _read_head(head: bytes) -> tuple[int, dict[bytes, bytes], bool]:
+    """Return status, headers, and whether the connection is kept. Raises `HttpError`."""
+    line, *rows = head.split(b"\r\n")
+    version, _, rest = line.partition(b" ")
+    status = rest[:3]
+    if version not in (b"HTTP/1.1", b"HTTP/1.0") or not status.isdigit() or len(status) != 3:
+        raise HttpError(f"not an HTTP/1.1 response: {line[:60]!r}")
+    headers = {}
+    # What comes before the response is read no further than its status.
+    for row in rows if status[:1] != b"1" else ():
+        name, colon, value = row.partition(b":")
+        if not colon or name != name.strip():
+            raise HttpError(f"not a header: {row[:60]!r}")
+        headers[name.lower()] = value.strip()
+    connection = headers.get(b"connection", b"").lower()
+    kept = b"close" not in connection if version == b"HTTP/1.1" else b"keep-alive" in connection
+    return int(status), headers, kept
 
 
 def _size(text: bytes) -> int:

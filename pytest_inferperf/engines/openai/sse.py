@@ -166,7 +166,8 @@ def _read_event(event: bytes, state: _State, time_s: float) -> tuple[str, bool] 
         state.done = True
         return None
     try:
-        value = json.loads(data)
+        # Decoded first: from bytes, `loads` would look for other encodings than UTF-8 in every event.
+        value = json.loads(data.decode("utf-8", "surrogatepass"))
     except (ValueError, RecursionError):
         raise StreamError("malformed", f"an event is not JSON: {data[:60]!r}") from None
     if not isinstance(value, dict):

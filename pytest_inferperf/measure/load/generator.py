@@ -36,6 +36,10 @@ __all__ = ["Failure", "LoadPlan", "LoadRun", "run_load"]
 _clock = time.perf_counter
 _SCAN_S = 0.2
 _MIN_SPARE = 16
+_AT_ONCE = 64
+"""Sockets that are received from before the next requests go out on those that are done: after a burst of a thousand, the
+first would else wait for the last."""
+
 _UNREAD = 256
 """Responses that may wait to be read, besides two per stream."""
 
@@ -146,7 +150,7 @@ class _Generator:
             else:
                 upcoming = min(due, meter.next_beat, self._timers[0][0] if self._timers else due)
                 timeout = upcoming - _clock()
-            ready = poller.wait(timeout)
+            ready = poller.wait(timeout, _AT_ONCE)
             now, wall_ns = _clock(), time.time_ns()
             meter.beat(now)
             if ready:

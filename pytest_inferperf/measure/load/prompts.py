@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import random
+import operator
 
 from pytest_inferperf.engines.openai.endpoint import Endpoint
 from pytest_inferperf.errors import SettingsError
 
 __all__ = ["SyntheticBodies"]
+
+_DRAWN = 8192
+"""Numbers that are drawn at once: one at a time they would cost more than all the rest of a request."""
 
 _WORDS = tuple(f"{a}{b}{c}{d}" for a in "bdfgklmnprst" for b in "aeiou" for c in "bdglmnrst" for d in "aeiou")
 
@@ -25,8 +28,11 @@ class SyntheticBodies:
             raise SettingsError(f"isl {isl}: must be at least 1.")
         if vocab_size < 20:
             raise SettingsError(f"vocabulary of {vocab_size}: must be at least 20 tokens.")
+        import numpy as np
+
         self._isl = isl
-        self._random = random.Random(seed)
+        self._random = np.random.default_rng(seed)
+        self._drawn: list[list[int]] = []
         if endpoint.chat:
             self._units: tuple[str, ...] = _WORDS
             self._glue = " "
@@ -39,5 +45,9 @@ class SyntheticBodies:
 
     def __call__(self, index: int) -> bytes:
         """Return the body of the next request; `index` is its number, which the order already gives."""
-        prompt = self._glue.join(self._random.choices(self._units, k=self._isl))
+        if not self._drawn:
+            shape = (max(1, _DRAWN // self._isl), self._isl)
+            self._drawn = self._random.integers(len(self._units), size=shape).tolist()
+        # One more, that is left out: for a single index `itemgetter` returns no tuple.
+        prompt = self._glue.join(operator.itemgetter(*self._drawn.pop(), 0)(self._units)[:-1])
         return self._head + prompt.encode() + self._tail

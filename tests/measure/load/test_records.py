@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
 
+from pytest_inferperf.engines.openai.http import ResponseReader
+from pytest_inferperf.measure.load.accounts import Accounts
 from pytest_inferperf.measure.load.records import MEASURED, Records, Sample
+from pytest_inferperf.measure.load.slots import Request
+from tests.measure.load.conftest import answer
 
 SHARES = (0.0, 12.5, 50.0, 90.0, 95.0, 99.0, 99.9, 100.0)
 
@@ -45,3 +50,25 @@ def test_a_row_is_small() -> None:
     columns = records.columns()
     assert {len(column) for column in columns.values()} == {10_000}
     assert columns["ok"].all()
+
+
+def test_nothing_but_the_row_is_kept_of_a_request() -> None:
+    """A million requests of any length must fit: what was read of one must not stay."""
+    accounts = Accounts(osl=40, count_tokens=None)
+
+    def read(count: int) -> None:
+        for _ in range(count):
+            reader = ResponseReader()
+            assert reader.feed(answer(40), 2.0)
+            accounts.read(Request(MEASURED, b"x" * 1000, 1.0), reader, 2.0, None)
+
+    tracemalloc.start()
+    try:
+        read(500)
+        before, _ = tracemalloc.get_traced_memory()
+        read(1500)
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(accounts.records) == 2000
+    assert (after - before) / 1500 < 150
