@@ -10,6 +10,7 @@ from pytest_inferperf.engines.interface import Engine, Generation, GenerationReq
 from pytest_inferperf.errors import InvalidRun
 from pytest_inferperf.measure.summary import summarise_round
 from pytest_inferperf.measure.telemetry import Telemetry
+from pytest_inferperf.measure.witness import Honesty, Witness, with_agreement
 from pytest_inferperf.measure.workload import make_requests
 from pytest_inferperf.model.case import Workload
 from pytest_inferperf.model.results import Round, Session
@@ -30,33 +31,54 @@ def measure_session(
     *,
     timer: RoundTimer | None = None,
     progress: Callable[[str], None] | None = None,
+    honesty: Honesty | None = None,
 ) -> Session:
     """Run the workload's warm-up and measured rounds and return their figures.
 
-    Raises `InvalidRun` when a request does not fit or an output is not exactly `osl` tokens long, and passes the
-    engine's `EngineError` on. Telemetry covers the measured rounds.
+    With `honesty`, some of the answers are then asked for again, off the clock, and compared.
+
+    Raises `InvalidRun` when a request does not fit, an output is not exactly `osl` tokens long, or a server's answers
+    contradict each other, and passes the engine's `EngineError` on. Telemetry covers the measured rounds.
     """
 
-    def run(index: int, kind: str, timer: RoundTimer | None) -> Round:
+    def say(what: str) -> None:
         if progress is not None:
-            progress(f"measure isl {workload.isl} osl {workload.osl} concurrency {workload.concurrency}: {kind}")
-        return run_round(engine, workload, make_requests(engine, workload, round_index=index), timer=timer)
+            progress(f"measure isl {workload.isl} osl {workload.osl} concurrency {workload.concurrency}: {what}")
+
+    def run(index: int, kind: str, timer: RoundTimer | None = None, witness: Witness | None = None) -> Round:
+        say(kind)
+        requests = make_requests(engine, workload, round_index=index)
+        return run_round(engine, workload, requests, timer=timer, witness=witness)
+
+    witness = Witness(honesty, seed=workload.seed) if honesty is not None else None
 
     engine.forget_peak_memory()
     for index in range(workload.warmup_rounds):
-        run(index, "warm-up round", None)
+        run(index, "warm-up round")
     with Telemetry(engine.watched_hardware) as telemetry:
         rounds = tuple(
-            run(workload.warmup_rounds + number, f"round {number + 1}/{workload.rounds}", timer)
+            run(workload.warmup_rounds + number, f"round {number + 1}/{workload.rounds}", timer, witness)
             for number in range(workload.rounds)
         )
-    return Session(rounds=rounds, warmup_rounds=workload.warmup_rounds, telemetry=telemetry.figures)
+    figures = dict(telemetry.figures)
+    if witness is not None:
+        say("answers at concurrency 1")
+        agreement = witness.ask_again(engine)
+        rounds = with_agreement(rounds, agreement)
+        if agreement is not None:
+            figures |= {"outputs.compared": agreement.compared, "outputs.identical": agreement.identical}
+    return Session(rounds=rounds, warmup_rounds=workload.warmup_rounds, telemetry=figures)
 
 
 def run_round(
-    engine: Engine, workload: Workload, requests: Sequence[GenerationRequest], *, timer: RoundTimer | None = None
+    engine: Engine,
+    workload: Workload,
+    requests: Sequence[GenerationRequest],
+    *,
+    timer: RoundTimer | None = None,
+    witness: Witness | None = None,
 ) -> Round:
-    """Send one round's requests and return its figures. Raises like `measure_session`.
+    """Send one round's requests and return its figures; `witness` sees the answers. Raises like `measure_session`.
 
     A server is measured by the load generator: besides the round's requests it sends warm-up requests and fillers.
     """
@@ -64,7 +86,7 @@ def run_round(
     if serving is not None:
         from pytest_inferperf.measure.load.rounds import load_round
 
-        return load_round(engine, serving, workload, requests, timer=timer)
+        return load_round(engine, serving, workload, requests, timer=timer, witness=witness)
     generations: list[Generation] = []
     duration_s = 0.0
 
@@ -79,6 +101,8 @@ def run_round(
     else:
         timer(target)
     _check(generations, requests)
+    if witness is not None:
+        witness.saw(requests, generations)
     devices = engine.info.hardware.count if engine.info.hardware.kind == "gpu" else 1
     return summarise_round(
         generations, duration_s=duration_s, devices=devices, peak_memory_bytes=engine.peak_memory_bytes()
