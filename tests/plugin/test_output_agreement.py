@@ -53,7 +53,7 @@ def test_server_that_answers_honestly_passes(served: Project) -> None:
 
 def test_server_that_answers_garbage_under_load_is_invalid(served: Project) -> None:
     """No gate names the agreement, and still no figure of it is judged."""
-    with serve_in_thread(Behaviour(ttft_ms=10.0, itl_ms=4.0, garble_rate=1.0)) as server:
+    with serve_in_thread(Behaviour(ttft_ms=10.0, itl_ms=4.0, jitter_ms=30.0, garble_rate=1.0)) as server:
         served.test(on(server.url), "throughput_floor(output_throughput=0.1)")
         result = served.run()
     result.assert_outcomes(failed=1)

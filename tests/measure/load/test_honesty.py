@@ -58,17 +58,17 @@ def test_an_honest_server_is_believed(behaviour: dict[str, Any], chat: bool) -> 
 
 
 def test_garbage_under_load() -> None:
-    """Every answer that is not alone is another one: nothing of it agrees, and the first token is wrong."""
-    with simulated(garble_rate=1.0, itl_ms=5.0) as it:
+    """An answer that is not alone is another one: the first token is wrong, and little of the rest agrees."""
+    with simulated(garble_rate=1.0, itl_ms=5.0, jitter_ms=30.0) as it:
         cause, agreement = looked_at(it)
         alone, _ = looked_at(it, concurrency=1)
-    assert agreement.prefix < 0.2
+    assert agreement.prefix < 0.5
     assert "the first token that was streamed is not the first of the answer in " in cause
     assert alone == ""
 
 
 def test_some_garbage_under_load_lowers_the_agreement() -> None:
-    with simulated(garble_rate=0.25, itl_ms=5.0) as it:
+    with simulated(garble_rate=0.5, itl_ms=5.0, jitter_ms=30.0) as it:
         _, agreement = looked_at(it)
     assert agreement.prefix < 1.0
 
