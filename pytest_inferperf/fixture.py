@@ -150,7 +150,8 @@ class Inferperf:
     def _honesty(self) -> Honesty:
         from pytest_inferperf.measure.witness import Honesty
 
-        return Honesty(max_count_error=self._settings.limits["inferperf_max_count_error"])
+        limit = self._settings.limits["inferperf_max_count_error"]
+        return Honesty(max_count_error=limit, audit=self._settings.audit)
 
     def _sessions_wanted(self, workload: Workload, performance: PerformanceResult) -> int:
         """Return how many sessions there should be in all, by what was measured so far."""

@@ -35,7 +35,8 @@ def measure_session(
 ) -> Session:
     """Run the workload's warm-up and measured rounds and return their figures.
 
-    With `honesty`, some of the answers are then asked for again, off the clock, and compared.
+    With `honesty`, some of the answers are then asked for again, off the clock, and compared; with its `audit`, prompts are
+    repeated between new ones.
 
     Raises `InvalidRun` when a request does not fit, an output is not exactly `osl` tokens long, or a server's answers
     contradict each other, and passes the engine's `EngineError` on. Telemetry covers the measured rounds.
@@ -67,6 +68,9 @@ def measure_session(
         rounds = with_agreement(rounds, agreement)
         if agreement is not None:
             figures |= {"outputs.compared": agreement.compared, "outputs.identical": agreement.identical}
+        if witness.honesty.audit:
+            say("repeated prompts and new ones")
+            witness.audit(engine, workload)
     return Session(rounds=rounds, warmup_rounds=workload.warmup_rounds, telemetry=figures)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from pytest_inferperf.engines.interface import Engine, Generation, GenerationRequest
 from pytest_inferperf.errors import InvalidRun
 from pytest_inferperf.measure.agreement import Agreement, generations_alone
+from pytest_inferperf.model.case import Workload
 from pytest_inferperf.model.results import Round
 
 if TYPE_CHECKING:
@@ -29,6 +31,9 @@ class Honesty:
 
     max_count_error: float = 0.3
     """Largest share by which the tokens that a server counts may differ from those in its text."""
+
+    audit: bool = False
+    """Whether prompts are repeated, to find answers that come from a cache."""
 
 
 class Witness:
@@ -65,6 +70,25 @@ class Witness:
                 raise InvalidRun(cause)
             return outputs_agreement(sample, alone, encode=serving.encode)
         return generations_alone(engine, self._draw(self._generations)) if self._generations else None
+
+    def audit(self, engine: Engine, workload: Workload) -> None:
+        """Repeat prompts of the measured rounds between new ones; see `audit`.
+
+        Raises `InvalidRun` where repeated prompts are answered faster, `EngineError` where the engine fails.
+        """
+        from pytest_inferperf.measure.audit import PAIRS, audit_prompts, new_requests, timed_generation
+
+        new = new_requests(engine, workload)
+        serving = engine.serving if self._outputs else None
+        if serving is not None:
+            from pytest_inferperf.measure.load.honesty import timed_answer
+
+            timed = partial(partial, timed_answer, serving.endpoint)
+            again = [output.body for output in self._outputs[:PAIRS]]
+            audit_prompts([timed(serving.body(item)) for item in new], [timed(body) for body in again])
+            return
+        ask = partial(partial, timed_generation, engine)
+        audit_prompts([ask(item) for item in new], [ask(item) for item, _ in self._generations[:PAIRS]])
 
     def _draw(self, items: Sequence[_Item]) -> list[_Item]:
         return self._random.sample(items, min(self.honesty.compared, len(items)))

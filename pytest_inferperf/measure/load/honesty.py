@@ -14,11 +14,13 @@ from typing import Any
 
 from pytest_inferperf.engines.openai.client import fetch
 from pytest_inferperf.engines.openai.endpoint import Endpoint
+from pytest_inferperf.engines.openai.sse import StreamError, decode_stream
 from pytest_inferperf.errors import InvalidRun
 from pytest_inferperf.measure.agreement import COMPARED_TOKENS, Agreement, compare
+from pytest_inferperf.measure.audit import Timed
 from pytest_inferperf.measure.load.outputs import Output
 
-__all__ = ["Encode", "Whole", "ask_alone", "check_outputs", "outputs_agreement"]
+__all__ = ["Encode", "Whole", "ask_alone", "check_outputs", "outputs_agreement", "timed_answer"]
 
 Encode = Callable[[str], Sequence[int]]
 """Tokenizes a text, without special tokens."""
@@ -47,6 +49,21 @@ def ask_alone(endpoint: Endpoint, outputs: Sequence[Output], *, timeout_s: float
     cannot be reached.
     """
     return [_ask(endpoint, output, timeout_s) for output in outputs]
+
+
+def timed_answer(endpoint: Endpoint, body: bytes, *, timeout_s: float = _TIMEOUT_S) -> Timed:
+    """Ask for one streamed answer, with nothing beside it, and return how long it took.
+
+    Raises `InvalidRun` for anything but an answer, `EngineError` where the server cannot be reached.
+    """
+    reader = fetch(endpoint, endpoint.post(body), timeout_s=timeout_s)
+    try:
+        if reader.status != 200:
+            raise StreamError("http", f"HTTP {reader.status}")
+        found = decode_stream(reader.pieces, reader.times)
+    except StreamError as error:
+        raise InvalidRun(f"a prompt that was asked at concurrency 1 has no answer: {error}") from None
+    return Timed(first_s=found.times[0], last_s=found.times[-1], cached_tokens=found.cached_tokens)
 
 
 def _ask(endpoint: Endpoint, output: Output, timeout_s: float) -> Whole:
