@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from pytest_inferperf.errors import BaselineError, InvalidRun, MarkError
 from pytest_inferperf.model.case import Case, ReferenceEngine, Task, Workload
 from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, PerformanceGate, SpeedupFloor
-from pytest_inferperf.model.results import AccuracyResult, CaseResult, Comparison, PerformanceResult, Session
+from pytest_inferperf.model.results import AccuracyResult, CaseResult, Comparison, PerformanceResult, Round, Session
 from pytest_inferperf.model.verdicts import Status
 
 if TYPE_CHECKING:
     from pytest_inferperf.engines.interface import Engine
     from pytest_inferperf.marks.cases import BoundCase
+    from pytest_inferperf.measure.witness import Honesty
     from pytest_inferperf.settings import Settings
 
 __all__ = ["RECORDED_SESSIONS", "Inferperf"]
@@ -119,6 +120,7 @@ class Inferperf:
             performance = PerformanceResult(sessions=tuple(sessions))
             self._result = replace(self._result, performance=performance, context=dict(self._context()))
             self._check_telemetry(sessions[-1].telemetry)
+            self._check_agreement(sessions[-1].rounds)
             wanted = self._sessions_wanted(workload, performance)
         if self._benchmark is not None:
             names = {name for session in sessions for item in session.rounds for name in item.metrics}
@@ -147,7 +149,15 @@ class Inferperf:
             timer=timer,
             progress=progress,
             gpu_hour_price=self._settings.gpu_hour_price,
+            honesty=self._honesty,
         )
+
+    @property
+    def _honesty(self) -> Honesty:
+        from pytest_inferperf.measure.witness import Honesty
+
+        limit = self._settings.limits["inferperf_max_count_error"]
+        return Honesty(max_count_error=limit, audit=self._settings.audit)
 
     def _sessions_wanted(self, workload: Workload, performance: PerformanceResult) -> int:
         """Return how many sessions there should be in all, by what was measured so far."""
@@ -202,10 +212,13 @@ class Inferperf:
                 next_look=next_look,
                 progress=self._progress,
                 gpu_hour_price=self._settings.gpu_hour_price,
+                honesty=self._honesty,
             )
             self._keep(found)
             for telemetry in found.telemetry:
                 self._check_telemetry(telemetry)
+            for block in found.blocks:
+                self._check_agreement(block.candidate)
 
     def _keep(self, found: Comparison) -> None:
         # The candidate may have been launched anew.
@@ -317,10 +330,17 @@ class Inferperf:
             raise InvalidRun(reason)
 
     def _check_telemetry(self, telemetry: Mapping[str, float]) -> None:
-        """Refuse figures, already kept in the result, that the machine disturbed; also where the body goes on."""
         from pytest_inferperf.measure.validity import check_telemetry
 
-        reason = check_telemetry(telemetry, self._settings.limits)
+        self._refuse(check_telemetry(telemetry, self._settings.limits))
+
+    def _check_agreement(self, rounds: Sequence[Round]) -> None:
+        from pytest_inferperf.measure.agreement import check_agreement
+
+        self._refuse(check_agreement(rounds, self._settings.limits))
+
+    def _refuse(self, reason: str) -> None:
+        """Refuse figures, already kept in the result, for a reason, if there is one; also where the body goes on."""
         if reason:
             self._result = replace(self._result, invalid=reason)
             raise InvalidRun(reason)

@@ -76,6 +76,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="SPEC_OR_RESULT",
         help="Compare with another engine (KEYWORD=VALUE[,KEYWORD=VALUE...]) or with a result file, not with baselines",
     )
+    option(
+        "audit",
+        action="store_true",
+        help="Repeat prompts after each measurement: answers that come from a cache are INVALID",
+    )
     option("require-gpu", action="store_true", help="Fail, instead of skip, where requires_gpu is not met")
     option(
         "set",

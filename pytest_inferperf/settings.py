@@ -65,6 +65,9 @@ class Settings:
     limits: Mapping[str, float]
     """How much a machine may disturb a measurement: a value for each setting of `model.limits`."""
 
+    audit: bool
+    """Whether prompts are repeated after the measurement, to find answers that come from a cache."""
+
     on_inconclusive: Literal["fail", "warn"]
     load_timeout_s: float
     """Longest time an engine may take to load (checkpoint builds included)."""
@@ -127,6 +130,7 @@ def read_settings(config: pytest.Config) -> Settings:
         tolerance=_between(config, "inferperf_tolerance", 0, 1),
         alpha=_between(config, "inferperf_alpha", 1e-12, 0.5),
         limits={limit.ini: _up_to(config, limit) for limit in LIMITS},
+        audit=bool(option("inferperf_audit")),
         on_inconclusive=_on_inconclusive(config),
         load_timeout_s=_between(config, "inferperf_load_timeout", 0, None),
         call_timeout_s=_between(config, "inferperf_call_timeout", 0, None),

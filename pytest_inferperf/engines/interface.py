@@ -108,6 +108,9 @@ class Serving:
     fresh_prompts: bool
     """Whether the server outlives the run: prompts that it has seen before may be in its prefix cache."""
 
+    encode: Callable[[str], Sequence[int]] | None = None
+    """Tokenizes a text of the model, without special tokens; None where no tokenizer is at hand."""
+
 
 class Engine(ABC):
     """A model loaded and ready to generate. A context manager; `close` is idempotent."""

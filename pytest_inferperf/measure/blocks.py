@@ -13,9 +13,11 @@ from dataclasses import replace
 
 from pytest_inferperf.engines.interface import Engine
 from pytest_inferperf.errors import EngineError, InvalidRun
+from pytest_inferperf.measure.agreement import Agreement
 from pytest_inferperf.measure.session import run_round
 from pytest_inferperf.measure.telemetry import Telemetry
 from pytest_inferperf.measure.validity import check_engine
+from pytest_inferperf.measure.witness import Honesty, Witness, with_agreement
 from pytest_inferperf.measure.workload import draw_requests, vocabulary_of
 from pytest_inferperf.model.case import ReferenceEngine, Workload
 from pytest_inferperf.model.results import Abba, Comparison, Round
@@ -35,6 +37,7 @@ def measure_blocks(
     next_look: Callable[[Comparison], int | None],
     progress: Progress | None = None,
     gpu_hour_price: float = 0.0,
+    honesty: Honesty | None = None,
 ) -> Comparison:
     """Measure blocks until `next_look` has seen enough of them.
 
@@ -46,12 +49,13 @@ def measure_blocks(
         next_look: Says how many blocks, in all, are needed next; None when the verdict stands.
         progress: Receives a line for each block.
         gpu_hour_price: As in `run_round`.
+        honesty: How closely the candidate's answers are looked at: after all blocks, or with `reload` after each.
 
     Raises `InvalidRun` for an engine or a round whose figures cannot be trusted, `EngineError` where an engine fails or
     does not open.
 
     """
-    blocks = _Blocks(candidate, reference, workload, open_reference, progress, gpu_hour_price)
+    blocks = _Blocks(candidate, reference, workload, open_reference, progress, gpu_hour_price, honesty)
     return blocks.measure(next_look)
 
 
@@ -136,6 +140,7 @@ class _Blocks:
         open_reference: Opener,
         progress: Progress | None,
         gpu_hour_price: float,
+        honesty: Honesty | None,
     ) -> None:
         self._candidate = candidate
         self._reference = reference
@@ -143,6 +148,7 @@ class _Blocks:
         self._open = open_reference
         self._gpu_hour_price = gpu_hour_price
         self._progress = progress or (lambda _line: None)
+        self._honesty = honesty
         # Prompts must fit both engines; the candidate may be closed when the reference is there.
         self._vocabulary = vocabulary_of(candidate, workload)
         self._found: Comparison | None = None
@@ -159,8 +165,10 @@ class _Blocks:
             self._meet(engine)
             for one in (engine, self._candidate):
                 self._warm_up(one)
+            witness = self._witness()
             with self._watched(self._candidate, engine):
-                return self._grow(next_look, lambda number: self._held_block(engine, number))
+                found = self._grow(next_look, lambda number: self._held_block(engine, number, witness))
+            return _with_agreement(found, self._ask_again(witness))
 
     @contextlib.contextmanager
     def _watched(self, *engines: Engine) -> Iterator[None]:
@@ -187,10 +195,17 @@ class _Blocks:
         assert self._found is not None
         return self._found
 
-    def _held_block(self, reference: Engine, number: int) -> Abba:
+    def _witness(self) -> Witness | None:
+        return Witness(self._honesty, seed=self._workload.seed) if self._honesty is not None else None
+
+    def _ask_again(self, witness: Witness | None) -> Agreement | None:
+        """Ask the candidate again for some of what it answered, while it is still the one that answered."""
+        return witness.ask_again(self._candidate) if witness is not None else None
+
+    def _held_block(self, reference: Engine, number: int, witness: Witness | None) -> Abba:
         first, second = self._rounds(number)
         a1 = self._round(reference, first)
-        b1, b2 = self._round(self._candidate, first), self._round(self._candidate, second)
+        b1, b2 = (self._round(self._candidate, index, witness) for index in (first, second))
         a2 = self._round(reference, second)
         return Abba(reference=(a1, a2), candidate=(b1, b2))
 
@@ -208,7 +223,9 @@ class _Blocks:
         reason = check_engine(engine.spec, engine.info)
         if reason:
             raise InvalidRun(reason)
-        return self._two_rounds(engine, number)
+        witness = self._witness()
+        rounds = self._two_rounds(engine, number, witness)
+        return with_agreement(rounds, self._ask_again(witness))
 
     def _fresh_reference(self, turns: _Turns, number: int) -> tuple[Round, ...]:
         turns.close()
@@ -216,10 +233,10 @@ class _Blocks:
             self._meet(engine)
             return self._two_rounds(engine, number)
 
-    def _two_rounds(self, engine: Engine, number: int) -> tuple[Round, ...]:
+    def _two_rounds(self, engine: Engine, number: int, witness: Witness | None = None) -> tuple[Round, ...]:
         self._warm_up(engine)
         with self._watched(engine):
-            return tuple(self._round(engine, index) for index in self._rounds(number))
+            return tuple(self._round(engine, index, witness) for index in self._rounds(number))
 
     def _rounds(self, number: int) -> tuple[int, int]:
         first = self._workload.warmup_rounds + 2 * number
@@ -240,6 +257,21 @@ class _Blocks:
         for index in range(self._workload.warmup_rounds):
             self._round(engine, index)
 
-    def _round(self, engine: Engine, index: int) -> Round:
+    def _round(self, engine: Engine, index: int, witness: Witness | None = None) -> Round:
         requests = draw_requests(self._vocabulary, self._workload, round_index=index)
-        return run_round(engine, self._workload, requests, round_index=index, gpu_hour_price=self._gpu_hour_price)
+        return run_round(
+            engine,
+            self._workload,
+            requests,
+            round_index=index,
+            gpu_hour_price=self._gpu_hour_price,
+            witness=witness,
+        )
+
+
+def _with_agreement(found: Comparison, agreement: Agreement | None) -> Comparison:
+    """Put the agreement of the candidate into the last of its rounds."""
+    if not found.blocks:
+        return found
+    last = replace(found.blocks[-1], candidate=with_agreement(found.blocks[-1].candidate, agreement))
+    return replace(found, blocks=(*found.blocks[:-1], last))

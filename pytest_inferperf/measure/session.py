@@ -11,6 +11,7 @@ from pytest_inferperf.errors import InvalidRun, MarkError
 from pytest_inferperf.measure.energy import energy_meter
 from pytest_inferperf.measure.summary import summarise_round, with_costs
 from pytest_inferperf.measure.telemetry import Telemetry
+from pytest_inferperf.measure.witness import Honesty, Witness, with_agreement
 from pytest_inferperf.measure.workload import make_requests
 from pytest_inferperf.model.case import Workload
 from pytest_inferperf.model.results import Round, Session
@@ -32,29 +33,56 @@ def measure_session(
     timer: RoundTimer | None = None,
     progress: Callable[[str], None] | None = None,
     gpu_hour_price: float = 0.0,
+    honesty: Honesty | None = None,
 ) -> Session:
     """Run the workload's warm-up and measured rounds and return their figures.
 
-    Raises `InvalidRun` when a request does not fit or an output is not exactly `osl` tokens long, `MarkError` for an
-    open loop on an engine that is no server, and passes the engine's `EngineError` on. Telemetry covers the measured
-    rounds.
+    With `honesty`, some of the answers are then asked for again, off the clock, and compared; with its `audit`, prompts are
+    repeated between new ones.
+
+    Raises `InvalidRun` when a request does not fit, an output is not exactly `osl` tokens long, or a server's answers
+    contradict each other, `MarkError` for an open loop on an engine that is no server, and passes the engine's
+    `EngineError` on. Telemetry covers the measured rounds.
     """
 
-    def run(index: int, kind: str, timer: RoundTimer | None) -> Round:
+    def say(what: str) -> None:
         if progress is not None:
-            progress(f"measure {workload.words}: {kind}")
+            progress(f"measure {workload.words}: {what}")
+
+    def run(index: int, kind: str, timer: RoundTimer | None = None, witness: Witness | None = None) -> Round:
+        say(kind)
         requests = make_requests(engine, workload, round_index=index)
-        return run_round(engine, workload, requests, round_index=index, timer=timer, gpu_hour_price=gpu_hour_price)
+        return run_round(
+            engine,
+            workload,
+            requests,
+            round_index=index,
+            timer=timer,
+            witness=witness,
+            gpu_hour_price=gpu_hour_price,
+        )
+
+    witness = Witness(honesty, seed=workload.seed) if honesty is not None else None
 
     engine.forget_peak_memory()
     for index in range(workload.warmup_rounds):
-        run(index, "warm-up round", None)
+        run(index, "warm-up round")
     with Telemetry(engine.watched_hardware, devices=engine.devices) as telemetry:
         rounds = tuple(
-            run(workload.warmup_rounds + number, f"round {number + 1}/{workload.rounds}", timer)
+            run(workload.warmup_rounds + number, f"round {number + 1}/{workload.rounds}", timer, witness)
             for number in range(workload.rounds)
         )
-    return Session(rounds=rounds, warmup_rounds=workload.warmup_rounds, telemetry=telemetry.figures)
+    figures = dict(telemetry.figures)
+    if witness is not None:
+        say("answers at concurrency 1")
+        agreement = witness.ask_again(engine)
+        rounds = with_agreement(rounds, agreement)
+        if agreement is not None:
+            figures |= {"outputs.compared": agreement.compared, "outputs.identical": agreement.identical}
+        if witness.honesty.audit:
+            say("repeated prompts and new ones")
+            witness.audit(engine, workload)
+    return Session(rounds=rounds, warmup_rounds=workload.warmup_rounds, telemetry=figures)
 
 
 def run_round(
@@ -65,8 +93,9 @@ def run_round(
     round_index: int = 0,
     timer: RoundTimer | None = None,
     gpu_hour_price: float = 0.0,
+    witness: Witness | None = None,
 ) -> Round:
-    """Send one round's requests and return its figures. Raises like `measure_session`.
+    """Send one round's requests and return its figures; `witness` sees the answers. Raises like `measure_session`.
 
     `gpu_hour_price` is what one GPU costs for one hour, in whatever currency; 0 where that is not known.
 
@@ -80,7 +109,7 @@ def run_round(
     if serving is not None:
         from pytest_inferperf.measure.load.rounds import load_round
 
-        found = load_round(engine, serving, workload, requests, round_index=round_index, timer=timer)
+        found = load_round(engine, serving, workload, requests, round_index=round_index, timer=timer, witness=witness)
         return with_costs(found, energy_j=None, price_per_hour=per_hour)
     if workload.is_open_loop:
         raise MarkError(
@@ -89,14 +118,18 @@ def run_round(
         )
     with energy_meter(engine) as meter:
         before_j = meter.read_j()
-        found = _direct_round(engine, workload, requests, timer)
+        found = _direct_round(engine, workload, requests, timer, witness)
         after_j = meter.read_j()
     energy_j = None if before_j is None or after_j is None else after_j - before_j
     return with_costs(found, energy_j=energy_j, price_per_hour=per_hour)
 
 
 def _direct_round(
-    engine: Engine, workload: Workload, requests: Sequence[GenerationRequest], timer: RoundTimer | None
+    engine: Engine,
+    workload: Workload,
+    requests: Sequence[GenerationRequest],
+    timer: RoundTimer | None,
+    witness: Witness | None,
 ) -> Round:
     """Let an engine of our own generate; its methods are all that is between the load and its clock."""
     generations: list[Generation] = []
@@ -113,6 +146,8 @@ def _direct_round(
     else:
         timer(target)
     _check(generations, requests)
+    if witness is not None:
+        witness.saw(requests, generations)
     devices = engine.info.hardware.count if engine.info.hardware.kind == "gpu" else 1
     return summarise_round(
         generations, duration_s=duration_s, devices=devices, peak_memory_bytes=engine.peak_memory_bytes()

@@ -1,4 +1,4 @@
-"""How much a machine may disturb a measurement before the run is INVALID."""
+"""How much a machine may disturb a measurement, and an engine deviate from itself, before the run is INVALID."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["LIMITS", "Limit"]
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """One limit on what telemetry recorded; an ini setting of the same name moves it."""
+    """One limit on what was recorded beside the figures; an ini setting of the same name moves it."""
 
     ini: str
     default: float
@@ -48,6 +48,19 @@ LIMITS = (
         default=0.0,
         help="Largest number of other processes that compute on the same GPU",
         high=None,
+    ),
+    # Greedy tokens that flip by the size of the batch, 1 to 3 of 100, leave half to a quarter of 128 tokens in common;
+    # answers to other questions, or to none, have nothing in common but chance.
+    Limit(
+        ini="inferperf_min_agreement",
+        default=0.25,
+        help="Least share of an answer under load that must be as at concurrency 1, in the mean; 0 for no limit",
+    ),
+    # Text that is tokenized again has up to some 10 % fewer tokens than were generated, and special tokens have no text.
+    Limit(
+        ini="inferperf_max_count_error",
+        default=0.3,
+        help="Largest share by which the tokens that a server counts may differ from those in its text; 1 for no limit",
     ),
 )
 """The ini settings of the validity checks. Shares of 1."""

@@ -21,8 +21,8 @@ class Metric:
     unit: str
     higher_is_better: bool
     formula: str
-    sample: Literal["round", "request", "token"] = "round"
-    """`round`: one figure per round. `request` and `token`: a sample, summarised by a statistic."""
+    sample: Literal["round", "session", "request", "token"] = "round"
+    """`round` and `session`: one figure each. `request` and `token`: a sample, summarised by a statistic."""
 
     source: str = "pytest-inferperf"
     """Whose definition it is, or the tool that uses the same one."""
@@ -33,7 +33,7 @@ class Metric:
     @property
     def has_statistics(self) -> bool:
         """Whether the name takes `.mean .p50 .p90 .p95 .p99`."""
-        return self.sample != "round"
+        return self.sample in ("request", "token")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +153,14 @@ _ROWS = (
         formula="inferperf_gpu_hour_price x GPUs x hours of the round / million output tokens",
         needs="an engine on GPUs, and their price: inferperf_gpu_hour_price in the ini file",
     ),
+    Metric(
+        name="output_agreement",
+        unit="share",
+        higher_is_better=True,
+        formula="part of an answer under load before it differs from the one at concurrency 1, mean over 16 answers",
+        sample="session",
+        source="after MLPerf TEST01",
+    ),
 )
 
 METRICS: dict[str, Metric] = {row.name: row for row in _ROWS}
@@ -179,5 +187,7 @@ def parse_metric(name: str) -> MetricRef:
             raise MarkError(f"{given} in {name!r}. Write one of: {names}.")
         return MetricRef(metric=metric, statistic=statistic)
     if statistic:
-        raise MarkError(f"{base!r} is one figure per round and takes no statistic; write {base!r}, not {name!r}.")
+        raise MarkError(
+            f"{base!r} is one figure per {metric.sample} and takes no statistic; write {base!r}, not {name!r}."
+        )
     return MetricRef(metric=metric, statistic=None)

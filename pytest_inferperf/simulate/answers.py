@@ -55,16 +55,31 @@ _quoted = functools.cache(json.dumps)
 class Answer:
     """The answer to one request: which tokens, and what each event looks like on the wire."""
 
-    __slots__ = ("_choice", "_first", "_head", "_ids", "_reasoning", "_tail", "chat", "count", "prompt_tokens")
+    __slots__ = (
+        "_choice", "_first", "_head", "_ids", "_reasoning", "_tail", "chat", "claimed", "count", "digest", "prompt_tokens"
+    )  # fmt: skip
 
     def __init__(
-        self, body: Mapping[str, Any], *, model: str, count: int, chat: bool, reasoning_tokens: int = 0
+        self,
+        body: Mapping[str, Any],
+        *,
+        model: str,
+        count: int,
+        chat: bool,
+        reasoning_tokens: int = 0,
+        shift: int = 0,
+        claimed: int | None = None,
     ) -> None:
+        """Answer a request with `count` tokens, of which usage says `claimed`; another `shift` is another answer.
+
+        Raises `ValueError` for a request without a prompt.
+        """
         prompt, self.prompt_tokens = prompt_of(body)
         # The same prompt gives the same answer, in every process.
-        digest = zlib.crc32(prompt)
-        self._first = digest % len(WORDS)
+        self.digest = digest = zlib.crc32(prompt)
+        self._first = (digest + shift) % len(WORDS)
         self.count = count
+        self.claimed = count if claimed is None else claimed
         self.chat = chat
         self._reasoning = reasoning_tokens if chat else 0
         self._ids = body.get("return_token_ids") is True
@@ -97,6 +112,11 @@ class Answer:
             choice = self._choice % words
         if self._ids:
             choice = choice[:-1] + b',"token_ids":%b}' % json.dumps(self.token_ids()[start:stop]).encode()
+        return chunk(self._head + choice + self._tail)
+
+    def fake(self) -> bytes:
+        """Return the framed event of a token that the answer does not begin with."""
+        choice = self._choice % ((b"content", b"~") if self.chat else (b"~",))
         return chunk(self._head + choice + self._tail)
 
     def role(self) -> bytes:
@@ -133,7 +153,7 @@ class Answer:
         return [WORDS[(self._first + index) & 63] for index in indices if index < self.count]
 
     def _usage(self) -> dict[str, int]:
-        return _usage(self.prompt_tokens, self.count)
+        return _usage(self.prompt_tokens, self.claimed)
 
 
 def _usage(prompt: int, output: int) -> dict[str, int]:

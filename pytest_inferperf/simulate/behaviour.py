@@ -40,6 +40,14 @@ class Behaviour:
     stall_ms: float = _option(1000.0, "How long a stall lasts")
     disconnect_rate: float = _option(0.0, "Share of streams cut half-way by a reset", high=1)
     malformed_rate: float = _option(0.0, "Share of streams with one event that is not JSON", high=1)
+    garble_rate: float = _option(0.0, "Share of answers that are other tokens while another stream is active", high=1)
+    unsent: float = _option(0.0, "Share of the tokens asked for that usage counts and no event carries", high=1)
+    fake_first: bool = field(
+        default=False, metadata={"help": "Send a first token at once that is none of the answer's"}
+    )
+    response_cache: bool = field(
+        default=False, metadata={"help": "Send the answer to a prompt that was answered before at once"}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of the jitter"})
 
     def __post_init__(self) -> None:

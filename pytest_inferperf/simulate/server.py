@@ -52,7 +52,9 @@ class _Connection:
 class _Stream:
     """An answer under way."""
 
-    __slots__ = ("answer", "bad_at", "connection", "cut_at", "due", "next", "prefix", "stall_at", "stream", "usage")
+    __slots__ = (
+        "answer", "bad_at", "connection", "cut_at", "due", "itl_s", "next", "prefix", "stall_at", "stream", "usage"
+    )  # fmt: skip
 
     def __init__(self, connection: _Connection, answer: Answer, *, stream: bool, usage: bool, due: float) -> None:
         self.connection = connection
@@ -61,6 +63,9 @@ class _Stream:
         self.usage = usage
         self.due = due
         """When the next chunk leaves by plan, without jitter, stalls included."""
+
+        self.itl_s = 0.0
+        """From one token to the next, seconds, before other streams slow it down."""
 
         self.next = 0
         """Index of the next token."""
@@ -96,6 +101,9 @@ class SimulatedServer:
         self._active = 0
         self._late_sum = self._late_max = 0.0
         self._late_count = 0
+        self._answered: set[int] = set()
+        """Digests of the prompts that were answered, for a server with a response cache."""
+
         self._reset_stats(_now())
 
     @property
@@ -274,8 +282,15 @@ class SimulatedServer:
             if not isinstance(count, int) or count < 1:
                 raise ValueError("max_tokens must be a whole number above 0")
             count = min(count, behaviour.max_output_tokens or count)
+            garbled = self._active > 0 and _picked(behaviour.garble_rate, number)
             answer = Answer(
-                asked, model=behaviour.model, count=count, chat=chat, reasoning_tokens=behaviour.reasoning_tokens
+                asked,
+                model=behaviour.model,
+                count=max(1, round(count * (1 - behaviour.unsent))),
+                chat=chat,
+                reasoning_tokens=behaviour.reasoning_tokens,
+                shift=1 + number % 63 if garbled else 0,
+                claimed=count,
             )
         except ValueError as error:
             self._refuse(connection, 400, str(error))
@@ -283,20 +298,29 @@ class SimulatedServer:
         options = asked.get("stream_options") or {}
         streams = asked.get("stream") is True
         usage = streams and behaviour.usage and options.get("include_usage") is True
-        due = connection.arrival + behaviour.ttft_ms / 1000
+        count = answer.count
+        known = behaviour.response_cache and answer.digest in self._answered
+        if behaviour.response_cache:
+            self._answered.add(answer.digest)
+        due = connection.arrival + (0.0 if known else behaviour.ttft_ms / 1000)
         stream = _Stream(connection, answer, stream=streams, usage=usage, due=due)
+        stream.itl_s = 0.0 if known else behaviour.itl_ms / 1000
         if streams:
             half = count // 2
             stream.stall_at = half if _picked(behaviour.stall_rate, number) else -1
             stream.cut_at = half if _picked(behaviour.disconnect_rate, number) else -1
             stream.bad_at = half if _picked(behaviour.malformed_rate, number) else -1
         else:
-            stream.due += (count - 1) * behaviour.itl_ms / 1000
+            stream.due += (count - 1) * stream.itl_s
         self._count_active(1, connection.arrival)
         connection.streaming = True
         if streams and chat and behaviour.role_chunk:
             self._write(connection, stream.prefix + answer.role())
             stream.prefix = b""
+        if streams and behaviour.fake_first:
+            self._write(connection, stream.prefix + answer.fake())
+            stream.prefix, stream.next = b"", 1
+            stream.due += stream.itl_s
         self._schedule(stream)
 
     def _refuse(self, connection: _Connection, status: int, message: str, *, close: bool = False) -> None:
@@ -344,7 +368,7 @@ class SimulatedServer:
             self._end_stream(connection)
             self._respond(connection, answer.whole())
             return
-        gap = behaviour.itl_ms / 1000 * (1 + behaviour.slowdown * (self._active - 1)) * behaviour.tokens_per_chunk
+        gap = stream.itl_s * (1 + behaviour.slowdown * (self._active - 1)) * behaviour.tokens_per_chunk
         data = stream.prefix
         stream.prefix = b""
         count, start = answer.count, stream.next

@@ -105,9 +105,9 @@ def test_progress_names_the_session_and_the_most_there_can_be(recorded: Project)
     recorded.run("--log-level=INFO", "--log-file=progress.log")
     lines = (recorded.path / "progress.log").read_text().splitlines()
     shown = [line for line in lines if "measure isl 16" in line]
-    assert len(shown) == 8
-    assert not any("session" in line for line in shown[:4])
-    assert all(" session 2 (up to 5): measure isl 16 osl 8" in line for line in shown[4:]), shown[4:]
+    assert len(shown) == 10
+    assert not any("session" in line for line in shown[:5])
+    assert all(" session 2 (up to 5): measure isl 16 osl 8" in line for line in shown[5:]), shown[5:]
 
 
 def test_an_open_gate_asks_for_more_and_a_decided_one_stays_decided(recorded: Project) -> None:

@@ -165,7 +165,12 @@ class OpenAIEngine(Engine):
     @property
     def serving(self) -> Serving | None:
         """See `Engine.serving`."""
-        return Serving(endpoint=self._endpoint, body=self._body, fresh_prompts=not self.can_relaunch)
+        return Serving(
+            endpoint=self._endpoint,
+            body=self._body,
+            fresh_prompts=not self.can_relaunch,
+            encode=(lambda text: self.encode([text])[0]) if self._has_tokenizer else None,
+        )
 
     @property
     def watched_hardware(self) -> Hardware:
@@ -343,6 +348,7 @@ class OpenAIEngine(Engine):
                     source="chunks",
                     text="",
                     reasoning="",
+                    first="",
                     finish_reason="stop",
                     prompt_tokens=None,
                     cached_tokens=0,

@@ -45,6 +45,9 @@ class Decoded:
     source: CountSource
     text: str
     reasoning: str
+    first: str
+    """Text of the first chunk that carries tokens, reasoning or not."""
+
     finish_reason: str
     prompt_tokens: int | None
     """As usage says; None where there is no usage."""
@@ -64,6 +67,7 @@ class _State:
     sizes: list[int] = field(default_factory=list)
     """Bytes of text of each chunk that carries tokens."""
 
+    first: bytes = b""
     ids: list[int] = field(default_factory=list)
     text: list[bytes] = field(default_factory=list)
     reasoning: list[bytes] = field(default_factory=list)
@@ -147,6 +151,7 @@ def decode_stream(
         source=source,
         text=text,
         reasoning=reasoning,
+        first=state.first.decode(errors="replace"),
         finish_reason=state.finish_reason,
         prompt_tokens=_whole(usage, "prompt_tokens"),
         cached_tokens=cached if isinstance(cached, int) else 0,
@@ -196,6 +201,8 @@ def _read_event(event: bytes, state: _State, time_s: float) -> tuple[str, bool] 
     if not text and not count:
         return None
     encoded = text.encode("utf-8", "surrogatepass")
+    if not state.times:
+        state.first = encoded
     state.times.append(time_s)
     state.sizes.append(len(encoded))
     (state.reasoning if reasoning else state.text).append(encoded)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pytest_inferperf.engines.openai.connection import ConnectionFailed
 from pytest_inferperf.engines.openai.http import ResponseReader
 from pytest_inferperf.engines.openai.sse import CountTokens, Decoded, StreamError, decode_stream
+from pytest_inferperf.measure.load.outputs import OutputSample
 from pytest_inferperf.measure.load.plan import Failure
 from pytest_inferperf.measure.load.records import MEASURED, Records, Sample
 from pytest_inferperf.measure.load.slots import Request
@@ -18,9 +19,10 @@ __all__ = ["Accounts", "in_window"]
 class Accounts:
     """What came of the requests of a run, read from their responses when the generator has time for it."""
 
-    def __init__(self, *, osl: int, count_tokens: CountTokens | None) -> None:
+    def __init__(self, *, osl: int, count_tokens: CountTokens | None, kept: int = 0) -> None:
         self._osl, self._count_tokens = osl, count_tokens
         self.records = Records()
+        self.outputs = OutputSample(kept)
         self.itl_ms, self.chunk_gap_ms = Sample(), Sample()
         self.failures: dict[str, Failure] = {}
         self.sources: dict[str, int] = {}
@@ -50,6 +52,7 @@ class Accounts:
                 self.itl_ms.extend(
                     gap / count for gap, count in zip(gaps, tokens[1:], strict=True) for _ in range(count)
                 )
+            self.outputs.offer(request.payload, found)
             self.cached_tokens += found.cached_tokens
             self.sources[found.source] = self.sources.get(found.source, 0) + 1
         self.records.add(

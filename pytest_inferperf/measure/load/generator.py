@@ -85,7 +85,7 @@ class _Generator:
         self._plan, self._progress = plan, progress
         self._supply = Supply(endpoint, plan, make_body)
         self._slots = Slots(endpoint, concurrency=plan.concurrency)
-        self._accounts = Accounts(osl=plan.osl, count_tokens=count_tokens)
+        self._accounts = Accounts(osl=plan.osl, count_tokens=count_tokens, kept=plan.kept)
         self._meter = ClockMeter()
         self._idle: list[Slot] = []
         """Open loop: slots without a request."""
@@ -438,6 +438,7 @@ class _Generator:
             count_sources=accounts.sources,
             interrupted=interrupted,
             clock=clock,
+            outputs=accounts.outputs.kept,
         )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pytest_inferperf.errors import SettingsError
 from pytest_inferperf.measure.load.arrivals import Arrivals
 from pytest_inferperf.measure.load.clock import ClockReport
+from pytest_inferperf.measure.load.outputs import Output
 from pytest_inferperf.measure.load.records import Records, Sample
 
 __all__ = ["Failure", "LoadPlan", "LoadRun"]
@@ -34,10 +35,13 @@ class LoadPlan:
     retries: int = 0
     """How often a request that is answered with 429 or 503 is sent again."""
 
+    kept: int = 0
+    """Answers to measured requests that are kept, drawn by chance: all have the same one."""
+
     def __post_init__(self) -> None:
         if (self.concurrency > 0) == (self.arrivals is not None):
             raise SettingsError("give either a concurrency (closed loop) or a request rate (open loop).")
-        for name, low in (("num_requests", 1), ("osl", 1), ("concurrency", 0), ("retries", 0)):
+        for name, low in (("num_requests", 1), ("osl", 1), ("concurrency", 0), ("retries", 0), ("kept", 0)):
             if getattr(self, name) < low:
                 raise SettingsError(f"{name} {getattr(self, name)}: must be at least {low}.")
         if not self.timeout_s > 0:
@@ -106,3 +110,5 @@ class LoadRun:
 
     interrupted: bool
     clock: ClockReport
+    outputs: tuple[Output, ...] = ()
+    """The answers that were kept."""

@@ -12,6 +12,7 @@ from pytest_inferperf.errors import InvalidRun
 from pytest_inferperf.measure.load.arrivals import ArrivalKind, Arrivals
 from pytest_inferperf.measure.load.generator import LoadPlan, LoadRun, run_load
 from pytest_inferperf.measure.load.summary import check_load, summarise_load
+from pytest_inferperf.measure.witness import Witness
 from pytest_inferperf.model.case import Workload
 from pytest_inferperf.model.results import Round
 
@@ -31,15 +32,23 @@ def load_round(
     *,
     round_index: int = 0,
     timer: Callable[[Callable[[], None]], None] | None = None,
+    witness: Witness | None = None,
 ) -> Round:
     """Keep `workload.concurrency` requests in flight until every one of `requests` was answered.
 
-    Under open loop each is sent when it is due; the times of a round are the same in every session. Warm-up requests and fillers come on top, as `generator` has them, with prompts of their own. Raises `InvalidRun`
-    where the load or its clock cannot be trusted, and `EngineError` where the server cannot be reached or has ended.
+    Under open loop each is sent when it is due; the times of a round are the same in every session. Warm-up requests and
+    fillers come on top, as `generator` has them, with prompts of their own. `witness` sees a sample of the answers.
+    Raises `InvalidRun` where the load or its clock cannot be trusted, and `EngineError` where the server cannot be
+    reached or has ended.
     """
     prompts = _prompts(requests, fresh=serving.fresh_prompts)
-    arrivals = _arrivals(workload, round_index)
-    plan = LoadPlan(num_requests=len(requests), osl=workload.osl, concurrency=workload.concurrency, arrivals=arrivals)
+    plan = LoadPlan(
+        num_requests=len(requests),
+        osl=workload.osl,
+        concurrency=workload.concurrency,
+        arrivals=_arrivals(workload, round_index),
+        kept=witness.honesty.compared if witness is not None else 0,
+    )
     # Written before the clock starts: tokenizing is not part of the load. Fillers are as many as there are slots,
     # unless some requests take several times as long as others; under open loop nobody knows.
     more = 2 * workload.concurrency or min(int(_OPEN_LOOP_SPARE_S * workload.request_rate) + 1, _MOST_SPARE)
@@ -64,6 +73,8 @@ def load_round(
         # A server that has died says more than the requests that it took along.
         _ = engine.serving
         raise InvalidRun(cause)
+    if witness is not None:
+        witness.saw_outputs(run.outputs)
     devices = engine.info.hardware.count if engine.info.hardware.kind == "gpu" else 1
     return summarise_load(run, isl=workload.isl, devices=devices, check=False)
 
