@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_inferperf.errors import BaselineError, InvalidRun, MarkError
 from pytest_inferperf.model.case import Case, ReferenceEngine, Task, Workload
-from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, PerformanceGate, SpeedupFloor
+from pytest_inferperf.model.gates import (
+    AccuracyFloor,
+    AccuracyLossCeiling,
+    ErrorRateCeiling,
+    PerformanceGate,
+    SpeedupFloor,
+    rules_of,
+)
 from pytest_inferperf.model.results import AccuracyResult, CaseResult, Comparison, PerformanceResult, Session
 from pytest_inferperf.model.verdicts import Status
 
@@ -96,7 +103,7 @@ class Inferperf:
 
     def _measure(self, workload: Workload) -> PerformanceResult:
         speedups = [gate for gate in self.bound.gates if isinstance(gate, SpeedupFloor)]
-        if not speedups or any(isinstance(gate, PerformanceGate) for gate in self.bound.gates):
+        if not speedups or any(isinstance(gate, PerformanceGate | ErrorRateCeiling) for gate in self.bound.gates):
             performance = self._measure_sessions(workload)
             self._compare(workload, speedups)
             return performance
@@ -144,6 +151,7 @@ class Inferperf:
         return measure_session(
             self.engine,
             workload,
+            rules=rules_of(self.bound.gates),
             timer=timer,
             progress=progress,
             gpu_hour_price=self._settings.gpu_hour_price,
@@ -155,7 +163,7 @@ class Inferperf:
         from pytest_inferperf.judging import lacks_baseline, next_look
 
         measured = len(performance.sessions)
-        if not self.engine.can_relaunch or failed_requests(performance):
+        if not self.engine.can_relaunch or failed_requests(self.bound.gates, performance):
             return measured
         settings, gates = self._settings, self.bound.gates
         planned = workload.sessions
@@ -200,6 +208,7 @@ class Inferperf:
                 workload,
                 open_reference=self._open_reference,
                 next_look=next_look,
+                rules=rules_of(self.bound.gates),
                 progress=self._progress,
                 gpu_hour_price=self._settings.gpu_hour_price,
             )

@@ -40,6 +40,10 @@ _MARKS = (
     "its baseline or limit.",
     "latency_ceiling(*metrics, tolerance=None, **limits): fail when a metric that is better when lower rises above its "
     "baseline or limit.",
+    "goodput_floor(*, ttft_ms=None, tpot_ms=None, e2e_latency_ms=None, min=None, tolerance=None): fail when the requests "
+    "per second that met every one of these limits fall below their baseline or min.",
+    "error_rate_ceiling(share): fail when more than this share of the requests failed; up to it, failed requests do not "
+    "make the run INVALID.",
     "speedup_floor(*metrics, over, ratio=1.0, tolerance=None, reload=False): fail when the engine is less than ratio "
     "times as good as the engine that over names, the two measured interleaved.",
     "accuracy_loss_ceiling(*, reference, points=None, percent=None, unparseable_points=None, metric=None): fail when "

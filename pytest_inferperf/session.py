@@ -152,7 +152,7 @@ def judge_item(item: pytest.Item, run: Inferperf, *, invalid: str = "", body_fai
     settings = state_of(item.config).settings
     result = replace(run.result, invalid=invalid) if invalid else run.result
     gates = run.bound.gates
-    reason = result.invalid or failed_requests(result.performance, result.comparisons)
+    reason = result.invalid or failed_requests(gates, result.performance, result.comparisons)
     if not run.measured and not gates and not reason:
         return ""
     broken = ""

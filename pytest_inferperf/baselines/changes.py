@@ -18,6 +18,7 @@ from pytest_inferperf.baselines.store import (
     performance_path,
     shown_path,
 )
+from pytest_inferperf.model.gates import rules_of
 from pytest_inferperf.model.injection import CONTEXT_KEY
 from pytest_inferperf.model.metrics import parse_metric
 from pytest_inferperf.model.results import AccuracyResult, PerformanceResult
@@ -181,8 +182,10 @@ def why_unusable(record: ResultRecord) -> str:
             return f"the run is invalid: {verdict.reason or verdict.gate}"
     if record.status is Status.INVALID:
         return "the run is invalid"
-    failed = result.performance.num_failed_requests if result.performance is not None else 0
-    if failed:
+    measured = result.performance
+    failed = measured.num_failed_requests if measured is not None else 0
+    requests = sum(item.num_requests for one in measured.sessions for item in one.rounds) if measured is not None else 0
+    if failed > rules_of(record.gates).max_failed_share * requests:
         return f"{failed} {'request' if failed == 1 else 'requests'} failed"
     answers = result.accuracy
     if answers is not None and answers.is_partial:

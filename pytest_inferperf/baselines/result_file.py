@@ -20,7 +20,14 @@ from pytest_inferperf.baselines.outcomes import (
 from pytest_inferperf.baselines.write import write_atomic
 from pytest_inferperf.errors import MarkError, ResultFileError
 from pytest_inferperf.model.case import Case, EngineSpec, ReferenceEngine, Task, Workload
-from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, Gate, PerformanceGate, SpeedupFloor
+from pytest_inferperf.model.gates import (
+    AccuracyFloor,
+    AccuracyLossCeiling,
+    ErrorRateCeiling,
+    Gate,
+    PerformanceGate,
+    SpeedupFloor,
+)
 from pytest_inferperf.model.metrics import MetricRef, parse_metric
 from pytest_inferperf.model.results import (
     Abba,
@@ -142,6 +149,8 @@ def gate_to_json(gate: Gate) -> dict[str, Any]:
     """Turn a gate into plain data."""
     if isinstance(gate, PerformanceGate):
         return {"type": "performance", "metric": gate.name, "limit": gate.limit, "tolerance": gate.tolerance}
+    if isinstance(gate, ErrorRateCeiling):
+        return {"type": "error_rate_ceiling", "share": gate.share}
     if isinstance(gate, SpeedupFloor):
         return {
             "type": "speedup_floor",
@@ -157,6 +166,8 @@ def gate_to_json(gate: Gate) -> dict[str, Any]:
 def gate_from_json(data: Mapping[str, Any], *, where: str = "gate") -> Gate:
     """Turn plain data back into a gate. Raises `ResultFileError` for a metric that does not exist."""
     values = {name: value for name, value in data.items() if name != "type"}
+    if data["type"] == "error_rate_ceiling":
+        return ErrorRateCeiling(**values)
     if data["type"] == "accuracy_floor":
         return AccuracyFloor(**values)
     if data["type"] == "accuracy_loss_ceiling":

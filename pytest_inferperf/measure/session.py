@@ -13,6 +13,7 @@ from pytest_inferperf.measure.summary import summarise_round, with_costs
 from pytest_inferperf.measure.telemetry import Telemetry
 from pytest_inferperf.measure.workload import make_requests
 from pytest_inferperf.model.case import Workload
+from pytest_inferperf.model.gates import NO_RULES, MeasureRules
 from pytest_inferperf.model.results import Round, Session
 
 __all__ = ["RoundTimer", "measure_session", "run_round"]
@@ -29,11 +30,12 @@ def measure_session(
     engine: Engine,
     workload: Workload,
     *,
+    rules: MeasureRules = NO_RULES,
     timer: RoundTimer | None = None,
     progress: Callable[[str], None] | None = None,
     gpu_hour_price: float = 0.0,
 ) -> Session:
-    """Run the workload's warm-up and measured rounds and return their figures.
+    """Run the workload's warm-up and measured rounds and return their figures; `rules` are those of the case's gates.
 
     Raises `InvalidRun` when a request does not fit or an output is not exactly `osl` tokens long, `MarkError` for an
     open loop on an engine that is no server, and passes the engine's `EngineError` on. Telemetry covers the measured
@@ -44,7 +46,15 @@ def measure_session(
         if progress is not None:
             progress(f"measure {workload.words}: {kind}")
         requests = make_requests(engine, workload, round_index=index)
-        return run_round(engine, workload, requests, round_index=index, timer=timer, gpu_hour_price=gpu_hour_price)
+        return run_round(
+            engine,
+            workload,
+            requests,
+            round_index=index,
+            rules=rules,
+            timer=timer,
+            gpu_hour_price=gpu_hour_price,
+        )
 
     engine.forget_peak_memory()
     for index in range(workload.warmup_rounds):
@@ -63,6 +73,7 @@ def run_round(
     requests: Sequence[GenerationRequest],
     *,
     round_index: int = 0,
+    rules: MeasureRules = NO_RULES,
     timer: RoundTimer | None = None,
     gpu_hour_price: float = 0.0,
 ) -> Round:
@@ -80,7 +91,7 @@ def run_round(
     if serving is not None:
         from pytest_inferperf.measure.load.rounds import load_round
 
-        found = load_round(engine, serving, workload, requests, round_index=round_index, timer=timer)
+        found = load_round(engine, serving, workload, requests, round_index=round_index, rules=rules, timer=timer)
         return with_costs(found, energy_j=None, price_per_hour=per_hour)
     if workload.is_open_loop:
         raise MarkError(
@@ -89,14 +100,18 @@ def run_round(
         )
     with energy_meter(engine) as meter:
         before_j = meter.read_j()
-        found = _direct_round(engine, workload, requests, timer)
+        found = _direct_round(engine, workload, requests, rules, timer)
         after_j = meter.read_j()
     energy_j = None if before_j is None or after_j is None else after_j - before_j
     return with_costs(found, energy_j=energy_j, price_per_hour=per_hour)
 
 
 def _direct_round(
-    engine: Engine, workload: Workload, requests: Sequence[GenerationRequest], timer: RoundTimer | None
+    engine: Engine,
+    workload: Workload,
+    requests: Sequence[GenerationRequest],
+    rules: MeasureRules,
+    timer: RoundTimer | None,
 ) -> Round:
     """Let an engine of our own generate; its methods are all that is between the load and its clock."""
     generations: list[Generation] = []
@@ -115,7 +130,11 @@ def _direct_round(
     _check(generations, requests)
     devices = engine.info.hardware.count if engine.info.hardware.kind == "gpu" else 1
     return summarise_round(
-        generations, duration_s=duration_s, devices=devices, peak_memory_bytes=engine.peak_memory_bytes()
+        generations,
+        duration_s=duration_s,
+        devices=devices,
+        peak_memory_bytes=engine.peak_memory_bytes(),
+        slos=rules.slos,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["OPEN_LOOP_REQUESTS", "WORKLOAD_IDENTITY", "Workload"]
+__all__ = ["OPEN_LOOP_REQUESTS", "WORKLOAD_IDENTITY", "Workload", "spell"]
 
 OPEN_LOOP_REQUESTS = 100
 """Requests of a round under open loop, where the mark says nothing."""
@@ -78,16 +78,16 @@ class Workload:
     @property
     def words(self) -> str:
         """The load as a line of progress names it."""
-        loop = f"request rate {_plain(self.request_rate)}" if self.is_open_loop else f"concurrency {self.concurrency}"
+        loop = f"request rate {spell(self.request_rate)}" if self.is_open_loop else f"concurrency {self.concurrency}"
         return f"isl {self.isl} osl {self.osl} {loop}"
 
     def identity(self) -> dict[str, str | int]:
         """Return the names of `WORKLOAD_IDENTITY` that have a meaning. A rate is a string such as "2.5": `-m` takes no float."""
         found: dict[str, str | int] = {"isl": self.isl, "osl": self.osl}
         if self.is_open_loop:
-            found |= {"request_rate": _plain(self.request_rate), "arrival": self.arrival}
+            found |= {"request_rate": spell(self.request_rate), "arrival": self.arrival}
             if self.arrival == "gamma":
-                found["burstiness"] = _plain(self.burstiness)
+                found["burstiness"] = spell(self.burstiness)
         else:
             found["concurrency"] = self.concurrency
         return found | {"num_requests": self.requests_per_round, "seed": self.seed}
@@ -107,10 +107,10 @@ class Workload:
     def _loop_names(self) -> list[str]:
         if not self.is_open_loop:
             return [f"c{self.concurrency}"]
-        shape = _plain(self.burstiness) if self.arrival == "gamma" else ""
-        return [f"r{_plain(self.request_rate)}", *([f"{self.arrival}{shape}"] if self.arrival != "poisson" else [])]
+        shape = spell(self.burstiness) if self.arrival == "gamma" else ""
+        return [f"r{spell(self.request_rate)}", *([f"{self.arrival}{shape}"] if self.arrival != "poisson" else [])]
 
 
-def _plain(value: float) -> str:
+def spell(value: float) -> str:
     """Spell a number without loss: 20.0 is `20`, 2.5 is `2.5`."""
     return str(int(value)) if value == int(value) else repr(value)

@@ -13,6 +13,7 @@ from pytest_inferperf.measure.load.arrivals import ArrivalKind, Arrivals
 from pytest_inferperf.measure.load.generator import LoadPlan, LoadRun, run_load
 from pytest_inferperf.measure.load.summary import check_load, summarise_load
 from pytest_inferperf.model.case import Workload
+from pytest_inferperf.model.gates import NO_RULES, MeasureRules
 from pytest_inferperf.model.results import Round
 
 __all__ = ["load_round"]
@@ -30,6 +31,7 @@ def load_round(
     requests: Sequence[GenerationRequest],
     *,
     round_index: int = 0,
+    rules: MeasureRules = NO_RULES,
     timer: Callable[[Callable[[], None]], None] | None = None,
 ) -> Round:
     """Keep `workload.concurrency` requests in flight until every one of `requests` was answered.
@@ -59,13 +61,15 @@ def load_round(
     (run,) = runs
     if run.interrupted:
         raise KeyboardInterrupt
-    cause = check_load(run, isl=workload.isl)
+    # Where a gate judges failures, how many there may be is its matter.
+    allowed = 1.0 if rules.judges_failures else rules.max_failed_share
+    cause = check_load(run, isl=workload.isl, max_failed_share=allowed)
     if cause:
         # A server that has died says more than the requests that it took along.
         _ = engine.serving
         raise InvalidRun(cause)
     devices = engine.info.hardware.count if engine.info.hardware.kind == "gpu" else 1
-    return summarise_load(run, isl=workload.isl, devices=devices, check=False)
+    return summarise_load(run, isl=workload.isl, slos=rules.slos, devices=devices, check=False)
 
 
 def _arrivals(workload: Workload, round_index: int) -> Arrivals | None:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytest_inferperf.errors import InvalidRun, SettingsError, choices
 from pytest_inferperf.measure.load.clock import ClockLimits, client_bound
 from pytest_inferperf.measure.load.generator import LoadRun
 from pytest_inferperf.measure.load.records import MEASURED, Sample
-from pytest_inferperf.model.metrics import METRICS, STATISTICS
+from pytest_inferperf.model.metrics import METRICS, SLO_METRICS, STATISTICS, Slo, base_name, goodput
 from pytest_inferperf.model.results import Round
 
-__all__ = ["SLO_METRICS", "check_load", "check_slo", "summarise_load"]
-
-SLO_METRICS = ("ttft_ms", "tpot_ms", "e2e_latency_ms")
-"""What an SLO can limit: the latencies of a request."""
+__all__ = ["check_load", "check_slo", "summarise_load"]
 
 _LATE_FLOOR_S = 0.005
 """Sends this late at the end of a run of any length are no backlog."""
@@ -109,12 +106,19 @@ def failures_text(run: LoadRun) -> str:
 
 
 def summarise_load(
-    run: LoadRun, *, isl: int, slo: Mapping[str, float] | None = None, devices: int | None = None, check: bool = True
+    run: LoadRun,
+    *,
+    isl: int,
+    slo: Mapping[str, float] | None = None,
+    slos: Sequence[Slo] = (),
+    devices: int | None = None,
+    check: bool = True,
 ) -> Round:
     """Compute every metric of a run; formulas and sources stand in `model.metrics`.
 
     Latencies are of measured requests, from when they were due; rates are of the window. `isl` counts the input where
     the server sends no usage. `devices` is the number of GPUs behind the endpoint; None leaves out what is per GPU.
+    `slo` gives a figure called `goodput`, and each of `slos` one that is called by its limits too.
     Raises `InvalidRun` where `check_load`, with its defaults, finds a reason; `check=False` is for those who have
     judged the run themselves.
     """
@@ -150,23 +154,28 @@ def summarise_load(
     speeds = 1000 / tpot_ms[tpot_ms > 0]
     if len(speeds):
         metrics["output_throughput_per_user"] = float(speeds.mean())
-    if slo:
-        check_slo(slo)
+
+    def share_met(limits: Mapping[str, float]) -> float:
         met = np.ones(len(rows["tokens"]), dtype=bool)
-        for name, limit in slo.items():
+        for name, limit in limits.items():
             if name == "tpot_ms":
                 # A request without a second chunk has no TPOT to miss.
                 met[np.flatnonzero(many)[tpot_ms > limit]] = False
             else:
                 met &= samples[name] <= limit
-        metrics["goodput"] = requests_per_s * float(met.mean())
+        return float(met.mean()) if len(met) else 0.0
+
+    if slo:
+        check_slo(slo)
+        metrics["goodput"] = requests_per_s * share_met(slo)
+    metrics |= {goodput(dict(limits)).name: requests_per_s * share_met(dict(limits)) for limits in slos}
     for name, values in samples.items():
         if len(values):
             metrics[f"{name}.mean"] = float(values.mean())
             metrics |= {f"{name}.{item}": float(np.percentile(values, float(item[1:]))) for item in STATISTICS[1:]}
     for name, sample in (("itl_ms", run.itl_ms), ("chunk_gap_ms", run.chunk_gap_ms)):
         metrics |= _statistics(name, sample)
-    assert all(name.partition(".")[0] in METRICS for name in metrics)
+    assert all(base_name(name) in METRICS for name in metrics)
     total = int(measured.sum())
     return Round(
         duration_s=duration_s,
