@@ -56,12 +56,13 @@ KEYWORDS: dict[str, Keyword] = {
     "api_key_env": Keyword(target="engine", kind=str),
     "hardware": Keyword(target="engine", kind=str),
     "engine_options": Keyword(target="engine", kind=dict),
-    "isl": Keyword(target="workload", kind=int, minimum=1),
-    "osl": Keyword(target="workload", kind=int, minimum=1),
+    "isl": Keyword(target="workload", kind=int, minimum=1, also=str),
+    "osl": Keyword(target="workload", kind=int, minimum=1, also=str),
     "concurrency": Keyword(target="workload", kind=int, minimum=1),
     "request_rate": Keyword(target="workload", kind=float, also=int),
     "arrival": Keyword(target="workload", kind=str),
     "burstiness": Keyword(target="workload", kind=float, also=int),
+    "shared_prefix": Keyword(target="workload", kind=float, also=int),
     "num_requests": Keyword(target="workload", kind=int, minimum=1),
     "rounds": Keyword(target="workload", kind=int, minimum=1),
     "warmup_rounds": Keyword(target="workload", kind=int),
@@ -411,7 +412,7 @@ def _case_id(case: Case, varied: set[str]) -> str:
     shown.add("kv_cache_dtype")
     if case.workload is not None:
         parts += case.workload.names()
-        shown |= {"isl", "osl", *LOOPS, "arrival", "burstiness"}
+        shown |= {"isl", "osl", *LOOPS, "arrival", "burstiness", "shared_prefix"}
     if case.task is not None:
         parts.append(case.task.name)
         shown.add("task")

@@ -7,6 +7,7 @@ from typing import Any
 
 from pytest_inferperf.errors import MarkError, SettingsError
 from pytest_inferperf.model.case import EngineSpec
+from pytest_inferperf.model.lengths import parse_lengths
 from pytest_inferperf.model.workload import Workload
 
 __all__ = ["LOOPS", "check_needs", "make_workload"]
@@ -21,6 +22,11 @@ def make_workload(values: Mapping[str, Any]) -> Workload:
     for name in ("isl", "osl"):
         if name not in values:
             raise MarkError(f"inferperf: {name} is missing; a workload needs isl= and osl=, in tokens.")
+        values[name] = _lengths(name, values[name])
+    if not 0 <= values.get("shared_prefix", 0.0) < 1:
+        raise MarkError(
+            f"inferperf: shared_prefix={values['shared_prefix']!r} must be from 0 to below 1; 0.5 is half of each prompt."
+        )
     if "request_rate" in values:
         _open_loop(values)
     else:
@@ -37,6 +43,15 @@ def make_workload(values: Mapping[str, Any]) -> Workload:
             "would never be held."
         )
     return Workload(**values)
+
+
+def _lengths(name: str, value: int | str) -> int | str:
+    """Return a length as files spell it."""
+    try:
+        return parse_lengths(value).value
+    except SettingsError as error:
+        message = f"inferperf: {name}={error}"
+    raise MarkError(message)
 
 
 def _open_loop(values: dict[str, Any]) -> None:

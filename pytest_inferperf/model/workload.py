@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_inferperf.model.lengths import Lengths, parse_lengths
+
 __all__ = ["OPEN_LOOP_REQUESTS", "WORKLOAD_IDENTITY", "Workload", "spell"]
 
 OPEN_LOOP_REQUESTS = 100
@@ -18,6 +20,7 @@ WORKLOAD_IDENTITY = (
     "request_rate",
     "arrival",
     "burstiness",
+    "shared_prefix",
     "num_requests",
     "seed",
 )
@@ -28,11 +31,11 @@ WORKLOAD_IDENTITY = (
 class Workload:
     """What is sent to the engine, and how often."""
 
-    isl: int
-    """Input sequence length, tokens."""
+    isl: int | str
+    """Input sequence length, tokens, or a distribution: "uniform(819,1024)", "normal(1024,100)"."""
 
-    osl: int
-    """Output sequence length, tokens; exact (`ignore_eos`)."""
+    osl: int | str
+    """Output sequence length, tokens, or a distribution; each request gets exactly what was drawn (`ignore_eos`)."""
 
     concurrency: int = 1
     """Closed loop: requests in flight. 0 under open loop."""
@@ -45,6 +48,9 @@ class Workload:
 
     burstiness: float = 1.0
     """Open loop: shape of gamma arrivals; below 1 comes in bursts."""
+
+    shared_prefix: float = 0.0
+    """Share of each prompt, from its start, that all prompts have in common."""
 
     num_requests: int = 0
     """Requests per round; 0 means one per concurrent slot, or `OPEN_LOOP_REQUESTS`."""
@@ -64,6 +70,20 @@ class Workload:
     def is_open_loop(self) -> bool:
         """Whether requests are due by the clock, whether or not earlier ones were answered."""
         return self.request_rate > 0
+
+    @property
+    def input_lengths(self) -> Lengths:
+        """The lengths of prompts."""
+        return parse_lengths(self.isl)
+
+    @property
+    def output_lengths(self) -> Lengths:
+        """The lengths of outputs."""
+        return parse_lengths(self.osl)
+
+    def shared_tokens(self, isl: int) -> int:
+        """Return how many tokens of a prompt of this length are those of every prompt."""
+        return round(self.shared_prefix * isl)
 
     @property
     def default_requests(self) -> int:
@@ -90,6 +110,8 @@ class Workload:
                 found["burstiness"] = spell(self.burstiness)
         else:
             found["concurrency"] = self.concurrency
+        if self.shared_prefix:
+            found["shared_prefix"] = spell(self.shared_prefix)
         return found | {"num_requests": self.requests_per_round, "seed": self.seed}
 
     @classmethod
@@ -97,12 +119,16 @@ class Workload:
         """Make the workload that has this identity."""
         values = {name: identity[name] for name in ("isl", "osl", "num_requests", "seed")}
         values |= {name: identity[name] for name in ("arrival",) if name in identity}
-        values |= {name: float(identity[name]) for name in ("request_rate", "burstiness") if name in identity}
+        values |= {
+            name: float(identity[name]) for name in ("request_rate", "burstiness", "shared_prefix") if name in identity
+        }
         return cls(**values, concurrency=identity.get("concurrency", 0))
 
     def names(self) -> list[str]:
         """List the parts of an id that are always there: `isl1024`, `osl1024`, and `c64` or `r2.5`."""
-        return [f"isl{self.isl}", f"osl{self.osl}", *self._loop_names()]
+        lengths = [f"isl{self.input_lengths.short}", f"osl{self.output_lengths.short}"]
+        prefix = [f"prefix{spell(self.shared_prefix)}"] if self.shared_prefix else []
+        return [*lengths, *prefix, *self._loop_names()]
 
     def _loop_names(self) -> list[str]:
         if not self.is_open_loop:

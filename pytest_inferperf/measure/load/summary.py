@@ -42,6 +42,8 @@ def check_load(
     the concurrency, or of the request rate, that must have been held, `max_cached_share` the largest share of prompt tokens from a cache. With `isl`, the server must
     have counted exactly that many prompt tokens for every request, where it counts them.
     """
+    import numpy as np
+
     columns = run.records.columns()
     measured = columns["kind"] == MEASURED
     total, good = int(measured.sum()), int((measured & columns["ok"]).sum())
@@ -59,6 +61,14 @@ def check_load(
         return (
             f"the server counted {int(counted.min())} to {int(counted.max())} prompt tokens for a request where {isl} "
             "were sent: the prompts were changed on the way"
+        )
+    asked = columns["asked_prompt"][measured & columns["ok"]]
+    changed = np.flatnonzero((asked >= 0) & (prompts >= 0) & (asked != prompts))
+    if len(changed):
+        first = changed[0]
+        return (
+            f"the server counted {prompts[first]} prompt tokens for a request where {asked[first]} were sent, and so for "
+            f"{len(changed)} of {len(prompts)} requests: the prompts were changed on the way"
         )
     if run.cached_tokens > max_cached_share * int(counted.sum()):
         return (
@@ -141,7 +151,8 @@ def summarise_load(
         "tpot_ms": tpot_ms,
         "e2e_latency_ms": 1000 * (rows["last"] - rows["intended"]),
     }
-    input_tokens = np.where(rows["prompt_tokens"] < 0, isl, rows["prompt_tokens"])
+    input_tokens = np.where(rows["asked_prompt"] < 0, isl, rows["asked_prompt"])
+    input_tokens = np.where(rows["prompt_tokens"] < 0, input_tokens, rows["prompt_tokens"])
     requests_per_s = run.window_requests / duration_s
     output_per_s = run.window_tokens / duration_s
     metrics = {
