@@ -392,7 +392,7 @@ def inferperf(
     config = request.config
     engine = _injected(request.node, inferperf_case, inferperf_engine)
     benchmark = None
-    if inferperf_case.case.workload is not None and config.pluginmanager.hasplugin("benchmark"):
+    if _is_benchmark(inferperf_case) and config.pluginmanager.hasplugin("benchmark"):
         benchmark = request.getfixturevalue("benchmark")
     with shown_progress(config) as progress:
         run = Inferperf(
@@ -412,6 +412,11 @@ def inferperf(
         yield run
     if benchmark is not None and run.result.performance is None:
         benchmark.skipped = True  # Else pytest-benchmark warns that nobody used it.
+
+
+def _is_benchmark(bound: BoundCase) -> bool:
+    """Whether the rounds fit one row of pytest-benchmark's table: those of a sweep are of several loads."""
+    return bound.case.workload is not None and not bound.case.workload.swept
 
 
 def _injected(item: pytest.Item, bound: BoundCase, engine: Engine) -> Engine:

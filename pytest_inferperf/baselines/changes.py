@@ -10,7 +10,7 @@ from typing import Literal
 
 from pytest_inferperf.baselines.entries import Missing, ScoreEntry, accuracy_key, performance_key
 from pytest_inferperf.baselines.nearest import nearest_accuracy, nearest_performance
-from pytest_inferperf.baselines.result_file import ResultRecord
+from pytest_inferperf.baselines.result_file import ResultRecord, record_points
 from pytest_inferperf.baselines.store import (
     accuracy_path,
     lookup_accuracy,
@@ -153,8 +153,12 @@ def _share(flags: Sequence[bool] | None) -> float:
 
 
 def last_attempts(records: Sequence[ResultRecord]) -> list[ResultRecord]:
-    """Return one record for each test: the last, which is the one that counts where a test was run again."""
-    return list({record.nodeid: record for record in records}.values())
+    """Return one record for each test: the last, which is the one that counts where a test was run again.
+
+    Of a sweep, one for each point: what is filed, and compared, is a point.
+    """
+    last = {record.nodeid: record for record in records}.values()
+    return [point for record in last for point in record_points(record)]
 
 
 def relative_loss(old: float, new: float, *, higher_is_better: bool) -> float:

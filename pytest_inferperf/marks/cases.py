@@ -16,6 +16,7 @@ from pytest_inferperf.marks.workloads import LOOPS, check_needs, make_workload
 from pytest_inferperf.model.case import Case, EngineSpec, GpuRequirement, ReferenceEngine, Scalar, Task
 from pytest_inferperf.model.gates import Gate
 from pytest_inferperf.model.quant import KV_CACHE_DTYPES, QUANTIZATIONS, check_quant
+from pytest_inferperf.model.sweep import Sweep
 
 if TYPE_CHECKING:
     import pytest
@@ -114,7 +115,7 @@ def parse_cases(marks: Sequence[pytest.Mark], origin: Origin) -> list[tuple[str,
     merged: dict[str, Any] = {}
     for mark in marks:
         _check_mark(mark)
-        for name, value in mark.kwargs.items():
+        for name, value in [*_swept(mark), *mark.kwargs.items()]:
             if name == "engine_options":
                 merged[name] = {**merged.get(name, {}), **value}
             else:
@@ -133,8 +134,30 @@ def parse_cases(marks: Sequence[pytest.Mark], origin: Origin) -> list[tuple[str,
     return cases
 
 
+def _swept(mark: pytest.Mark) -> list[tuple[str, Sweep]]:
+    """Return the one keyword that the sweep of a mark gives; none without a sweep. Raises `MarkError`."""
+    found = [(name, values) for item in mark.args for name, values in item.axes]
+    if not mark.args:
+        return []
+    example = "sweep(concurrency=[1, 8, 64])"
+    if len(found) != 1:
+        raise MarkError(f"inferperf: a sweep goes along one keyword, {' or '.join(LOOPS)}, such as {example}.")
+    name, values = found[0]
+    if name not in LOOPS:
+        raise MarkError(
+            f"inferperf: sweep({name}=…): {choices(name, LOOPS, what='What can be swept')} Such as {example}."
+        )
+    if name in mark.kwargs:
+        raise MarkError(f"inferperf: {name} is swept and given too, {mark.kwargs[name]!r}; keep one.")
+    if len(set(values)) != len(values) or len(values) < 2:
+        raise MarkError(f"inferperf: sweep({name}={list(values)!r}): give at least two values, each once.")
+    for item in values:
+        _check_value(name, KEYWORDS[name], item)
+    return [(name, Sweep(axes=((name, values),)))]
+
+
 def _check_mark(mark: pytest.Mark) -> None:
-    if mark.args:
+    if mark.args and not all(isinstance(item, Sweep) for item in mark.args):
         raise MarkError(
             f"inferperf: takes keywords only, not {mark.args[0]!r}. {choices(mark.args[0], KEYWORDS, what='Keywords')}"
         )

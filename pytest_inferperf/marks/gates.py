@@ -25,7 +25,7 @@ from pytest_inferperf.model.quant import KV_CACHE_DTYPES, check_quant
 if TYPE_CHECKING:
     import pytest
 
-__all__ = ["GATES", "GOODPUT_KEYWORDS", "SPEEDUP_KEYWORDS", "parse_gates"]
+__all__ = ["GATES", "GOODPUT_KEYWORDS", "NO_BLOCKS", "SPEEDUP_KEYWORDS", "parse_gates"]
 
 GATES = (
     "throughput_floor",
@@ -53,6 +53,8 @@ def parse_gates(marks: Sequence[pytest.Mark], case: Case, origin: Origin) -> tup
                     f"{mark.name}: needs a workload to measure; give the inferperf mark isl= and osl=, in tokens."
                 )
             if mark.name == "speedup_floor":
+                if case.workload.swept:
+                    raise MarkError(f"{mark.name}: {NO_BLOCKS}")
                 parsed = _speedup_gates(mark, case.engine, origin)
             else:
                 parsed = _OF_A_WORKLOAD[mark.name](mark)
@@ -243,6 +245,9 @@ def _metric(mark: str, name: str, higher: bool, keywords: Sequence[str] = ()) ->
         raise MarkError(f"{mark}: {name!r} is better when {better}; use {_DIRECTION[found.metric.higher_is_better]}.")
     return found
 
+
+NO_BLOCKS = "two engines are compared at one load, and the case is a sweep. Give the mark a list, such as concurrency=[1, 8, 64]."
+"""What a sweep is told that would be measured beside another engine."""
 
 GOODPUT_KEYWORDS = (*SLO_METRICS, "min", "tolerance")
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from pytest_inferperf.errors import MarkError, SettingsError
 from pytest_inferperf.model.case import EngineSpec
 from pytest_inferperf.model.lengths import parse_lengths
+from pytest_inferperf.model.sweep import Sweep
 from pytest_inferperf.model.workload import Workload
 
 __all__ = ["LOOPS", "check_needs", "make_workload"]
@@ -18,6 +20,11 @@ LOOPS = ("concurrency", "request_rate")
 
 def make_workload(values: Mapping[str, Any]) -> Workload:
     """Make the workload of checked keywords, one value each. Raises `MarkError` where they do not fit together."""
+    for name, value in values.items():
+        if isinstance(value, Sweep):
+            ((_, axis),) = value.axes
+            first, *_ = [make_workload({**values, name: item}) for item in axis]
+            return replace(first, swept=name, sweep=axis)
     values = dict(values)
     for name in ("isl", "osl"):
         if name not in values:

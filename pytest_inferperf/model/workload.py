@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pytest_inferperf.model.lengths import Lengths, parse_lengths
@@ -52,6 +52,12 @@ class Workload:
     shared_prefix: float = 0.0
     """Share of each prompt, from its start, that all prompts have in common."""
 
+    swept: str = ""
+    """The loop that is swept, `concurrency` or `request_rate`; "" for one load. The field itself then has the first value."""
+
+    sweep: tuple[int | float, ...] = ()
+    """The values of `swept`, one for each point."""
+
     num_requests: int = 0
     """Requests per round; 0 means one per concurrent slot, or `OPEN_LOOP_REQUESTS`."""
 
@@ -70,6 +76,17 @@ class Workload:
     def is_open_loop(self) -> bool:
         """Whether requests are due by the clock, whether or not earlier ones were answered."""
         return self.request_rate > 0
+
+    def points(self) -> tuple[Workload, ...]:
+        """Return the workload of each point of a sweep; itself where it is none."""
+        if not self.swept:
+            return (self,)
+        return tuple(replace(self, swept="", sweep=(), **{self.swept: value}) for value in self.sweep)  # type: ignore[arg-type]
+
+    @property
+    def load_name(self) -> str:
+        """What an id calls the load: `c64`, `r2.5`, `r20-constant`; of a sweep `c1-8-64`."""
+        return "-".join(self._loop_names())
 
     @property
     def input_lengths(self) -> Lengths:
@@ -112,6 +129,9 @@ class Workload:
             found["concurrency"] = self.concurrency
         if self.shared_prefix:
             found["shared_prefix"] = spell(self.shared_prefix)
+        if self.swept:
+            found[self.swept] = ",".join(map(spell, self.sweep))
+            return found | ({"num_requests": self.num_requests} if self.num_requests else {}) | {"seed": self.seed}
         return found | {"num_requests": self.requests_per_round, "seed": self.seed}
 
     @classmethod
@@ -131,10 +151,11 @@ class Workload:
         return [*lengths, *prefix, *self._loop_names()]
 
     def _loop_names(self) -> list[str]:
+        values = "-".join(map(spell, self.sweep or (self.request_rate or self.concurrency,)))
         if not self.is_open_loop:
-            return [f"c{self.concurrency}"]
+            return [f"c{values}"]
         shape = spell(self.burstiness) if self.arrival == "gamma" else ""
-        return [f"r{spell(self.request_rate)}", *([f"{self.arrival}{shape}"] if self.arrival != "poisson" else [])]
+        return [f"r{values}", *([f"{self.arrival}{shape}"] if self.arrival != "poisson" else [])]
 
 
 def spell(value: float) -> str:
