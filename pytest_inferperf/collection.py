@@ -9,7 +9,7 @@ import pytest
 
 from pytest_inferperf.errors import MarkError, SettingsError
 from pytest_inferperf.marks.cases import BoundCase, Origin, parse_cases, parse_requires_gpu
-from pytest_inferperf.marks.gates import GATES, parse_gates
+from pytest_inferperf.marks.gates import GATES, NO_BLOCKS, parse_gates
 from pytest_inferperf.model.gates import SpeedupFloor
 from pytest_inferperf.session import bound_of, state_of
 
@@ -128,6 +128,8 @@ def _bind(
     from pytest_inferperf.marks.against import EngineReference, gates_against
 
     reference = against.engine(case.engine, origin) if isinstance(against, EngineReference) else None
+    if reference is not None and case.workload is not None and case.workload.swept:
+        raise MarkError(f"--inferperf-against {against.label}: {NO_BLOCKS}")
     return BoundCase(case=case, gates=gates_against(gates, against, reference), against=reference)
 
 
@@ -244,7 +246,8 @@ def prepare_items(items: Sequence[pytest.Item]) -> None:
                     mark for mark in node.own_markers if mark.name != "inferperf" or id(mark) in resolved
                 ]
         bound = bound_of(item)
-        if bound is not None and bound.case.workload is not None and item.config.pluginmanager.hasplugin("benchmark"):
+        load = bound.case.workload if bound is not None else None
+        if load is not None and not load.swept and item.config.pluginmanager.hasplugin("benchmark"):
             # Named among the fixtures, so that --benchmark-only and --benchmark-skip see a benchmark.
             fixtures: list[str] = getattr(item, "fixturenames", [])
             if "benchmark" not in fixtures:
@@ -272,15 +275,17 @@ def planned_tests(items: Sequence[pytest.Item]) -> list[PlannedTest]:
         if spec is None:
             continue
         bound = bound_of(item)
-        found.append(
+        # Each point of a sweep is forecast by a baseline of its own.
+        found += [
             PlannedTest(
                 nodeid=item.nodeid,
                 engine=spec,
-                case=bound.case if bound is not None else None,
+                case=case,
                 gates=bound.gates if bound is not None else (),
                 need=need_of(item),
                 against=bound.against if bound is not None else None,
                 by_hook=brought_by_hook(item),
             )
-        )
+            for case in (bound.case.points() if bound is not None else (None,))
+        ]
     return found

@@ -9,8 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_inferperf.errors import BaselineError, InvalidRun, MarkError
 from pytest_inferperf.model.case import Case, ReferenceEngine, Task, Workload
-from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, PerformanceGate, SpeedupFloor
-from pytest_inferperf.model.results import AccuracyResult, CaseResult, Comparison, PerformanceResult, Round, Session
+from pytest_inferperf.model.gates import (
+    AccuracyFloor,
+    AccuracyLossCeiling,
+    ErrorRateCeiling,
+    PerformanceGate,
+    SpeedupFloor,
+    rules_of,
+)
+from pytest_inferperf.model.results import (
+    AccuracyResult,
+    CaseResult,
+    Comparison,
+    Frontier,
+    PerformanceResult,
+    Point,
+    Round,
+    Session,
+)
 from pytest_inferperf.model.verdicts import Status
 
 if TYPE_CHECKING:
@@ -68,13 +84,15 @@ class Inferperf:
     def measured(self) -> bool:
         """Whether anything was measured or evaluated."""
         found = self._result
-        return found.performance is not None or found.accuracy is not None or bool(found.comparisons)
+        return any((found.performance, found.frontier, found.accuracy, found.comparisons))
 
-    def measure(self) -> PerformanceResult:
+    def measure(self) -> PerformanceResult | Frontier:
         """Run the workload in one session or more: each is one launch of the engine, with warm-up and measured rounds.
 
         Begins with the `sessions` of the mark. A run that is judged goes on while a gate is undecided and a look is
         left; a run that records goes on to 10 sessions, where the mark says nothing.
+
+        A sweep is measured point after point in every session, and returned as a `Frontier` with a result for each point.
 
         Speedup gates are measured in blocks of rounds interleaved with their reference engines; with no other gate,
         those rounds are all that is measured.
@@ -85,10 +103,10 @@ class Inferperf:
         workload = self.case.workload
         if workload is None:
             raise MarkError("inferperf.measure(): the case has no workload; give the inferperf mark isl= and osl=.")
-        if self._result.performance is not None or self._result.comparisons:
+        if self._result.performance is not None or self._result.frontier is not None or self._result.comparisons:
             raise MarkError("inferperf.measure() was called twice; one test measures its workload once.")
         try:
-            return self._measure(workload)
+            return self._measure_sweep(workload) if workload.swept else self._measure(workload)
         except Exception as error:
             if self.measured and not self._result.invalid:
                 # A part of what was asked for carries no verdict, also where the body goes on.
@@ -97,7 +115,7 @@ class Inferperf:
 
     def _measure(self, workload: Workload) -> PerformanceResult:
         speedups = [gate for gate in self.bound.gates if isinstance(gate, SpeedupFloor)]
-        if not speedups or any(isinstance(gate, PerformanceGate) for gate in self.bound.gates):
+        if not speedups or any(isinstance(gate, PerformanceGate | ErrorRateCeiling) for gate in self.bound.gates):
             performance = self._measure_sessions(workload)
             self._compare(workload, speedups)
             return performance
@@ -130,6 +148,30 @@ class Inferperf:
             )
         return performance
 
+    def _measure_sweep(self, workload: Workload) -> Frontier:
+        if workload.sessions > 1 and not self.engine.can_relaunch:
+            self.engine.relaunch()  # says what it lacks, before anything is measured
+        found: list[tuple[Workload, list[Session]]] = [(point, []) for point in workload.points()]
+        count, wanted = 0, max(workload.sessions, 1)
+        while count < wanted:
+            if count:
+                self.engine.relaunch()
+            self._check_validity()
+            count += 1
+            for point, sessions in found:
+                sessions.append(self._measure_session(point, count, wanted, None))
+                self._check_telemetry(sessions[-1].telemetry)
+            frontier = Frontier(
+                points=tuple(
+                    Point(workload=point, performance=PerformanceResult(sessions=tuple(sessions)))
+                    for point, sessions in found
+                )
+            )
+            self._result = replace(self._result, frontier=frontier, context=dict(self._context()))
+            # A point that needs a further launch has all of them measured again.
+            wanted = max(self._sessions_wanted(workload, point.performance) for point in frontier.points)
+        return frontier
+
     def _measure_session(self, workload: Workload, number: int, wanted: int, timer: _BenchmarkTimer | None) -> Session:
         from pytest_inferperf.gates.looks import SESSIONS
         from pytest_inferperf.measure.session import measure_session
@@ -146,6 +188,7 @@ class Inferperf:
         return measure_session(
             self.engine,
             workload,
+            rules=rules_of(self.bound.gates),
             timer=timer,
             progress=progress,
             gpu_hour_price=self._settings.gpu_hour_price,
@@ -165,7 +208,7 @@ class Inferperf:
         from pytest_inferperf.judging import lacks_baseline, next_look
 
         measured = len(performance.sessions)
-        if not self.engine.can_relaunch or failed_requests(performance):
+        if not self.engine.can_relaunch or failed_requests(self.bound.gates, performance):
             return measured
         settings, gates = self._settings, self.bound.gates
         planned = workload.sessions
@@ -210,6 +253,7 @@ class Inferperf:
                 workload,
                 open_reference=self._open_reference,
                 next_look=next_look,
+                rules=rules_of(self.bound.gates),
                 progress=self._progress,
                 gpu_hour_price=self._settings.gpu_hour_price,
                 honesty=self._honesty,

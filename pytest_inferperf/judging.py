@@ -35,10 +35,20 @@ def judge_case(
     The answers of an engine that was compared in the same run stand in for stored answers, and `against`, another run,
     for all baselines; of two tests of the case there, `nodeid`'s counts.
 
+    Every point of a sweep is judged by every gate, with a baseline of its own; its rows begin with its load: `c8 …`.
+
     `tolerance` is the relative performance tolerance where neither mark nor entry has one, `alpha` the total one-sided
     error of each gate. Raises `BaselineError` for a baseline file that cannot be read: a broken file must not look like
     a missing one.
     """
+    if result.frontier is not None:
+        return tuple(
+            replace(verdict, gate=f"{_load(point.case)} {verdict.gate}")
+            for point in result.points()
+            for verdict in judge_case(
+                point, gates, root=root, tolerance=tolerance, alpha=alpha, against=against, nodeid=nodeid
+            )
+        )
     case = result.case
     performance = None
     if case.workload is not None and result.engine is not None:
@@ -90,6 +100,8 @@ def lacks_baseline(result: CaseResult, gates: Sequence[Gate], *, root: Path) -> 
 
     Raises `BaselineError` for a baseline file that cannot be read.
     """
+    if result.frontier is not None:
+        return any(lacks_baseline(point, gates, root=root) for point in result.points())
     if result.performance is None or result.engine is None:
         return False
     entry = lookup_performance(root, result.engine.hardware, result.case)
@@ -99,6 +111,10 @@ def lacks_baseline(result: CaseResult, gates: Sequence[Gate], *, root: Path) -> 
         return False  # nothing measured is added to it
     gated = {gate.name for gate in gates if isinstance(gate, PerformanceGate) and gate.limit is None}
     return not gated.union(measured_metrics(result.performance)) <= entry.metrics.keys()
+
+
+def _load(case: Case) -> str:
+    return case.workload.load_name if case.workload is not None else ""
 
 
 _RECORD = re.compile(r'--inferperf-update=\w+( --inferperf-reason="…")?')

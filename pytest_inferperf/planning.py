@@ -30,7 +30,14 @@ from pytest_inferperf.errors import BaselineError, InferperfError
 from pytest_inferperf.gates.forecast import OnFile, Unknown, forecast
 from pytest_inferperf.gates.looks import BLOCKS, SESSIONS
 from pytest_inferperf.model.case import Case, EngineSpec, GpuRequirement, ReferenceEngine, Task, Workload
-from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, Gate, PerformanceGate, SpeedupFloor
+from pytest_inferperf.model.gates import (
+    AccuracyFloor,
+    AccuracyLossCeiling,
+    ErrorRateCeiling,
+    Gate,
+    PerformanceGate,
+    SpeedupFloor,
+)
 from pytest_inferperf.model.plan import CasePlan, EnginePlan, Foresight, GateForecast, Plan, ReferencePlan
 from pytest_inferperf.model.results import Hardware, slug
 
@@ -361,7 +368,7 @@ def _engine_name(spec: EngineSpec) -> str:
 def _sessions(test: PlannedTest, workload: Workload | None) -> int:
     """Return the sessions that are run whatever they say; 0 for a task, and where speedup gates alone measure blocks."""
     kinds = {type(gate) for gate in test.gates}
-    if workload is None or (SpeedupFloor in kinds and PerformanceGate not in kinds):
+    if workload is None or (SpeedupFloor in kinds and not kinds & {PerformanceGate, ErrorRateCeiling}):
         return 0
     return max(1, workload.sessions)
 

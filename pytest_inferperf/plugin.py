@@ -33,13 +33,17 @@ if TYPE_CHECKING:
 
 _MARKS = (
     "inferperf(*, model, served_model_name, quant, recipe, kv_cache_dtype, tp, pp, ep, backend, calib_dataset, "
-    "calib_size, serve, url, api_key_env, hardware, engine_options, isl, osl, concurrency, request_rate, arrival, burstiness, num_requests, rounds, warmup_rounds, seed, sessions, task, "
+    "calib_size, serve, url, api_key_env, hardware, engine_options, isl, osl, concurrency, request_rate, arrival, burstiness, shared_prefix, num_requests, rounds, warmup_rounds, seed, sessions, task, "
     "num_fewshot, limit, group_by, early_stop): the engine, and the workload or the task, that the test measures. Lists "
     "are cross products.",
     "throughput_floor(*metrics, tolerance=None, **limits): fail when a metric that is better when higher falls below "
     "its baseline or limit.",
     "latency_ceiling(*metrics, tolerance=None, **limits): fail when a metric that is better when lower rises above its "
     "baseline or limit.",
+    "goodput_floor(*, ttft_ms=None, tpot_ms=None, e2e_latency_ms=None, min=None, tolerance=None): fail when the requests "
+    "per second that met every one of these limits fall below their baseline or min.",
+    "error_rate_ceiling(share): fail when more than this share of the requests failed; up to it, failed requests do not "
+    "make the run INVALID.",
     "speedup_floor(*metrics, over, ratio=1.0, tolerance=None, reload=False): fail when the engine is less than ratio "
     "times as good as the engine that over names, the two measured interleaved.",
     "accuracy_loss_ceiling(*, reference, points=None, percent=None, unparseable_points=None, metric=None): fail when "
@@ -393,7 +397,7 @@ def inferperf(
     config = request.config
     engine = _injected(request.node, inferperf_case, inferperf_engine)
     benchmark = None
-    if inferperf_case.case.workload is not None and config.pluginmanager.hasplugin("benchmark"):
+    if _is_benchmark(inferperf_case) and config.pluginmanager.hasplugin("benchmark"):
         benchmark = request.getfixturevalue("benchmark")
     with shown_progress(config) as progress:
         run = Inferperf(
@@ -413,6 +417,11 @@ def inferperf(
         yield run
     if benchmark is not None and run.result.performance is None:
         benchmark.skipped = True  # Else pytest-benchmark warns that nobody used it.
+
+
+def _is_benchmark(bound: BoundCase) -> bool:
+    """Whether the rounds fit one row of pytest-benchmark's table: those of a sweep are of several loads."""
+    return bound.case.workload is not None and not bound.case.workload.swept
 
 
 def _injected(item: pytest.Item, bound: BoundCase, engine: Engine) -> Engine:

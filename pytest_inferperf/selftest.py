@@ -40,9 +40,16 @@ from pytest_inferperf.gates.reliance import (
     times_as_good,
 )
 from pytest_inferperf.gates.speedup import block_values
-from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, Gate, PerformanceGate, SpeedupFloor
+from pytest_inferperf.model.gates import (
+    AccuracyFloor,
+    AccuracyLossCeiling,
+    ErrorRateCeiling,
+    Gate,
+    PerformanceGate,
+    SpeedupFloor,
+)
 from pytest_inferperf.model.injection import KINDS, Injection, shown
-from pytest_inferperf.model.metrics import METRICS, Metric
+from pytest_inferperf.model.metrics import METRICS, Metric, base_name
 from pytest_inferperf.model.results import AccuracyResult
 from pytest_inferperf.model.verdicts import GateVerdict, Status
 from pytest_inferperf.report.lines import plural
@@ -243,6 +250,9 @@ class SelfTest:
         root = self._folder / BASELINES
         if isinstance(gate, PerformanceGate):
             return _plan_performance(proof, gate, record, verdict, root, alpha)
+        if isinstance(gate, ErrorRateCeiling):
+            why = "no injection makes requests fail; try it on `inferperf simulate-server --error-rate`, with url= in the mark"
+            return _Plan(proof=replace(proof, problem=why))
         if isinstance(gate, SpeedupFloor):
             return _plan_speedup(proof, gate, record, verdict, alpha)
         return _plan_accuracy(proof, gate, record, verdict, root, alpha)
@@ -298,14 +308,14 @@ def _gate_of(gates: Sequence[Gate], verdict: GateVerdict) -> Gate | None:
             absolute = gate.limit is not None
             if absolute == (verdict.source == "mark"):
                 return gate
-        if isinstance(gate, SpeedupFloor) and gate.name == verdict.gate:
+        if isinstance(gate, SpeedupFloor | ErrorRateCeiling) and gate.name == verdict.gate:
             return gate
         rows = (" loss", "unparseable rise")
         if isinstance(gate, AccuracyLossCeiling) and verdict.gate.endswith(
             tuple(f"{row} vs {gate.reference}" for row in rows)
         ):
             return gate
-        if isinstance(gate, AccuracyFloor) and verdict.source == "mark" and not METRICS.get(verdict.gate):
+        if isinstance(gate, AccuracyFloor) and verdict.source == "mark" and not METRICS.get(base_name(verdict.gate)):
             return gate
     return None
 

@@ -152,7 +152,8 @@ def judge_item(item: pytest.Item, run: Inferperf, *, invalid: str = "", body_fai
     settings = state_of(item.config).settings
     result = replace(run.result, invalid=invalid) if invalid else run.result
     gates = run.bound.gates
-    reason = result.invalid or failed_requests(result.performance, result.comparisons)
+    failed = [failed_requests(gates, point.performance, point.comparisons) for point in result.points()]
+    reason = result.invalid or next(filter(None, failed), "")
     if not run.measured and not gates and not reason:
         return ""
     broken = ""
@@ -191,7 +192,11 @@ def judge_item(item: pytest.Item, run: Inferperf, *, invalid: str = "", body_fai
         return broken and broken + note
     if status is None:
         return f"INVALID: {reason}{note}" if reason else ""
-    timed = result.performance is not None or any(compared.blocks for compared in result.comparisons)
+    timed = (
+        result.performance is not None
+        or result.frontier is not None
+        or any(compared.blocks for compared in result.comparisons)
+    )
     simulated = result.engine is not None and result.engine.simulated and timed
     message = item.stash[_MESSAGE] = failure_message(
         verdicts, _rerun(item, settings), simulated=simulated, injected=injected

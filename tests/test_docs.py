@@ -31,7 +31,7 @@ from pytest_inferperf.baselines.store import read_accuracy, read_performance
 from pytest_inferperf.errors import BaselineError
 from pytest_inferperf.gates.looks import BLOCKS, QUESTIONS, SESSIONS
 from pytest_inferperf.marks.cases import KEYWORDS
-from pytest_inferperf.marks.gates import SPEEDUP_KEYWORDS
+from pytest_inferperf.marks.gates import GOODPUT_KEYWORDS, SPEEDUP_KEYWORDS
 from pytest_inferperf.model.case import EngineSpec, GpuRequirement, Task, Workload
 from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, SpeedupFloor
 from pytest_inferperf.model.metrics import METRICS
@@ -253,6 +253,11 @@ def test_keywords_of_the_inferperf_mark() -> None:
 def test_keywords_of_the_other_marks(first: str, values: Any) -> None:
     rows = {row[f"{first} keyword"]: row["default"] for row in table("reference/marks.md", f"{first} keyword")}
     assert rows == {item.name: default_of(item) for item in fields(values)}
+
+
+def test_keywords_of_goodput_floor() -> None:
+    rows = table("reference/marks.md", "goodput_floor keyword")
+    assert tuple(row["goodput_floor keyword"] for row in rows) == GOODPUT_KEYWORDS
 
 
 def test_keywords_of_speedup_floor() -> None:

@@ -18,7 +18,7 @@ from pytest_inferperf.baselines.entries import (
     source_of,
 )
 from pytest_inferperf.baselines.outcomes import as_stored
-from pytest_inferperf.baselines.result_file import ResultFile, ResultRecord
+from pytest_inferperf.baselines.result_file import ResultFile, ResultRecord, record_points
 from pytest_inferperf.errors import BaselineError
 from pytest_inferperf.model.case import Case
 from pytest_inferperf.model.results import AccuracyResult, Hardware
@@ -79,7 +79,12 @@ class RunReference:
 
     def _record(self, case: Case, nodeid: str, hardware: Hardware | None) -> tuple[ResultRecord | None, str]:
         """Find the record of a case, or say why there is none."""
-        same = [item for item in self.file.records if item.result.case.identity() == case.identity()]
+        same = [
+            item
+            for whole in self.file.records
+            for item in record_points(whole)
+            if item.result.case.identity() == case.identity()
+        ]
         if not same:
             return None, "no result of this case"
         if hardware is not None:

@@ -106,7 +106,8 @@ def unreachable(root: Path, cases: Sequence[CollectedCase]) -> list[Unreachable]
     A metric of a task is reachable with the task, since a mark may leave its choice to the task. Raises `BaselineError`
     for a file that cannot be read: what is in it is not known.
     """
-    speeds = {(_file_of(item.case), performance_key(item.case)) for item in cases if item.case.workload is not None}
+    points = [point for item in cases if item.case.workload is not None for point in item.case.points()]
+    speeds = {(_file_of(point), performance_key(point)) for point in points}
     scores = {address for item in cases for address in _scores(item)}
     performance, accuracy = baseline_files(root)
     found = []

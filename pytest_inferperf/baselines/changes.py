@@ -10,7 +10,7 @@ from typing import Literal
 
 from pytest_inferperf.baselines.entries import Missing, ScoreEntry, accuracy_key, performance_key
 from pytest_inferperf.baselines.nearest import nearest_accuracy, nearest_performance
-from pytest_inferperf.baselines.result_file import ResultRecord
+from pytest_inferperf.baselines.result_file import ResultRecord, record_points
 from pytest_inferperf.baselines.store import (
     accuracy_path,
     lookup_accuracy,
@@ -18,6 +18,7 @@ from pytest_inferperf.baselines.store import (
     performance_path,
     shown_path,
 )
+from pytest_inferperf.model.gates import rules_of
 from pytest_inferperf.model.injection import CONTEXT_KEY
 from pytest_inferperf.model.metrics import parse_metric
 from pytest_inferperf.model.results import AccuracyResult, PerformanceResult
@@ -152,8 +153,12 @@ def _share(flags: Sequence[bool] | None) -> float:
 
 
 def last_attempts(records: Sequence[ResultRecord]) -> list[ResultRecord]:
-    """Return one record for each test: the last, which is the one that counts where a test was run again."""
-    return list({record.nodeid: record for record in records}.values())
+    """Return one record for each test: the last, which is the one that counts where a test was run again.
+
+    Of a sweep, one for each point: what is filed, and compared, is a point.
+    """
+    last = {record.nodeid: record for record in records}.values()
+    return [point for record in last for point in record_points(record)]
 
 
 def relative_loss(old: float, new: float, *, higher_is_better: bool) -> float:
@@ -181,8 +186,10 @@ def why_unusable(record: ResultRecord) -> str:
             return f"the run is invalid: {verdict.reason or verdict.gate}"
     if record.status is Status.INVALID:
         return "the run is invalid"
-    failed = result.performance.num_failed_requests if result.performance is not None else 0
-    if failed:
+    measured = result.performance
+    failed = measured.num_failed_requests if measured is not None else 0
+    requests = sum(item.num_requests for one in measured.sessions for item in one.rounds) if measured is not None else 0
+    if failed > rules_of(record.gates).max_failed_share * requests:
         return f"{failed} {'request' if failed == 1 else 'requests'} failed"
     answers = result.accuracy
     if answers is not None and answers.is_partial:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,14 @@ from pytest_inferperf.baselines.outcomes import (
 from pytest_inferperf.baselines.write import write_atomic
 from pytest_inferperf.errors import MarkError, ResultFileError
 from pytest_inferperf.model.case import Case, EngineSpec, ReferenceEngine, Task, Workload
-from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, Gate, PerformanceGate, SpeedupFloor
+from pytest_inferperf.model.gates import (
+    AccuracyFloor,
+    AccuracyLossCeiling,
+    ErrorRateCeiling,
+    Gate,
+    PerformanceGate,
+    SpeedupFloor,
+)
 from pytest_inferperf.model.metrics import MetricRef, parse_metric
 from pytest_inferperf.model.results import (
     Abba,
@@ -28,13 +35,15 @@ from pytest_inferperf.model.results import (
     CaseResult,
     Comparison,
     EngineInfo,
+    Frontier,
     Hardware,
     PerformanceResult,
+    Point,
     Repeat,
     Round,
     Session,
 )
-from pytest_inferperf.model.verdicts import GateVerdict, Status
+from pytest_inferperf.model.verdicts import GateVerdict, Status, worst
 
 __all__ = [
     "ResultFile",
@@ -44,6 +53,7 @@ __all__ = [
     "gate_to_json",
     "read_result_file",
     "record_from_json",
+    "record_points",
     "record_to_json",
     "write_result_file",
 ]
@@ -70,6 +80,20 @@ class ResultFile:
 
     environment: Mapping[str, str]
     records: tuple[ResultRecord, ...]
+
+
+def record_points(record: ResultRecord) -> tuple[ResultRecord, ...]:
+    """Return a record for each point of a sweep, as of a test of its own; the record itself where nothing was swept."""
+    if record.result.frontier is None:
+        return (record,)
+    found = []
+    for point in record.result.points():
+        load = f"{point.case.workload.load_name} " if point.case.workload is not None else ""
+        mine = tuple(
+            replace(item, gate=item.gate.removeprefix(load)) for item in record.verdicts if item.gate.startswith(load)
+        )
+        found.append(replace(record, result=point, verdicts=mine, status=worst(mine) if mine else record.status))
+    return tuple(found)
 
 
 def write_result_file(path: Path, file: ResultFile) -> None:
@@ -142,6 +166,8 @@ def gate_to_json(gate: Gate) -> dict[str, Any]:
     """Turn a gate into plain data."""
     if isinstance(gate, PerformanceGate):
         return {"type": "performance", "metric": gate.name, "limit": gate.limit, "tolerance": gate.tolerance}
+    if isinstance(gate, ErrorRateCeiling):
+        return {"type": "error_rate_ceiling", "share": gate.share}
     if isinstance(gate, SpeedupFloor):
         return {
             "type": "speedup_floor",
@@ -157,6 +183,8 @@ def gate_to_json(gate: Gate) -> dict[str, Any]:
 def gate_from_json(data: Mapping[str, Any], *, where: str = "gate") -> Gate:
     """Turn plain data back into a gate. Raises `ResultFileError` for a metric that does not exist."""
     values = {name: value for name, value in data.items() if name != "type"}
+    if data["type"] == "error_rate_ceiling":
+        return ErrorRateCeiling(**values)
     if data["type"] == "accuracy_floor":
         return AccuracyFloor(**values)
     if data["type"] == "accuracy_loss_ceiling":
@@ -172,7 +200,7 @@ def case_from_json(data: Mapping[str, Any]) -> Case:
     options = tuple(sorted(data["engine"]["engine_options"].items()))
     return Case(
         engine=EngineSpec(**{**data["engine"], "engine_options": options}),
-        workload=None if data["workload"] is None else Workload(**data["workload"]),
+        workload=None if data["workload"] is None else _workload(data["workload"]),
         task=None if data["task"] is None else Task(**data["task"]),
     )
 
@@ -208,6 +236,7 @@ def _result_to_json(result: CaseResult) -> dict[str, Any]:
         "case": result.case.to_json(),
         "engine": None if result.engine is None else _engine_to_json(result.engine),
         "performance": None if result.performance is None else _performance_to_json(result.performance),
+        **({} if result.frontier is None else {"frontier": _frontier_to_json(result.frontier)}),
         "accuracy": None if result.accuracy is None else _accuracy_to_json(result.accuracy),
         "comparisons": [_comparison_to_json(item) for item in result.comparisons],
         "invalid": result.invalid,
@@ -217,10 +246,12 @@ def _result_to_json(result: CaseResult) -> dict[str, Any]:
 
 def _result_from_json(data: Mapping[str, Any], where: str) -> CaseResult:
     engine, performance, accuracy = data["engine"], data["performance"], data["accuracy"]
+    frontier = data.get("frontier")
     return CaseResult(
         case=case_from_json(data["case"]),
         engine=None if engine is None else _engine_from_json(engine),
         performance=None if performance is None else _performance_from_json(performance, f"{where}.performance"),
+        frontier=None if frontier is None else _frontier_from_json(frontier, f"{where}.frontier"),
         accuracy=None if accuracy is None else _accuracy_from_json(accuracy, f"{where}.accuracy"),
         comparisons=tuple(
             _comparison_from_json(item, f"{where}.comparisons[{number}]")
@@ -315,6 +346,32 @@ def _performance_from_json(data: Mapping[str, Any], where: str) -> PerformanceRe
             for session in data["sessions"]
         )
     )
+
+
+def _frontier_to_json(frontier: Frontier) -> list[dict[str, Any]]:
+    return [
+        {
+            "workload": _as_dict(point.workload) | {"sweep": list(point.workload.sweep)},
+            "performance": _performance_to_json(point.performance),
+        }
+        for point in frontier.points
+    ]
+
+
+def _frontier_from_json(data: Sequence[Mapping[str, Any]], where: str) -> Frontier:
+    return Frontier(
+        points=tuple(
+            Point(
+                workload=_workload(item["workload"]),
+                performance=_performance_from_json(item["performance"], f"{where}[{number}].performance"),
+            )
+            for number, item in enumerate(data)
+        )
+    )
+
+
+def _workload(data: Mapping[str, Any]) -> Workload:
+    return Workload(**{**data, "sweep": tuple(data.get("sweep", ()))})
 
 
 def _accuracy_to_json(accuracy: AccuracyResult) -> dict[str, Any]:

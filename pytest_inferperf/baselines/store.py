@@ -32,7 +32,7 @@ from pytest_inferperf.baselines.outcomes import (
     encode_bits,
     encode_logprobs,
 )
-from pytest_inferperf.errors import BaselineError, MarkError, choices
+from pytest_inferperf.errors import BaselineError, MarkError, SettingsError, choices
 from pytest_inferperf.model.case import Case, EngineSpec, Task, Workload
 from pytest_inferperf.model.metrics import parse_metric
 from pytest_inferperf.model.quant import KV_CACHE_DTYPES, check_quant
@@ -333,7 +333,11 @@ def _performance_from_json(shown: str, key: str, data: dict[str, Any]) -> Perfor
     sizes = {name: identity[name] for name in _ENGINE_IDENTITY}
     engine = EngineSpec(model="", served_model_name="", serve=identity.get("serve", ""), **sizes)
     case = Case(engine=engine, workload=Workload.from_identity(identity))
-    _check_key(key, performance_key(case), where)
+    try:
+        expected = performance_key(case)
+    except SettingsError as problem:
+        raise BaselineError(f"{where}.identity: {problem}") from None
+    _check_key(key, expected, where)
     for name in data["metrics"]:
         try:
             parse_metric(name)

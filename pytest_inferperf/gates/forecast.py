@@ -39,7 +39,14 @@ from pytest_inferperf.gates.sessions import (
 )
 from pytest_inferperf.gates.speedup import block_values, times_as_good
 from pytest_inferperf.model.case import Case, ReferenceEngine
-from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, Gate, PerformanceGate, SpeedupFloor
+from pytest_inferperf.model.gates import (
+    AccuracyFloor,
+    AccuracyLossCeiling,
+    ErrorRateCeiling,
+    Gate,
+    PerformanceGate,
+    SpeedupFloor,
+)
 from pytest_inferperf.model.plan import Foresight, GateForecast
 from pytest_inferperf.model.results import Comparison
 
@@ -369,6 +376,12 @@ def _questions(
     return Foresight.WEAK, f"{text}; {cure} {shown(tolerance)}", share
 
 
+def _errors(gate: ErrorRateCeiling, known: OnFile) -> GateForecast:
+    return GateForecast(
+        gate=gate.name, aim=f"limit {100 * gate.share:g} %", state=Foresight.ABLE, text="absolute limit: no baseline"
+    )
+
+
 def _floor(gate: AccuracyFloor, known: OnFile) -> GateForecast:
     """An absolute limit; the number of questions says how far chance moves the score."""
     text = "absolute limit: no baseline"
@@ -392,6 +405,7 @@ _FORECASTS: Mapping[type, Callable[[Any, OnFile], GateForecast]] = {
     SpeedupFloor: _speedup,
     AccuracyLossCeiling: _loss,
     AccuracyFloor: _floor,
+    ErrorRateCeiling: _errors,
 }
 """One row per kind of gate."""
 

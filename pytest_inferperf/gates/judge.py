@@ -7,10 +7,19 @@ from dataclasses import dataclass, replace
 
 from pytest_inferperf.baselines.entries import AccuracyEntry, Missing, PerformanceEntry
 from pytest_inferperf.gates.accuracy import judge_floor, judge_loss
+from pytest_inferperf.gates.errors import count_requests, judge_errors
 from pytest_inferperf.gates.looks import ALPHA
 from pytest_inferperf.gates.performance import judge_performance
 from pytest_inferperf.gates.speedup import judge_speedup
-from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, Gate, PerformanceGate, SpeedupFloor
+from pytest_inferperf.model.gates import (
+    AccuracyFloor,
+    AccuracyLossCeiling,
+    ErrorRateCeiling,
+    Gate,
+    PerformanceGate,
+    SpeedupFloor,
+    rules_of,
+)
 from pytest_inferperf.model.results import CaseResult, Comparison, PerformanceResult
 from pytest_inferperf.model.verdicts import GateVerdict, Status
 
@@ -39,9 +48,16 @@ def judge(gates: Sequence[Gate], result: CaseResult, baselines: Baselines) -> tu
 
     An INVALID run is judged by none of its figures, and a gate whose metric was not measured fails.
     """
-    invalid = result.invalid or failed_requests(result.performance, result.comparisons)
+    failed = failed_requests(gates, result.performance, result.comparisons)
+    invalid = result.invalid or failed
     if invalid:
-        return tuple(_invalid(gate, invalid) for gate in gates)
+        # Too many failures are what their own gate is about: it has a figure, the others have none.
+        return tuple(
+            judge_errors(gate, result.performance, result.comparisons)
+            if isinstance(gate, ErrorRateCeiling) and not result.invalid
+            else _invalid(gate, invalid)
+            for gate in gates
+        )
     verdicts: list[GateVerdict] = []
     for gate in gates:
         verdicts += _judge_one(gate, result, baselines)
@@ -54,6 +70,10 @@ def _judge_one(gate: Gate, result: CaseResult, baselines: Baselines) -> list[Gat
             return [_not_measured(gate, "measure()")]
         entry, tolerance = baselines.performance, baselines.default_tolerance
         return [judge_performance(gate, result.performance, entry, tolerance, alpha=baselines.alpha)]
+    if isinstance(gate, ErrorRateCeiling):
+        if result.performance is None and not result.comparisons:
+            return [_not_measured(gate, "measure()")]
+        return [judge_errors(gate, result.performance, result.comparisons)]
     if isinstance(gate, SpeedupFloor):
         compared = next((item for item in result.comparisons if item.reference == gate.reference and item.blocks), None)
         if compared is None:
@@ -68,18 +88,24 @@ def _judge_one(gate: Gate, result: CaseResult, baselines: Baselines) -> list[Gat
     return judge_loss(gate, result.accuracy, baselines.accuracy, alpha=baselines.alpha, precision=precision)
 
 
-def failed_requests(performance: PerformanceResult | None, comparisons: Sequence[Comparison] = ()) -> str:
-    """Say how many requests failed, those of reference engines too; "" for none."""
-    rounds = [item for session in performance.sessions for item in session.rounds] if performance is not None else []
-    rounds += [item for one in comparisons for block in one.blocks for item in (*block.reference, *block.candidate)]
-    failed = sum(item.num_failed_requests for item in rounds)
-    return f"{failed} of {sum(item.num_requests for item in rounds)} requests failed" if failed else ""
+def failed_requests(
+    gates: Sequence[Gate], performance: PerformanceResult | None, comparisons: Sequence[Comparison] = ()
+) -> str:
+    """Say how many requests failed, those of reference engines too; "" for no more than the gates allow."""
+    failed, requests = count_requests(performance, comparisons)
+    allowed = rules_of(gates).max_failed_share
+    if failed <= allowed * requests and (failed < requests or not requests):
+        return ""
+    ceiling = f", where {100 * allowed:g} % may" if allowed else ""
+    return f"{failed} of {requests} requests failed{ceiling}"
 
 
 def _direction(gate: Gate) -> tuple[str, bool]:
     """Return the unit and whether the gate is a floor."""
     if isinstance(gate, PerformanceGate):
         return gate.metric.metric.unit, gate.metric.metric.higher_is_better
+    if isinstance(gate, ErrorRateCeiling):
+        return "%", False
     if isinstance(gate, SpeedupFloor):
         return "x", True
     return ("points", False) if isinstance(gate, AccuracyLossCeiling) else ("points", True)

@@ -46,7 +46,7 @@ def judge_performance(
     sessions = result.rounds(gate.metric.name)
     for number, rounds in enumerate(sessions, start=1):
         for value in rounds:
-            if not math.isfinite(value) or value <= 0:
+            if not math.isfinite(value) or value < 0 or (value == 0 and not metric.may_be_zero):
                 reason = f"measured {value} in session {number}, which is no {metric.unit}"
                 return verdict.give(Status.INVALID, measured=value, reason=reason)
     measured = result.median(gate.metric.name)
@@ -72,6 +72,18 @@ def judge_performance(
         return verdict.missing(Missing(path=entry.path, key=entry.key, reason=reason), measured)
     given = (gate.tolerance, stored.tolerance, default_tolerance)
     tolerance = next(value for value in given if value is not None)
+    for number, rounds in enumerate(sessions, start=1):
+        if 0.0 in rounds:
+            # On the scale of logs, on which sessions are compared, the loss has no bound.
+            return verdict.give(
+                Status.FAIL,
+                measured=measured,
+                limit=stored.level * (1 - tolerance),
+                baseline=stored.level,
+                tolerance=tolerance,
+                source=entry.path,
+                reason=f"was 0 {metric.unit} in a round of session {number}, where the baseline is {stored.level:.6g}",
+            )
     return _against_sessions(verdict, sessions, measured, stored, entry.path, tolerance, alpha)
 
 

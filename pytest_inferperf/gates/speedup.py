@@ -35,6 +35,9 @@ def judge_speedup(
     blocks = block_values(comparison, gate.metric.name)
     if not blocks or not all(item.reference and item.candidate for item in blocks):
         return row(status=Status.FAIL, reason="was not measured: the workload has no sample of it")
+    if metric.may_be_zero and any(0.0 in item.candidate and 0.0 not in item.reference for item in blocks):
+        reason = f"was 0 {metric.unit} in a round, where {gate.reference.label} had more"
+        return row(status=Status.FAIL, measured=0.0, limit=times_as_good(gate, tolerance), reason=reason)
     wrong = [
         value
         for item in blocks

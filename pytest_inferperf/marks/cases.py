@@ -16,6 +16,7 @@ from pytest_inferperf.marks.workloads import LOOPS, check_needs, make_workload
 from pytest_inferperf.model.case import Case, EngineSpec, GpuRequirement, ReferenceEngine, Scalar, Task
 from pytest_inferperf.model.gates import Gate
 from pytest_inferperf.model.quant import KV_CACHE_DTYPES, QUANTIZATIONS, check_quant
+from pytest_inferperf.model.sweep import Sweep
 
 if TYPE_CHECKING:
     import pytest
@@ -56,12 +57,13 @@ KEYWORDS: dict[str, Keyword] = {
     "api_key_env": Keyword(target="engine", kind=str),
     "hardware": Keyword(target="engine", kind=str),
     "engine_options": Keyword(target="engine", kind=dict),
-    "isl": Keyword(target="workload", kind=int, minimum=1),
-    "osl": Keyword(target="workload", kind=int, minimum=1),
+    "isl": Keyword(target="workload", kind=int, minimum=1, also=str),
+    "osl": Keyword(target="workload", kind=int, minimum=1, also=str),
     "concurrency": Keyword(target="workload", kind=int, minimum=1),
     "request_rate": Keyword(target="workload", kind=float, also=int),
     "arrival": Keyword(target="workload", kind=str),
     "burstiness": Keyword(target="workload", kind=float, also=int),
+    "shared_prefix": Keyword(target="workload", kind=float, also=int),
     "num_requests": Keyword(target="workload", kind=int, minimum=1),
     "rounds": Keyword(target="workload", kind=int, minimum=1),
     "warmup_rounds": Keyword(target="workload", kind=int),
@@ -113,7 +115,7 @@ def parse_cases(marks: Sequence[pytest.Mark], origin: Origin) -> list[tuple[str,
     merged: dict[str, Any] = {}
     for mark in marks:
         _check_mark(mark)
-        for name, value in mark.kwargs.items():
+        for name, value in [*_swept(mark), *mark.kwargs.items()]:
             if name == "engine_options":
                 merged[name] = {**merged.get(name, {}), **value}
             else:
@@ -132,8 +134,30 @@ def parse_cases(marks: Sequence[pytest.Mark], origin: Origin) -> list[tuple[str,
     return cases
 
 
+def _swept(mark: pytest.Mark) -> list[tuple[str, Sweep]]:
+    """Return the one keyword that the sweep of a mark gives; none without a sweep. Raises `MarkError`."""
+    found = [(name, values) for item in mark.args for name, values in item.axes]
+    if not mark.args:
+        return []
+    example = "sweep(concurrency=[1, 8, 64])"
+    if len(found) != 1:
+        raise MarkError(f"inferperf: a sweep goes along one keyword, {' or '.join(LOOPS)}, such as {example}.")
+    name, values = found[0]
+    if name not in LOOPS:
+        raise MarkError(
+            f"inferperf: sweep({name}=…): {choices(name, LOOPS, what='What can be swept')} Such as {example}."
+        )
+    if name in mark.kwargs:
+        raise MarkError(f"inferperf: {name} is swept and given too, {mark.kwargs[name]!r}; keep one.")
+    if len(set(values)) != len(values) or len(values) < 2:
+        raise MarkError(f"inferperf: sweep({name}={list(values)!r}): give at least two values, each once.")
+    for item in values:
+        _check_value(name, KEYWORDS[name], item)
+    return [(name, Sweep(axes=((name, values),)))]
+
+
 def _check_mark(mark: pytest.Mark) -> None:
-    if mark.args:
+    if mark.args and not all(isinstance(item, Sweep) for item in mark.args):
         raise MarkError(
             f"inferperf: takes keywords only, not {mark.args[0]!r}. {choices(mark.args[0], KEYWORDS, what='Keywords')}"
         )
@@ -411,7 +435,7 @@ def _case_id(case: Case, varied: set[str]) -> str:
     shown.add("kv_cache_dtype")
     if case.workload is not None:
         parts += case.workload.names()
-        shown |= {"isl", "osl", *LOOPS, "arrival", "burstiness"}
+        shown |= {"isl", "osl", *LOOPS, "arrival", "burstiness", "shared_prefix"}
     if case.task is not None:
         parts.append(case.task.name)
         shown.add("task")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,16 +11,31 @@ from pytest_inferperf.errors import MarkError, choices
 from pytest_inferperf.marks.arguments import article, keywords_of, number
 from pytest_inferperf.marks.cases import KEYWORDS, Origin, check_value, engine_like
 from pytest_inferperf.model.case import Case, EngineSpec, ReferenceEngine
-from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, Gate, PerformanceGate, SpeedupFloor
-from pytest_inferperf.model.metrics import METRICS, STATISTICS, MetricRef, parse_metric
+from pytest_inferperf.model.gates import (
+    AccuracyFloor,
+    AccuracyLossCeiling,
+    ErrorRateCeiling,
+    Gate,
+    PerformanceGate,
+    SpeedupFloor,
+)
+from pytest_inferperf.model.metrics import METRICS, SLO_METRICS, STATISTICS, MetricRef, base_name, goodput, parse_metric
 from pytest_inferperf.model.quant import KV_CACHE_DTYPES, check_quant
 
 if TYPE_CHECKING:
     import pytest
 
-__all__ = ["GATES", "SPEEDUP_KEYWORDS", "parse_gates"]
+__all__ = ["GATES", "GOODPUT_KEYWORDS", "NO_BLOCKS", "SPEEDUP_KEYWORDS", "parse_gates"]
 
-GATES = ("throughput_floor", "latency_ceiling", "speedup_floor", "accuracy_loss_ceiling", "accuracy_floor")
+GATES = (
+    "throughput_floor",
+    "latency_ceiling",
+    "goodput_floor",
+    "error_rate_ceiling",
+    "speedup_floor",
+    "accuracy_loss_ceiling",
+    "accuracy_floor",
+)
 """The marks that are gates."""
 
 
@@ -32,14 +47,17 @@ def parse_gates(marks: Sequence[pytest.Mark], case: Case, origin: Origin) -> tup
     gates: dict[tuple[object, ...], Gate] = {}
     for mark in marks:
         parsed: Iterable[Gate]
-        if mark.name in ("throughput_floor", "latency_ceiling", "speedup_floor"):
+        if mark.name in _OF_A_WORKLOAD or mark.name == "speedup_floor":
             if case.workload is None:
                 raise MarkError(
                     f"{mark.name}: needs a workload to measure; give the inferperf mark isl= and osl=, in tokens."
                 )
-            parsed = (
-                _speedup_gates(mark, case.engine, origin) if mark.name == "speedup_floor" else _performance_gates(mark)
-            )
+            if mark.name == "speedup_floor":
+                if case.workload.swept:
+                    raise MarkError(f"{mark.name}: {NO_BLOCKS}")
+                parsed = _speedup_gates(mark, case.engine, origin)
+            else:
+                parsed = _OF_A_WORKLOAD[mark.name](mark)
         else:
             if case.task is None:
                 raise MarkError(f"{mark.name}: needs a task to evaluate; give the inferperf mark task=.")
@@ -131,7 +149,7 @@ def _any_metric(mark: pytest.Mark, name: object) -> MetricRef:
         raise MarkError(
             f"{mark.name}: {name!r} is {article(type(name).__name__)}; a positional argument names a metric."
         )
-    if name.partition(".")[0] not in METRICS:
+    if base_name(name) not in METRICS:
         valid = [*_gateable(True), *_gateable(False)]
         raise MarkError(f"{mark.name}: unknown metric {name!r}.\n{choices(name, valid, what='Metrics')}")
     try:
@@ -210,10 +228,14 @@ def _metrics_with(higher: bool) -> str:
 
 
 def _metric(mark: str, name: str, higher: bool, keywords: Sequence[str] = ()) -> MetricRef:
-    if name.partition(".")[0] not in METRICS:
+    if base_name(name) not in METRICS:
         kind = "metric or keyword" if keywords else "metric"
         valid = [*_gateable(higher), *keywords]
         raise MarkError(f"{mark}: unknown {kind} {name!r}.\n{choices(name, valid, what=_metrics_with(higher))}")
+    if name == "goodput":
+        raise MarkError(
+            f"{mark}: 'goodput' is counted under an SLO; use goodput_floor(ttft_ms=500, tpot_ms=50), with limits of your own."
+        )
     try:
         found = parse_metric(name)
     except MarkError as error:
@@ -222,6 +244,49 @@ def _metric(mark: str, name: str, higher: bool, keywords: Sequence[str] = ()) ->
         better = "higher" if found.metric.higher_is_better else "lower"
         raise MarkError(f"{mark}: {name!r} is better when {better}; use {_DIRECTION[found.metric.higher_is_better]}.")
     return found
+
+
+NO_BLOCKS = "two engines are compared at one load, and the case is a sweep. Give the mark a list, such as concurrency=[1, 8, 64]."
+"""What a sweep is told that would be measured beside another engine."""
+
+GOODPUT_KEYWORDS = (*SLO_METRICS, "min", "tolerance")
+
+
+def _goodput_gates(mark: pytest.Mark) -> list[PerformanceGate]:
+    values = {name: value for name, value in keywords_of(mark, GOODPUT_KEYWORDS).items() if value is not None}
+    tolerance = _tolerance(mark, values.pop("tolerance", None))
+    limit = values.pop("min", None)
+    if limit is not None:
+        limit = number(mark, "min", limit)
+        if limit <= 0:
+            raise MarkError(f"{mark.name}: min={limit:g} must be above 0: a limit of 0 cannot be judged.")
+        if tolerance is not None:
+            raise MarkError(f"{mark.name}: tolerance={tolerance!r} widens a baseline, and min={limit:g} needs none.")
+    limits = {name: number(mark, name, value) for name, value in values.items()}
+    try:
+        metric = goodput(limits)
+    except MarkError as error:
+        message = f"{mark.name}: {error}"
+    else:
+        return [PerformanceGate(metric=metric, limit=limit, tolerance=tolerance)]
+    raise MarkError(message)
+
+
+def _error_rate(mark: pytest.Mark) -> list[ErrorRateCeiling]:
+    if len(mark.args) != 1 or mark.kwargs:
+        raise MarkError(f"{mark.name}: takes one share of requests that may fail, such as {mark.name}(0.01).")
+    share = number(mark, "share", mark.args[0])
+    if not 0 <= share < 1:
+        raise MarkError(f"{mark.name}: {share:g} must be from 0 to below 1; 0.01 is 1 % of the requests.")
+    return [ErrorRateCeiling(share=share)]
+
+
+_OF_A_WORKLOAD: Mapping[str, Callable[[pytest.Mark], Sequence[Gate]]] = {
+    "throughput_floor": _performance_gates,
+    "latency_ceiling": _performance_gates,
+    "goodput_floor": _goodput_gates,
+    "error_rate_ceiling": _error_rate,
+}
 
 
 def _share(mark: pytest.Mark, values: dict[str, Any], name: str) -> float | None:

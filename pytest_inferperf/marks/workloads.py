@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from pytest_inferperf.errors import MarkError, SettingsError
 from pytest_inferperf.model.case import EngineSpec
+from pytest_inferperf.model.lengths import parse_lengths
+from pytest_inferperf.model.sweep import Sweep
 from pytest_inferperf.model.workload import Workload
 
 __all__ = ["LOOPS", "check_needs", "make_workload"]
@@ -17,10 +20,20 @@ LOOPS = ("concurrency", "request_rate")
 
 def make_workload(values: Mapping[str, Any]) -> Workload:
     """Make the workload of checked keywords, one value each. Raises `MarkError` where they do not fit together."""
+    for name, value in values.items():
+        if isinstance(value, Sweep):
+            ((_, axis),) = value.axes
+            first, *_ = [make_workload({**values, name: item}) for item in axis]
+            return replace(first, swept=name, sweep=axis)
     values = dict(values)
     for name in ("isl", "osl"):
         if name not in values:
             raise MarkError(f"inferperf: {name} is missing; a workload needs isl= and osl=, in tokens.")
+        values[name] = _lengths(name, values[name])
+    if not 0 <= values.get("shared_prefix", 0.0) < 1:
+        raise MarkError(
+            f"inferperf: shared_prefix={values['shared_prefix']!r} must be from 0 to below 1; 0.5 is half of each prompt."
+        )
     if "request_rate" in values:
         _open_loop(values)
     else:
@@ -37,6 +50,15 @@ def make_workload(values: Mapping[str, Any]) -> Workload:
             "would never be held."
         )
     return Workload(**values)
+
+
+def _lengths(name: str, value: int | str) -> int | str:
+    """Return a length as files spell it."""
+    try:
+        return parse_lengths(value).value
+    except SettingsError as error:
+        message = f"inferperf: {name}={error}"
+    raise MarkError(message)
 
 
 def _open_loop(values: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from pytest_inferperf.measure.validity import check_engine
 from pytest_inferperf.measure.witness import Honesty, Witness, with_agreement
 from pytest_inferperf.measure.workload import draw_requests, vocabulary_of
 from pytest_inferperf.model.case import ReferenceEngine, Workload
+from pytest_inferperf.model.gates import NO_RULES, MeasureRules
 from pytest_inferperf.model.results import Abba, Comparison, Round
 
 __all__ = ["held_reference", "measure_blocks"]
@@ -35,6 +36,7 @@ def measure_blocks(
     *,
     open_reference: Opener,
     next_look: Callable[[Comparison], int | None],
+    rules: MeasureRules = NO_RULES,
     progress: Progress | None = None,
     gpu_hour_price: float = 0.0,
     honesty: Honesty | None = None,
@@ -47,6 +49,7 @@ def measure_blocks(
         workload: Its warm-up rounds run on both engines before the first block, or with `reload` after every launch.
         open_reference: Opens the reference engine; it is closed here.
         next_look: Says how many blocks, in all, are needed next; None when the verdict stands.
+        rules: What the gates of the case ask of the measurement.
         progress: Receives a line for each block.
         gpu_hour_price: As in `run_round`.
         honesty: How closely the candidate's answers are looked at: after all blocks, or with `reload` after each.
@@ -55,7 +58,7 @@ def measure_blocks(
     does not open.
 
     """
-    blocks = _Blocks(candidate, reference, workload, open_reference, progress, gpu_hour_price, honesty)
+    blocks = _Blocks(candidate, reference, workload, open_reference, rules, progress, gpu_hour_price, honesty)
     return blocks.measure(next_look)
 
 
@@ -138,11 +141,13 @@ class _Blocks:
         reference: ReferenceEngine,
         workload: Workload,
         open_reference: Opener,
+        rules: MeasureRules,
         progress: Progress | None,
         gpu_hour_price: float,
         honesty: Honesty | None,
     ) -> None:
         self._candidate = candidate
+        self._rules = rules
         self._reference = reference
         self._workload = workload
         self._open = open_reference
@@ -191,9 +196,13 @@ class _Blocks:
                 blocks=blocks,
                 warmup_rounds=self._workload.warmup_rounds,
             )
-            wanted = None if found.num_failed_requests else next_look(found)
+            wanted = None if self._too_many_failed(found) else next_look(found)
         assert self._found is not None
         return self._found
+
+    def _too_many_failed(self, found: Comparison) -> bool:
+        rounds = [one for block in found.blocks for one in (*block.reference, *block.candidate)]
+        return found.num_failed_requests > self._rules.max_failed_share * sum(one.num_requests for one in rounds)
 
     def _witness(self) -> Witness | None:
         return Witness(self._honesty, seed=self._workload.seed) if self._honesty is not None else None
@@ -264,6 +273,7 @@ class _Blocks:
             self._workload,
             requests,
             round_index=index,
+            rules=self._rules,
             gpu_hour_price=self._gpu_hour_price,
             witness=witness,
         )

@@ -14,6 +14,7 @@ from pytest_inferperf.measure.telemetry import Telemetry
 from pytest_inferperf.measure.witness import Honesty, Witness, with_agreement
 from pytest_inferperf.measure.workload import make_requests
 from pytest_inferperf.model.case import Workload
+from pytest_inferperf.model.gates import NO_RULES, MeasureRules
 from pytest_inferperf.model.results import Round, Session
 
 __all__ = ["RoundTimer", "measure_session", "run_round"]
@@ -30,12 +31,13 @@ def measure_session(
     engine: Engine,
     workload: Workload,
     *,
+    rules: MeasureRules = NO_RULES,
     timer: RoundTimer | None = None,
     progress: Callable[[str], None] | None = None,
     gpu_hour_price: float = 0.0,
     honesty: Honesty | None = None,
 ) -> Session:
-    """Run the workload's warm-up and measured rounds and return their figures.
+    """Run the workload's warm-up and measured rounds and return their figures; `rules` are those of the case's gates.
 
     With `honesty`, some of the answers are then asked for again, off the clock, and compared; with its `audit`, prompts are
     repeated between new ones.
@@ -57,6 +59,7 @@ def measure_session(
             workload,
             requests,
             round_index=index,
+            rules=rules,
             timer=timer,
             witness=witness,
             gpu_hour_price=gpu_hour_price,
@@ -91,6 +94,7 @@ def run_round(
     requests: Sequence[GenerationRequest],
     *,
     round_index: int = 0,
+    rules: MeasureRules = NO_RULES,
     timer: RoundTimer | None = None,
     gpu_hour_price: float = 0.0,
     witness: Witness | None = None,
@@ -109,7 +113,9 @@ def run_round(
     if serving is not None:
         from pytest_inferperf.measure.load.rounds import load_round
 
-        found = load_round(engine, serving, workload, requests, round_index=round_index, timer=timer, witness=witness)
+        found = load_round(
+            engine, serving, workload, requests, round_index=round_index, rules=rules, timer=timer, witness=witness
+        )
         return with_costs(found, energy_j=None, price_per_hour=per_hour)
     if workload.is_open_loop:
         raise MarkError(
@@ -118,7 +124,7 @@ def run_round(
         )
     with energy_meter(engine) as meter:
         before_j = meter.read_j()
-        found = _direct_round(engine, workload, requests, timer, witness)
+        found = _direct_round(engine, workload, requests, rules, timer, witness)
         after_j = meter.read_j()
     energy_j = None if before_j is None or after_j is None else after_j - before_j
     return with_costs(found, energy_j=energy_j, price_per_hour=per_hour)
@@ -128,6 +134,7 @@ def _direct_round(
     engine: Engine,
     workload: Workload,
     requests: Sequence[GenerationRequest],
+    rules: MeasureRules,
     timer: RoundTimer | None,
     witness: Witness | None,
 ) -> Round:
@@ -150,7 +157,11 @@ def _direct_round(
         witness.saw(requests, generations)
     devices = engine.info.hardware.count if engine.info.hardware.kind == "gpu" else 1
     return summarise_round(
-        generations, duration_s=duration_s, devices=devices, peak_memory_bytes=engine.peak_memory_bytes()
+        generations,
+        duration_s=duration_s,
+        devices=devices,
+        peak_memory_bytes=engine.peak_memory_bytes(),
+        slos=rules.slos,
     )
 
 

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from pytest_inferperf.engines.interface import Generation
-from pytest_inferperf.model.metrics import METRICS, STATISTICS
+from pytest_inferperf.model.metrics import METRICS, STATISTICS, Slo, base_name, goodput
 from pytest_inferperf.model.results import Round
 
 __all__ = ["summarise_round", "with_costs"]
 
 
 def summarise_round(
-    generations: Sequence[Generation], *, duration_s: float, devices: int, peak_memory_bytes: int
+    generations: Sequence[Generation],
+    *,
+    duration_s: float,
+    devices: int,
+    peak_memory_bytes: int,
+    slos: Sequence[Slo] = (),
 ) -> Round:
     """Compute every metric of one round; formulas and sources stand in `model.metrics`.
 
     `duration_s` is the wall time of the round, `devices` the number of GPUs (1 for a CPU). A metric without a
-    sample (TPOT and ITL at an OSL of 1) is left out.
+    sample (TPOT and ITL at an OSL of 1) is left out. `slos` are what goodput is counted under.
     """
     input_tokens = sum(item.prompt_tokens for item in generations)
     output_tokens = sum(len(item.token_ids) for item in generations)
@@ -40,6 +45,9 @@ def summarise_round(
         "total_throughput": (input_tokens + output_tokens) / duration_s,
         "request_throughput": len(finished) / duration_s,
     }
+    for slo in slos:
+        met = sum(_meets(item, dict(slo)) for item in finished)
+        metrics[goodput(dict(slo)).name] = met / duration_s
     if peak_memory_bytes:
         metrics["peak_memory_gib"] = peak_memory_bytes / 2**30
     # A burst that arrives at one instant has no rate.
@@ -49,7 +57,7 @@ def summarise_round(
     for name, sample in samples.items():
         if sample:
             metrics |= _statistics(name, sample)
-    assert all(name.partition(".")[0] in METRICS for name in metrics)
+    assert all(base_name(name) in METRICS for name in metrics)
     return Round(
         duration_s=duration_s,
         num_requests=len(generations),
@@ -72,6 +80,15 @@ def with_costs(found: Round, *, energy_j: float | None, price_per_hour: float) -
     if price_per_hour > 0 and found.output_tokens:
         costs["cost_per_million_tokens"] = 1e6 * price_per_hour * found.duration_s / 3600 / found.output_tokens
     return replace(found, metrics={**found.metrics, **costs}) if costs else found
+
+
+def _meets(item: Generation, slo: Mapping[str, float]) -> bool:
+    times, gaps = item.token_times_s, len(item.token_times_s) - 1
+    found = {"ttft_ms": 1000 * times[0], "e2e_latency_ms": 1000 * times[-1]}
+    if gaps:
+        # A request of one token has no TPOT to miss.
+        found["tpot_ms"] = 1000 * (times[-1] - times[0]) / gaps
+    return all(found[name] <= limit for name, limit in slo.items() if name in found)
 
 
 def _statistics(name: str, sample: Sequence[float]) -> dict[str, float]:

@@ -13,20 +13,20 @@ __all__ = ["draw_requests", "make_requests", "vocabulary_of"]
 
 
 def make_requests(engine: Engine, workload: Workload, *, round_index: int) -> list[GenerationRequest]:
-    """Build one round of requests: `isl` random token ids each, `osl` tokens out.
+    """Build one round of requests: `isl` random token ids each, `osl` tokens out, or as many as are drawn for each.
 
-    Every round and request has its own prompt, so that no prefix cache can answer; the same seed gives the same
-    prompts. Raises `InvalidRun` when a request does not fit the engine's context.
+    Every round and request has its own prompt, so that no prefix cache can answer more than the share that the workload
+    wants shared; the same seed gives the same prompts. Raises `InvalidRun` when a request does not fit the engine's context.
     """
     return draw_requests(vocabulary_of(engine, workload), workload, round_index=round_index)
 
 
 def vocabulary_of(engine: Engine, workload: Workload) -> list[int]:
     """Return the tokens a prompt may hold. Raises `InvalidRun` when a request does not fit the engine's context."""
-    if workload.isl + workload.osl > engine.info.max_model_len:
+    isl, osl = workload.input_lengths.largest, workload.output_lengths.largest
+    if isl + osl > engine.info.max_model_len:
         raise InvalidRun(
-            f"isl {workload.isl} + osl {workload.osl} tokens do not fit the engine's context of "
-            f"{engine.info.max_model_len} tokens."
+            f"isl {isl} + osl {osl} tokens do not fit the engine's context of {engine.info.max_model_len} tokens."
         )
     special = engine.special_token_ids
     return [token for token in range(engine.vocab_size) if token not in special]
@@ -36,11 +36,15 @@ def draw_requests(vocabulary: Sequence[int], workload: Workload, *, round_index:
     """Draw the prompts of one round from a vocabulary; see `make_requests`."""
     # Text seeds: the same in every process, unlike hash().
     generator = random.Random(f"{workload.seed}/{round_index}")
-    return [
-        GenerationRequest(
-            prompt=tuple(generator.choices(vocabulary, k=workload.isl)),
-            max_tokens=workload.osl,
-            ignore_eos=True,
-        )
-        for _ in range(workload.requests_per_round)
-    ]
+    lengths, outputs = workload.input_lengths, workload.output_lengths
+    # Of the workload, not of the round: what is shared is shared by all rounds, and in a cache from the second on.
+    longest = workload.shared_tokens(lengths.largest)
+    common = random.Random(f"{workload.seed}/prefix").choices(vocabulary, k=longest)
+
+    def request() -> GenerationRequest:
+        isl = lengths.draw(generator)
+        shared = workload.shared_tokens(isl)
+        own = generator.choices(vocabulary, k=isl - shared)
+        return GenerationRequest(prompt=(*common[:shared], *own), max_tokens=outputs.draw(generator), ignore_eos=True)
+
+    return [request() for _ in range(workload.requests_per_round)]

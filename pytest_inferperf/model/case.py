@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from pytest_inferperf.model.quant import precision_key
@@ -147,6 +147,12 @@ class Case:
                 found["limit"] = self.task.limit
         return found
 
+    def points(self) -> tuple[Case, ...]:
+        """Return the case of each point of a sweep; itself where it is none."""
+        if self.workload is None or not self.workload.swept:
+            return (self,)
+        return tuple(replace(self, workload=point) for point in self.workload.points())
+
     def to_json(self) -> dict[str, Any]:
         """Plain data for a result file; `case_from_json` is its inverse."""
         return {
@@ -162,6 +168,8 @@ def _plain(value: EngineSpec | Workload | Task | None) -> dict[str, Any] | None:
     data: dict[str, Any] = {item.name: getattr(value, item.name) for item in fields(value)}
     if isinstance(value, EngineSpec):
         data["engine_options"] = dict(value.engine_options)
+    if isinstance(value, Workload):
+        data["sweep"] = list(value.sweep)
     return data
 
 

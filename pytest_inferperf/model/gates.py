@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pytest_inferperf.model.case import ReferenceEngine
-from pytest_inferperf.model.metrics import MetricRef
+from pytest_inferperf.model.metrics import MetricRef, Slo
 
-__all__ = ["AccuracyFloor", "AccuracyLossCeiling", "Gate", "PerformanceGate", "SpeedupFloor"]
+__all__ = [
+    "NO_RULES",
+    "AccuracyFloor",
+    "AccuracyLossCeiling",
+    "ErrorRateCeiling",
+    "Gate",
+    "MeasureRules",
+    "PerformanceGate",
+    "SpeedupFloor",
+    "rules_of",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +38,19 @@ class PerformanceGate:
     def name(self) -> str:
         """What a report calls the gate."""
         return self.metric.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorRateCeiling:
+    """The share of requests that may fail. Without it none may: a run with a failed request is INVALID."""
+
+    share: float
+    """Largest share of all requests of all rounds, 0 to below 1."""
+
+    @property
+    def name(self) -> str:
+        """What a report calls the gate."""
+        return "error_rate"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,4 +111,32 @@ class AccuracyFloor:
         return self.metric or "accuracy"
 
 
-Gate = PerformanceGate | SpeedupFloor | AccuracyLossCeiling | AccuracyFloor
+Gate = PerformanceGate | ErrorRateCeiling | SpeedupFloor | AccuracyLossCeiling | AccuracyFloor
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureRules:
+    """What the gates of a case ask of its measurement."""
+
+    slos: tuple[Slo, ...] = ()
+    """A goodput is counted under each."""
+
+    max_failed_share: float = 0.0
+    """Share of requests that may fail before no figure of the run can be trusted."""
+
+    judges_failures: bool = False
+    """Whether a gate judges failed requests, so that a round goes on however many fail; with no success it is INVALID."""
+
+
+NO_RULES = MeasureRules()
+
+
+def rules_of(gates: Sequence[Gate]) -> MeasureRules:
+    """Collect what gates ask of the measurement that they judge."""
+    refs = [gate.metric for gate in gates if isinstance(gate, PerformanceGate | SpeedupFloor)]
+    ceilings = [gate.share for gate in gates if isinstance(gate, ErrorRateCeiling)]
+    return MeasureRules(
+        slos=tuple(dict.fromkeys(ref.slo for ref in refs if ref.slo)),
+        max_failed_share=min(ceilings, default=0.0),
+        judges_failures=bool(ceilings),
+    )

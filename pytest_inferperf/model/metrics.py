@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from pytest_inferperf.errors import MarkError, choices
+from pytest_inferperf.model.workload import spell
 
-__all__ = ["METRICS", "STATISTICS", "Metric", "MetricRef", "parse_metric", "per_megawatt"]
+__all__ = [
+    "METRICS",
+    "SLO_METRICS",
+    "STATISTICS",
+    "Metric",
+    "MetricRef",
+    "Slo",
+    "base_name",
+    "goodput",
+    "parse_metric",
+    "per_megawatt",
+]
 
 STATISTICS = ("mean", "p50", "p90", "p95", "p99")
 """Summaries of a per-request or per-token sample. Percentiles interpolate linearly between order statistics."""
+
+SLO_METRICS = ("ttft_ms", "tpot_ms", "e2e_latency_ms")
+"""What an SLO can limit: the latencies of a request."""
+
+Slo = tuple[tuple[str, float], ...]
+"""Limits that a request must meet, all of them: names of `SLO_METRICS`, in that order, with milliseconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +51,9 @@ class Metric:
     needs: str = ""
     """What must be there for it to be measured, beside a workload that has a sample of it; "" for nothing."""
 
+    may_be_zero: bool = False
+    """Whether 0 is a figure, and the worst one, where any other metric was measured wrong if it is 0."""
+
     @property
     def has_statistics(self) -> bool:
         """Whether the name takes `.mean .p50 .p90 .p95 .p99`."""
@@ -42,10 +66,14 @@ class MetricRef:
 
     metric: Metric
     statistic: str | None
+    slo: Slo = ()
+    """What requests must meet to count; `goodput` alone has it. Under another SLO it is another metric."""
 
     @property
     def name(self) -> str:
-        """The full name, statistic included."""
+        """The full name: with its statistic, or as `goodput[ttft_ms<=500,tpot_ms<=50]`."""
+        if self.slo:
+            return f"{self.metric.name}[{','.join(f'{name}<={spell(limit)}' for name, limit in self.slo)}]"
         return self.metric.name if self.statistic is None else f"{self.metric.name}.{self.statistic}"
 
 
@@ -90,6 +118,7 @@ _ROWS = (
         unit="req/s",
         higher_is_better=True,
         formula="request_throughput x share of requests that met every SLO",
+        may_be_zero=True,
         source="AIPerf goodput; vLLM and SGLang bench --goodput",
     ),
     Metric(
@@ -171,15 +200,50 @@ def per_megawatt(energy_per_token_j: float) -> float:
     return 1e6 / energy_per_token_j
 
 
+def base_name(name: str) -> str:
+    """Return the name of the metric in a full name: `ttft_ms` of `ttft_ms.p99`."""
+    return re.split(r"[.\[]", name, maxsplit=1)[0]
+
+
+def goodput(limits: Mapping[str, float]) -> MetricRef:
+    """Return the goodput under an SLO: `{"ttft_ms": 500}`.
+
+    Raises `MarkError` for no limit, one of something that is not the latency of a request, and one not above 0.
+    """
+    if not limits:
+        raise MarkError(f"goodput needs an SLO: limits, in ms, of {', '.join(SLO_METRICS)}.")
+    for name, limit in limits.items():
+        if name not in SLO_METRICS:
+            raise MarkError(f"unknown SLO {name!r}. {choices(name, SLO_METRICS, what='SLOs')}")
+        if not 0 < limit < math.inf:
+            raise MarkError(f"the SLO {name}={limit:g} must be a number of ms above 0.")
+    slo = tuple((name, float(limits[name])) for name in SLO_METRICS if name in limits)
+    return MetricRef(metric=METRICS["goodput"], statistic=None, slo=slo)
+
+
+def _parse_goodput(name: str) -> MetricRef:
+    limits = {}
+    for part in re.sub(r"^\w+\[?|\]$", "", name).split(","):
+        match = re.fullmatch(r"(\w+)<=([0-9.]+(?:e-?[0-9]+)?)", part.strip())
+        if match is None or not name.endswith("]"):
+            raise MarkError(
+                f"{name!r}: goodput is counted under an SLO, which is part of its name: 'goodput[ttft_ms<=500,tpot_ms<=50]'."
+            )
+        limits[match[1]] = float(match[2])
+    return goodput(limits)
+
+
 def parse_metric(name: str) -> MetricRef:
-    """Turn `ttft_ms.p99` into a reference to the table.
+    """Turn `ttft_ms.p99` or `goodput[ttft_ms<=500]` into a reference to the table.
 
     Raises `MarkError` for a metric, a statistic, or a combination that does not exist.
     """
     base, _, statistic = name.partition(".")
-    metric = METRICS.get(base)
+    metric = METRICS.get(base_name(name))
     if metric is None:
         raise MarkError(f"unknown metric {name!r}.\n{choices(base, METRICS, what='Metrics')}")
+    if metric.name == "goodput":
+        return _parse_goodput(name)
     if metric.has_statistics:
         if statistic not in STATISTICS:
             given = f"unknown statistic {statistic!r}" if statistic else "a statistic is missing"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any, Literal
 
 from pytest_inferperf.model.case import Case, ReferenceEngine
+from pytest_inferperf.model.workload import Workload
 
 __all__ = [
     "UNVERIFIED",
@@ -17,8 +18,10 @@ __all__ = [
     "CaseResult",
     "Comparison",
     "EngineInfo",
+    "Frontier",
     "Hardware",
     "PerformanceResult",
+    "Point",
     "Repeat",
     "Round",
     "Session",
@@ -134,6 +137,30 @@ class PerformanceResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Point:
+    """What was measured at one load of a sweep."""
+
+    workload: Workload
+    performance: PerformanceResult
+
+    def __getitem__(self, metric: str) -> float:
+        """The median of one metric. Raises `KeyError` naming what was measured."""
+        return self.performance[metric]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frontier:
+    """All points of a sweep, in the order of the mark. Every session measured every point."""
+
+    points: tuple[Point, ...]
+
+    @property
+    def num_failed_requests(self) -> int:
+        """Requests that did not finish, over all points."""
+        return sum(item.performance.num_failed_requests for item in self.points)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Repeat:
     """Some documents asked a second time of the same engine, in other batches (A/A): what its own noise flips."""
 
@@ -246,6 +273,9 @@ class CaseResult:
     case: Case
     engine: EngineInfo | None = None
     performance: PerformanceResult | None = None
+    frontier: Frontier | None = None
+    """What a sweep measured, in the place of `performance`."""
+
     accuracy: AccuracyResult | None = None
     comparisons: tuple[Comparison, ...] = ()
     """Engines that ran beside the candidate: of speedup gates, or what `--inferperf-against` names."""
@@ -255,3 +285,17 @@ class CaseResult:
 
     context: Mapping[str, str] = field(default_factory=dict)
     """Versions, driver, commit, date: recorded and shown, never part of identity."""
+
+    def points(self) -> tuple[CaseResult, ...]:
+        """Return the result of each point of a sweep, as of a case of its own; itself where nothing was swept."""
+        if self.frontier is None:
+            return (self,)
+        return tuple(
+            replace(
+                self,
+                case=replace(self.case, workload=point.workload),
+                performance=point.performance,
+                frontier=None,
+            )
+            for point in self.frontier.points
+        )

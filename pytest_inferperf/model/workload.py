@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-__all__ = ["OPEN_LOOP_REQUESTS", "WORKLOAD_IDENTITY", "Workload"]
+from pytest_inferperf.model.lengths import Lengths, parse_lengths
+
+__all__ = ["OPEN_LOOP_REQUESTS", "WORKLOAD_IDENTITY", "Workload", "spell"]
 
 OPEN_LOOP_REQUESTS = 100
 """Requests of a round under open loop, where the mark says nothing."""
@@ -18,6 +20,7 @@ WORKLOAD_IDENTITY = (
     "request_rate",
     "arrival",
     "burstiness",
+    "shared_prefix",
     "num_requests",
     "seed",
 )
@@ -28,11 +31,11 @@ WORKLOAD_IDENTITY = (
 class Workload:
     """What is sent to the engine, and how often."""
 
-    isl: int
-    """Input sequence length, tokens."""
+    isl: int | str
+    """Input sequence length, tokens, or a distribution: "uniform(819,1024)", "normal(1024,100)"."""
 
-    osl: int
-    """Output sequence length, tokens; exact (`ignore_eos`)."""
+    osl: int | str
+    """Output sequence length, tokens, or a distribution; each request gets exactly what was drawn (`ignore_eos`)."""
 
     concurrency: int = 1
     """Closed loop: requests in flight. 0 under open loop."""
@@ -45,6 +48,15 @@ class Workload:
 
     burstiness: float = 1.0
     """Open loop: shape of gamma arrivals; below 1 comes in bursts."""
+
+    shared_prefix: float = 0.0
+    """Share of each prompt, from its start, that all prompts have in common."""
+
+    swept: str = ""
+    """The loop that is swept, `concurrency` or `request_rate`; "" for one load. The field itself then has the first value."""
+
+    sweep: tuple[int | float, ...] = ()
+    """The values of `swept`, one for each point."""
 
     num_requests: int = 0
     """Requests per round; 0 means one per concurrent slot, or `OPEN_LOOP_REQUESTS`."""
@@ -65,6 +77,31 @@ class Workload:
         """Whether requests are due by the clock, whether or not earlier ones were answered."""
         return self.request_rate > 0
 
+    def points(self) -> tuple[Workload, ...]:
+        """Return the workload of each point of a sweep; itself where it is none."""
+        if not self.swept:
+            return (self,)
+        return tuple(replace(self, swept="", sweep=(), **{self.swept: value}) for value in self.sweep)  # type: ignore[arg-type]
+
+    @property
+    def load_name(self) -> str:
+        """What an id calls the load: `c64`, `r2.5`, `r20-constant`; of a sweep `c1-8-64`."""
+        return "-".join(self._loop_names())
+
+    @property
+    def input_lengths(self) -> Lengths:
+        """The lengths of prompts."""
+        return parse_lengths(self.isl)
+
+    @property
+    def output_lengths(self) -> Lengths:
+        """The lengths of outputs."""
+        return parse_lengths(self.osl)
+
+    def shared_tokens(self, isl: int) -> int:
+        """Return how many tokens of a prompt of this length are those of every prompt."""
+        return round(self.shared_prefix * isl)
+
     @property
     def default_requests(self) -> int:
         """Requests per round where `num_requests` says nothing."""
@@ -78,18 +115,23 @@ class Workload:
     @property
     def words(self) -> str:
         """The load as a line of progress names it."""
-        loop = f"request rate {_plain(self.request_rate)}" if self.is_open_loop else f"concurrency {self.concurrency}"
+        loop = f"request rate {spell(self.request_rate)}" if self.is_open_loop else f"concurrency {self.concurrency}"
         return f"isl {self.isl} osl {self.osl} {loop}"
 
     def identity(self) -> dict[str, str | int]:
         """Return the names of `WORKLOAD_IDENTITY` that have a meaning. A rate is a string such as "2.5": `-m` takes no float."""
         found: dict[str, str | int] = {"isl": self.isl, "osl": self.osl}
         if self.is_open_loop:
-            found |= {"request_rate": _plain(self.request_rate), "arrival": self.arrival}
+            found |= {"request_rate": spell(self.request_rate), "arrival": self.arrival}
             if self.arrival == "gamma":
-                found["burstiness"] = _plain(self.burstiness)
+                found["burstiness"] = spell(self.burstiness)
         else:
             found["concurrency"] = self.concurrency
+        if self.shared_prefix:
+            found["shared_prefix"] = spell(self.shared_prefix)
+        if self.swept:
+            found[self.swept] = ",".join(map(spell, self.sweep))
+            return found | ({"num_requests": self.num_requests} if self.num_requests else {}) | {"seed": self.seed}
         return found | {"num_requests": self.requests_per_round, "seed": self.seed}
 
     @classmethod
@@ -97,20 +139,25 @@ class Workload:
         """Make the workload that has this identity."""
         values = {name: identity[name] for name in ("isl", "osl", "num_requests", "seed")}
         values |= {name: identity[name] for name in ("arrival",) if name in identity}
-        values |= {name: float(identity[name]) for name in ("request_rate", "burstiness") if name in identity}
+        values |= {
+            name: float(identity[name]) for name in ("request_rate", "burstiness", "shared_prefix") if name in identity
+        }
         return cls(**values, concurrency=identity.get("concurrency", 0))
 
     def names(self) -> list[str]:
         """List the parts of an id that are always there: `isl1024`, `osl1024`, and `c64` or `r2.5`."""
-        return [f"isl{self.isl}", f"osl{self.osl}", *self._loop_names()]
+        lengths = [f"isl{self.input_lengths.short}", f"osl{self.output_lengths.short}"]
+        prefix = [f"prefix{spell(self.shared_prefix)}"] if self.shared_prefix else []
+        return [*lengths, *prefix, *self._loop_names()]
 
     def _loop_names(self) -> list[str]:
+        values = "-".join(map(spell, self.sweep or (self.request_rate or self.concurrency,)))
         if not self.is_open_loop:
-            return [f"c{self.concurrency}"]
-        shape = _plain(self.burstiness) if self.arrival == "gamma" else ""
-        return [f"r{_plain(self.request_rate)}", *([f"{self.arrival}{shape}"] if self.arrival != "poisson" else [])]
+            return [f"c{values}"]
+        shape = spell(self.burstiness) if self.arrival == "gamma" else ""
+        return [f"r{values}", *([f"{self.arrival}{shape}"] if self.arrival != "poisson" else [])]
 
 
-def _plain(value: float) -> str:
+def spell(value: float) -> str:
     """Spell a number without loss: 20.0 is `20`, 2.5 is `2.5`."""
     return str(int(value)) if value == int(value) else repr(value)

@@ -24,6 +24,10 @@ def junit_properties(result: CaseResult, verdicts: Sequence[GateVerdict]) -> lis
             found.append(("inferperf.tokens_per_s_per_megawatt", per_megawatt(energy_j)))
         found.append(("inferperf.metric.num_failed_requests", result.performance.num_failed_requests))
         found.append(("inferperf.sessions", len(result.performance.sessions)))
+    for point in result.frontier.points if result.frontier is not None else ():
+        load, measured = point.workload.load_name, point.performance
+        names = {name for session in measured.sessions for item in session.rounds for name in item.metrics}
+        found += [(f"inferperf.metric.{load}.{name}", measured.median(name)) for name in sorted(names)]
     if result.accuracy is not None:
         accuracy = result.accuracy
         found += [(f"inferperf.metric.{name}", value) for name, value in sorted(accuracy.scores.items())]

@@ -25,7 +25,14 @@ from pytest_inferperf.gates.looks import Unresolvable
 from pytest_inferperf.gates.odds import block_odds, floor_odds, question_odds, session_odds
 from pytest_inferperf.gates.sessions import judge_sessions
 from pytest_inferperf.model.case import Case, EngineSpec, ReferenceEngine, Task, Workload
-from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, Gate, PerformanceGate, SpeedupFloor
+from pytest_inferperf.model.gates import (
+    AccuracyFloor,
+    AccuracyLossCeiling,
+    ErrorRateCeiling,
+    Gate,
+    PerformanceGate,
+    SpeedupFloor,
+)
 from pytest_inferperf.model.metrics import parse_metric
 from pytest_inferperf.model.plan import Foresight
 from pytest_inferperf.model.results import Abba, Comparison, EngineInfo, Hardware, Repeat, Round
@@ -328,6 +335,7 @@ def test_every_kind_of_gate_has_a_row() -> None:
         SpeedupFloor: SpeedupFloor(metric=FLOOR.metric, reference=reference),
         AccuracyLossCeiling: CEILING,
         AccuracyFloor: AccuracyFloor(points=50.0),
+        ErrorRateCeiling: ErrorRateCeiling(share=0.01),
     }
     assert set(made) == set(get_args(Gate))
     for gate in made.values():

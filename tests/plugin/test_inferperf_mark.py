@@ -71,8 +71,8 @@ WRONG = {
             "test_it.py::test_it: inferperf: unknown keyword 'qant'.",
             "Did you mean 'quant'? Keywords: api_key_env, arrival, backend, burstiness, calib_dataset, calib_size, concurrency, "
             "early_stop, engine_options, ep, group_by, hardware, isl, kv_cache_dtype, limit, model, num_fewshot, "
-            "num_requests, osl, pp, quant, recipe, request_rate, rounds, seed, serve, served_model_name, sessions, task, "
-            "tp, url, warmup_rounds.",
+            "num_requests, osl, pp, quant, recipe, request_rate, rounds, seed, serve, served_model_name, sessions, "
+            "shared_prefix, task, tp, url, warmup_rounds.",
         ],
     ),
     "positional": (
@@ -81,11 +81,11 @@ WRONG = {
     ),
     "wrong type": (
         'inferperf(model="tiny-llama", isl="1024", osl=1)',
-        ["*inferperf: isl='1024' is a str; isl takes an int, or a list of them."],
+        ["*inferperf: isl='1024' is no distribution of lengths. Write a number of tokens, *"],
     ),
     "bool is no int": (
         'inferperf(model="tiny-llama", isl=True, osl=1)',
-        ["*inferperf: isl=True is a bool; isl takes an int, or a list of them."],
+        ["*inferperf: isl=True is a bool; isl takes an int or a str, or a list of them."],
     ),
     "below minimum": ('inferperf(model="tiny-llama", isl=0, osl=1)', ["*inferperf: isl=0 is below its minimum 1."]),
     "empty list": (

@@ -19,8 +19,8 @@ __all__ = ["Accounts", "in_window"]
 class Accounts:
     """What came of the requests of a run, read from their responses when the generator has time for it."""
 
-    def __init__(self, *, osl: int, count_tokens: CountTokens | None, kept: int = 0) -> None:
-        self._osl, self._count_tokens = osl, count_tokens
+    def __init__(self, *, count_tokens: CountTokens | None, kept: int = 0) -> None:
+        self._count_tokens = count_tokens
         self.records = Records()
         self.outputs = OutputSample(kept)
         self.itl_ms, self.chunk_gap_ms = Sample(), Sample()
@@ -34,7 +34,7 @@ class Accounts:
         try:
             if error is not None:
                 raise StreamError(error.cause, str(error))
-            found = self._decode(reader)
+            found = self._decode(reader, request.osl)
         except StreamError as problem:
             if kind == MEASURED:
                 failure = self.failures.setdefault(problem.cause, Failure())
@@ -66,9 +66,10 @@ class Accounts:
             tokens=found.num_tokens,
             first_tokens=tokens[0],
             prompt_tokens=-1 if found.prompt_tokens is None else found.prompt_tokens,
+            asked_prompt=request.isl,
         )
 
-    def _decode(self, reader: ResponseReader) -> Decoded:
+    def _decode(self, reader: ResponseReader, osl: int) -> Decoded:
         """Read the answer in a response. Raises `StreamError` for anything but a whole one of the length asked for."""
         if reader.status != 200:
             body = b"".join(reader.pieces)[:200].decode(errors="replace").strip()
@@ -77,9 +78,9 @@ class Accounts:
         if kind and not kind.lower().startswith(b"text/event-stream"):
             raise StreamError("not_openai", f"the answer is {kind.decode(errors='replace')}, not an event stream")
         found = decode_stream(reader.pieces, reader.times, count_tokens=self._count_tokens)
-        if found.num_tokens != self._osl:
+        if found.num_tokens != osl:
             how = "" if found.source == "usage" else f" (counted by {found.source}: the server sent no usage)"
-            raise StreamError("osl", f"{found.num_tokens} tokens came where {self._osl} were asked for{how}")
+            raise StreamError("osl", f"{found.num_tokens} tokens came where {osl} were asked for{how}")
         return found
 
 

@@ -115,6 +115,9 @@ class Records:
         self.prompt_tokens = array("q")
         """As usage says; -1 without usage."""
 
+        self.asked_prompt = array("q")
+        """Tokens of the prompt that was sent; -1 where the caller does not say."""
+
     def add(
         self,
         *,
@@ -128,6 +131,7 @@ class Records:
         tokens: int = 0,
         first_tokens: int = 0,
         prompt_tokens: int = -1,
+        asked_prompt: int = -1,
     ) -> None:
         """Add the row of one request."""
         self.kind.append(kind)
@@ -140,6 +144,7 @@ class Records:
         self.tokens.append(tokens)
         self.first_tokens.append(first_tokens)
         self.prompt_tokens.append(prompt_tokens)
+        self.asked_prompt.append(asked_prompt)
 
     def __len__(self) -> int:
         return len(self.kind)

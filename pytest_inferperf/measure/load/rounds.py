@@ -14,6 +14,7 @@ from pytest_inferperf.measure.load.generator import LoadPlan, LoadRun, run_load
 from pytest_inferperf.measure.load.summary import check_load, summarise_load
 from pytest_inferperf.measure.witness import Witness
 from pytest_inferperf.model.case import Workload
+from pytest_inferperf.model.gates import NO_RULES, MeasureRules
 from pytest_inferperf.model.results import Round
 
 __all__ = ["load_round"]
@@ -22,6 +23,7 @@ _OPEN_LOOP_SPARE_S = 2.0
 """Seconds of warm-up and fillers that requests are written for ahead of time."""
 
 _MOST_SPARE = 1000
+_THIS_PROCESS = random.SystemRandom().random()
 
 
 def load_round(
@@ -31,6 +33,7 @@ def load_round(
     requests: Sequence[GenerationRequest],
     *,
     round_index: int = 0,
+    rules: MeasureRules = NO_RULES,
     timer: Callable[[Callable[[], None]], None] | None = None,
     witness: Witness | None = None,
 ) -> Round:
@@ -41,10 +44,10 @@ def load_round(
     Raises `InvalidRun` where the load or its clock cannot be trusted, and `EngineError` where the server cannot be
     reached or has ended.
     """
-    prompts = _prompts(requests, fresh=serving.fresh_prompts)
+    prompts = _prompts(requests, workload, fresh=serving.fresh_prompts)
     plan = LoadPlan(
         num_requests=len(requests),
-        osl=workload.osl,
+        osl=workload.output_lengths.largest,
         concurrency=workload.concurrency,
         arrivals=_arrivals(workload, round_index),
         kept=witness.honesty.compared if witness is not None else 0,
@@ -52,14 +55,27 @@ def load_round(
     # Written before the clock starts: tokenizing is not part of the load. Fillers are as many as there are slots,
     # unless some requests take several times as long as others; under open loop nobody knows.
     more = 2 * workload.concurrency or min(int(_OPEN_LOOP_SPARE_S * workload.request_rate) + 1, _MOST_SPARE)
-    bodies = [serving.body(next(prompts)) for _ in range(more + len(requests))]
+    sent: list[GenerationRequest] = []
+    bodies: list[bytes] = []
+
+    def write() -> None:
+        sent.append(next(prompts))
+        bodies.append(serving.body(sent[-1]))
+
+    for _ in range(more + len(requests)):
+        write()
     runs: list[LoadRun] = []
 
     def body(index: int) -> bytes:
-        return bodies[index] if index < len(bodies) else serving.body(next(prompts))
+        while index >= len(bodies):
+            write()
+        return bodies[index]
+
+    def sizes(index: int) -> tuple[int, int]:
+        return len(sent[index].prompt), sent[index].max_tokens
 
     def target() -> None:
-        runs.append(run_load(serving.endpoint, plan, body))
+        runs.append(run_load(serving.endpoint, plan, body, sizes_of=sizes))
 
     if timer is None:
         target()
@@ -68,7 +84,10 @@ def load_round(
     (run,) = runs
     if run.interrupted:
         raise KeyboardInterrupt
-    cause = check_load(run, isl=workload.isl)
+    # Where a gate judges failures, how many there may be is its matter.
+    allowed = 1.0 if rules.judges_failures else rules.max_failed_share
+    # What was asked to be shared may come from a cache.
+    cause = check_load(run, max_failed_share=allowed, max_cached_share=workload.shared_prefix + 0.01)
     if cause:
         # A server that has died says more than the requests that it took along.
         _ = engine.serving
@@ -76,7 +95,7 @@ def load_round(
     if witness is not None:
         witness.saw_outputs(run.outputs)
     devices = engine.info.hardware.count if engine.info.hardware.kind == "gpu" else 1
-    return summarise_load(run, isl=workload.isl, devices=devices, check=False)
+    return summarise_load(run, isl=0, slos=rules.slos, devices=devices, check=False)
 
 
 def _arrivals(workload: Workload, round_index: int) -> Arrivals | None:
@@ -90,15 +109,23 @@ def _arrivals(workload: Workload, round_index: int) -> Arrivals | None:
     )
 
 
-def _prompts(requests: Sequence[GenerationRequest], *, fresh: bool) -> Iterator[GenerationRequest]:
-    """Yield the prompts of a round and ever more like them: their tokens in another order, without a shared prefix.
+def _prompts(requests: Sequence[GenerationRequest], workload: Workload, *, fresh: bool) -> Iterator[GenerationRequest]:
+    """Yield the prompts of a round and ever more like them: their tokens in another order, but for a shared prefix.
 
-    `fresh` prompts are shuffled by chance from the start: no earlier run has sent them.
+    `fresh` prompts are shuffled by chance from the start: no earlier run has sent them. Their shared prefix, too, is
+    one of this process.
     """
     shuffle = random.Random() if fresh else random.Random(repr(requests[0].prompt))
+    longest = max(requests, key=lambda request: len(request.prompt)).prompt
+    common = longest[: workload.shared_tokens(len(longest))]
+    if fresh:
+        common = tuple(random.Random(_THIS_PROCESS).sample(common, len(common)))
 
     def other(request: GenerationRequest) -> GenerationRequest:
-        return replace(request, prompt=tuple(shuffle.sample(request.prompt, len(request.prompt))))
+        size = len(request.prompt)
+        shared = workload.shared_tokens(size)
+        own = request.prompt[shared:]
+        return replace(request, prompt=(*common[:shared], *shuffle.sample(own, len(own))))
 
     if not fresh:
         yield from requests

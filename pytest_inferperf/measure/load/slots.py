@@ -24,11 +24,12 @@ _OPEN_LOOP_ROOM = 256
 class Request:
     """One request on its way."""
 
-    __slots__ = ("attempts", "fresh", "intended", "kind", "payload", "sent")
+    __slots__ = ("attempts", "fresh", "intended", "isl", "kind", "osl", "payload", "sent")
 
-    def __init__(self, kind: int, payload: bytes, intended: float) -> None:
+    def __init__(self, kind: int, payload: bytes, intended: float, *, isl: int, osl: int) -> None:
         self.kind = kind
         self.payload = payload
+        self.isl, self.osl = isl, osl
         self.intended = intended
         self.sent = 0.0
         self.attempts = 0

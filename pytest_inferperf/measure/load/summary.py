@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytest_inferperf.errors import InvalidRun, SettingsError, choices
 from pytest_inferperf.measure.load.clock import ClockLimits, client_bound
 from pytest_inferperf.measure.load.generator import LoadRun
 from pytest_inferperf.measure.load.records import MEASURED, Sample
-from pytest_inferperf.model.metrics import METRICS, STATISTICS
+from pytest_inferperf.model.metrics import METRICS, SLO_METRICS, STATISTICS, Slo, base_name, goodput
 from pytest_inferperf.model.results import Round
 
-__all__ = ["SLO_METRICS", "check_load", "check_slo", "summarise_load"]
-
-SLO_METRICS = ("ttft_ms", "tpot_ms", "e2e_latency_ms")
-"""What an SLO can limit: the latencies of a request."""
+__all__ = ["check_load", "check_slo", "summarise_load"]
 
 _LATE_FLOOR_S = 0.005
 """Sends this late at the end of a run of any length are no backlog."""
@@ -45,6 +42,8 @@ def check_load(
     the concurrency, or of the request rate, that must have been held, `max_cached_share` the largest share of prompt tokens from a cache. With `isl`, the server must
     have counted exactly that many prompt tokens for every request, where it counts them.
     """
+    import numpy as np
+
     columns = run.records.columns()
     measured = columns["kind"] == MEASURED
     total, good = int(measured.sum()), int((measured & columns["ok"]).sum())
@@ -62,6 +61,14 @@ def check_load(
         return (
             f"the server counted {int(counted.min())} to {int(counted.max())} prompt tokens for a request where {isl} "
             "were sent: the prompts were changed on the way"
+        )
+    asked = columns["asked_prompt"][measured & columns["ok"]]
+    changed = np.flatnonzero((asked >= 0) & (prompts >= 0) & (asked != prompts))
+    if len(changed):
+        first = changed[0]
+        return (
+            f"the server counted {prompts[first]} prompt tokens for a request where {asked[first]} were sent, and so for "
+            f"{len(changed)} of {len(prompts)} requests: the prompts were changed on the way"
         )
     if run.cached_tokens > max_cached_share * int(counted.sum()):
         return (
@@ -109,12 +116,19 @@ def failures_text(run: LoadRun) -> str:
 
 
 def summarise_load(
-    run: LoadRun, *, isl: int, slo: Mapping[str, float] | None = None, devices: int | None = None, check: bool = True
+    run: LoadRun,
+    *,
+    isl: int,
+    slo: Mapping[str, float] | None = None,
+    slos: Sequence[Slo] = (),
+    devices: int | None = None,
+    check: bool = True,
 ) -> Round:
     """Compute every metric of a run; formulas and sources stand in `model.metrics`.
 
     Latencies are of measured requests, from when they were due; rates are of the window. `isl` counts the input where
     the server sends no usage. `devices` is the number of GPUs behind the endpoint; None leaves out what is per GPU.
+    `slo` gives a figure called `goodput`, and each of `slos` one that is called by its limits too.
     Raises `InvalidRun` where `check_load`, with its defaults, finds a reason; `check=False` is for those who have
     judged the run themselves.
     """
@@ -137,7 +151,8 @@ def summarise_load(
         "tpot_ms": tpot_ms,
         "e2e_latency_ms": 1000 * (rows["last"] - rows["intended"]),
     }
-    input_tokens = np.where(rows["prompt_tokens"] < 0, isl, rows["prompt_tokens"])
+    input_tokens = np.where(rows["asked_prompt"] < 0, isl, rows["asked_prompt"])
+    input_tokens = np.where(rows["prompt_tokens"] < 0, input_tokens, rows["prompt_tokens"])
     requests_per_s = run.window_requests / duration_s
     output_per_s = run.window_tokens / duration_s
     metrics = {
@@ -150,23 +165,28 @@ def summarise_load(
     speeds = 1000 / tpot_ms[tpot_ms > 0]
     if len(speeds):
         metrics["output_throughput_per_user"] = float(speeds.mean())
-    if slo:
-        check_slo(slo)
+
+    def share_met(limits: Mapping[str, float]) -> float:
         met = np.ones(len(rows["tokens"]), dtype=bool)
-        for name, limit in slo.items():
+        for name, limit in limits.items():
             if name == "tpot_ms":
                 # A request without a second chunk has no TPOT to miss.
                 met[np.flatnonzero(many)[tpot_ms > limit]] = False
             else:
                 met &= samples[name] <= limit
-        metrics["goodput"] = requests_per_s * float(met.mean())
+        return float(met.mean()) if len(met) else 0.0
+
+    if slo:
+        check_slo(slo)
+        metrics["goodput"] = requests_per_s * share_met(slo)
+    metrics |= {goodput(dict(limits)).name: requests_per_s * share_met(dict(limits)) for limits in slos}
     for name, values in samples.items():
         if len(values):
             metrics[f"{name}.mean"] = float(values.mean())
             metrics |= {f"{name}.{item}": float(np.percentile(values, float(item[1:]))) for item in STATISTICS[1:]}
     for name, sample in (("itl_ms", run.itl_ms), ("chunk_gap_ms", run.chunk_gap_ms)):
         metrics |= _statistics(name, sample)
-    assert all(name.partition(".")[0] in METRICS for name in metrics)
+    assert all(base_name(name) in METRICS for name in metrics)
     total = int(measured.sum())
     return Round(
         duration_s=duration_s,

@@ -10,7 +10,10 @@ from pytest_inferperf.measure.load.plan import LoadPlan
 from pytest_inferperf.measure.load.records import FILLER, MEASURED, WARMUP
 from pytest_inferperf.measure.load.slots import Request
 
-__all__ = ["Supply"]
+__all__ = ["SizesOf", "Supply"]
+
+SizesOf = Callable[[int], tuple[int, int]]
+"""Says how many tokens request i sends and must get."""
 
 _AHEAD, _MAX_AHEAD = 64, 1024
 """Requests written ahead."""
@@ -19,7 +22,10 @@ _AHEAD, _MAX_AHEAD = 64, 1024
 class Supply:
     """Writes requests and hands them out: warm-up, then the measured ones, then fillers without end."""
 
-    def __init__(self, endpoint: Endpoint, plan: LoadPlan, make_body: Callable[[int], bytes]) -> None:
+    def __init__(
+        self, endpoint: Endpoint, plan: LoadPlan, make_body: Callable[[int], bytes], sizes_of: SizesOf | None
+    ) -> None:
+        self._sizes_of: SizesOf = sizes_of or (lambda _: (-1, plan.osl))
         self._head = endpoint.head()
         self._plan, self._make_body = plan, make_body
         self._ahead = max(_AHEAD, min(plan.concurrency, _MAX_AHEAD))
@@ -58,4 +64,5 @@ class Supply:
         issued[kind] += 1
         if not self._prepared:
             self.write_one()
-        return Request(kind, self._prepared.popleft(), intended)
+        isl, osl = self._sizes_of(self._bodies - len(self._prepared))
+        return Request(kind, self._prepared.popleft(), intended, isl=isl, osl=osl)

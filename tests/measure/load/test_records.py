@@ -54,13 +54,13 @@ def test_a_row_is_small() -> None:
 
 def test_nothing_but_the_row_is_kept_of_a_request() -> None:
     """A million requests of any length must fit: what was read of one must not stay."""
-    accounts = Accounts(osl=40, count_tokens=None)
+    accounts = Accounts(count_tokens=None)
 
     def read(count: int) -> None:
         for _ in range(count):
             reader = ResponseReader()
             assert reader.feed(answer(40), 2.0)
-            accounts.read(Request(MEASURED, b"x" * 1000, 1.0), reader, 2.0, None)
+            accounts.read(Request(MEASURED, b"x" * 1000, 1.0, isl=2, osl=40), reader, 2.0, None)
 
     tracemalloc.start()
     try:
