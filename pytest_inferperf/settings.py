@@ -20,6 +20,7 @@ from pytest_inferperf.model.limits import LIMITS, Limit
 if TYPE_CHECKING:
     from pytest_inferperf.baselines.against import RunReference
     from pytest_inferperf.marks.against import EngineReference
+    from pytest_inferperf.waivers import Waiver
 
 __all__ = ["ON_INCONCLUSIVE", "UPDATE_MODES", "Settings", "read_settings"]
 
@@ -66,6 +67,12 @@ class Settings:
     """How much a machine may disturb a measurement: a value for each setting of `model.limits`."""
 
     on_inconclusive: Literal["fail", "warn"]
+    fail_on_improvement: bool
+    """Whether a gain beyond the tolerance fails: the baseline is stale."""
+
+    waivers: tuple[Waiver, ...]
+    """Failures that the project lives with for a time."""
+
     load_timeout_s: float
     """Longest time an engine may take to load (checkpoint builds included)."""
 
@@ -97,6 +104,8 @@ class Settings:
 
 def read_settings(config: pytest.Config) -> Settings:
     """Read and check every setting. Raises `SettingsError` for a wrong value or combination."""
+    from pytest_inferperf.waivers import read_waivers
+
     option = config.getoption
 
     def path(value: str) -> Path:
@@ -128,6 +137,8 @@ def read_settings(config: pytest.Config) -> Settings:
         alpha=_between(config, "inferperf_alpha", 1e-12, 0.5),
         limits={limit.ini: _up_to(config, limit) for limit in LIMITS},
         on_inconclusive=_on_inconclusive(config),
+        fail_on_improvement=bool(config.getini("inferperf_fail_on_improvement")),
+        waivers=read_waivers(config.rootpath),
         load_timeout_s=_between(config, "inferperf_load_timeout", 0, None),
         call_timeout_s=_between(config, "inferperf_call_timeout", 0, None),
         gpu_hour_price=_price(config),
