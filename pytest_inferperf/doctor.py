@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from packaging.requirements import Requirement
+
 from pytest_inferperf import __version__
 from pytest_inferperf.baselines.check import Staleness, check_folder
 from pytest_inferperf.baselines.store import baseline_files
@@ -28,12 +30,7 @@ __all__ = ["Diagnosis", "diagnose", "diagnosis_json"]
 
 State = Literal["ok", "note", "missing"]
 
-EXTRAS = {
-    "embedded": ("torch", "transformers", "accelerate", "modelopt", "lm_eval"),
-    "server": ("fastapi", "uvicorn", "openai", "pydantic"),
-    "tensorrt-llm": ("tensorrt_llm", "pynvml"),
-}
-"""The modules that each extra of the package brings."""
+_OURS = "pytest-inferperf"
 
 PLUGINS = {
     "pytest-benchmark": "shows rounds in its table",
@@ -116,7 +113,8 @@ def _can_start(program: tuple[str, ...]) -> bool:
 
 def _extras() -> list[Diagnosis]:
     found = []
-    for extra in EXTRAS:
+    extras = importlib.metadata.metadata(_OURS).get_all("Provides-Extra") or []
+    for extra in sorted(set(extras) - {"dev"}):
         lacking = _lacking(extra)
         found.append(
             Diagnosis(
@@ -236,7 +234,11 @@ def _baselines(root: Path) -> list[Diagnosis]:
 
 
 def _lacking(extra: str) -> list[str]:
-    return [name for name in EXTRAS[extra] if importlib.util.find_spec(name) is None]
+    """Return the packages of an extra that are not installed, as the package itself declares them."""
+    declared = map(Requirement, importlib.metadata.requires(_OURS) or ())
+    wanted = [item for item in declared if item.marker is not None and not item.marker.evaluate({"extra": ""})]
+    own = [item for item in wanted if item.marker is not None and item.marker.evaluate({"extra": extra})]
+    return [item.name for item in own if not _version(item.name)]
 
 
 def _version(package: str) -> str:

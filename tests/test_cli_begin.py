@@ -170,6 +170,14 @@ def test_every_line_that_is_not_ok_says_what_to_do(monkeypatch: pytest.MonkeyPat
     assert all(bool(item.next_step) is (item.state != "ok") for item in found), found
 
 
+def test_an_extra_lacks_what_the_package_declares(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda package: "" if package == "lm-eval" else real(package))
+    found = row("extra embedded")
+    assert (found.found, found.next_step) == ("without lm-eval", 'pip install "pytest-inferperf[embedded]"')
+    assert row("extra server").state == "ok"
+
+
 def test_json_and_the_exit_status(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["doctor", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
