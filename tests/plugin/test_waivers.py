@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
+from pytest_inferperf.selftest import FOLDER
 from tests.plugin.conftest import PERFORMANCE, Project
 
 FLOOR = 'throughput_floor("output_throughput_per_user")'
@@ -164,6 +165,15 @@ def test_a_wrong_file_ends_the_run_before_it_begins(slower: Project) -> None:
     result = slower.run()
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([f"ERROR: {FILE}: line 1: the field 'case' is missing. *"])
+
+
+def test_a_selftest_asks_the_gate_itself(slower: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a waived gate would look like one that cannot fail."""
+    waive(slower, GATE)
+    folder = slower.path / "selftest"
+    folder.mkdir()
+    monkeypatch.setenv(FOLDER, str(folder))
+    slower.run("-p", "pytest_inferperf.selftest_plugin").assert_outcomes(failed=1)
 
 
 def test_under_xdist_the_controller_puts_waivers_together(project: Project) -> None:
