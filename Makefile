@@ -7,7 +7,7 @@ LOWEST_PYTEST ?= pytest==8.4.0
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
-SOURCES := pyproject.toml README.md LICENSE $(shell find pytest_inferperf -name '*.py' -o -name '*.json' -o -name py.typed)
+SOURCES := pyproject.toml README.md LICENSE $(shell find pytest_inferperf -name '*.py' -o -name '*.json' -o -name '*.txt' -o -name py.typed)
 # Tests run with the plugins of the project alone: what else is installed must not matter.
 TESTS := $(BIN)/pytest tests
 

@@ -23,6 +23,7 @@ from pytest_inferperf.session import (
     is_a_regression,
     judge_item,
     state_of,
+    waived_failure,
 )
 
 if TYPE_CHECKING:
@@ -52,6 +53,9 @@ _MARKS = (
     "requires_gpu(*, sm=0, count=1, memory_gib=0.0): skip where the machine lacks such GPUs.",
 )
 
+
+WAIVERS = "inferperf.waivers.toml"
+"""The file of waivers; the module that reads it is not loaded where there is none."""
 
 _NAMES = tuple(line.partition("(")[0] for line in _MARKS)
 
@@ -117,6 +121,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     for limit in LIMITS:
         parser.addini(limit.ini, limit.help, type="float", default=limit.default)
     parser.addini("inferperf_on_inconclusive", "What an INCONCLUSIVE verdict does: fail or warn", default="fail")
+    parser.addini(
+        "inferperf_fail_on_improvement", "Fail where a gain beyond the tolerance is proven", type="bool", default=False
+    )
     parser.addini("inferperf_past", "Past results for plans, relative to the rootdir", default="")
     parser.addini(
         "inferperf_power", "Probability with which a plan wants losses to be found", type="float", default=0.9
@@ -148,6 +155,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if (
         any(config.getoption(f"inferperf_{name}") for name in asked)
         or config.getoption("inferperf_against") is not None
+        or (config.rootpath / WAIVERS).is_file()
     ):
         # Wrong options end the run before anything is collected, also where no test uses them.
         try:
@@ -517,6 +525,10 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     if message and not (RECORD in item.stash and is_a_regression(item.stash[RECORD])):
         raise _not_a_regression(message)
     if message:
+        expected = waived_failure(item, message)
+        if expected:
+            # Without effect under --runxfail, where waivers count as little as other xfails.
+            pytest.xfail(expected)
         pytest.fail(message, pytrace=False)
     return answer
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-__all__ = ["SELECTION", "Selection"]
+if TYPE_CHECKING:
+    from pytest_inferperf.marks.cases import BoundCase
+
+__all__ = ["SELECTION", "Selection", "bound_of"]
 
 _NARROWING = (
     ("keyword", "-k"),
@@ -47,7 +50,6 @@ class Selection:
             return
         from pytest_inferperf.baselines.cases import CollectedCase, CollectedCases, write_cases
         from pytest_inferperf.errors import InferperfError
-        from pytest_inferperf.session import bound_of
 
         bound = ((item.nodeid, bound_of(item)) for item in session.items)
         cases = tuple(
@@ -60,6 +62,13 @@ class Selection:
             write_cases(target, CollectedCases(partial=self.why_partial(), cases=cases))
         except InferperfError as error:
             raise pytest.UsageError(str(error)) from None
+
+    @pytest.hookimpl
+    def pytest_sessionfinish(self) -> None:
+        """Tell the controller of an xdist worker, which collects nothing itself."""
+        output: dict[str, Any] | None = getattr(self._config, "workeroutput", None)
+        if output is not None:
+            output["inferperf_partial"] = self.why_partial()
 
     def why_partial(self) -> str:
         """Say what left tests out, or may have; "" where everything in the named folders was selected."""
@@ -78,6 +87,13 @@ class Selection:
         if self._config.getoption("inferperf_set"):
             return "--inferperf-set changed the cases"
         return ""
+
+
+def bound_of(item: pytest.Item) -> BoundCase | None:
+    """Return the case and gates of an item; None for a test that is not ours."""
+    callspec = getattr(item, "callspec", None)
+    bound: BoundCase | None = callspec.params.get("inferperf_case") if callspec is not None else None
+    return bound
 
 
 SELECTION = pytest.StashKey[Selection]()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_inferperf.errors import BaselineError, InferperfError
+from pytest_inferperf.selection import SELECTION, bound_of
 
 if TYPE_CHECKING:
     from pytest_inferperf.baselines.result_file import ResultRecord
     from pytest_inferperf.fixture import Inferperf
-    from pytest_inferperf.marks.cases import BoundCase
     from pytest_inferperf.model.case import EngineSpec
     from pytest_inferperf.model.results import Comparison
     from pytest_inferperf.model.verdicts import GateVerdict
@@ -36,6 +37,7 @@ __all__ = [
     "judge_item",
     "plan_report",
     "state_of",
+    "waived_failure",
 ]
 
 
@@ -56,6 +58,12 @@ class State:
 
     makers: dict[EngineSpec, Any] = field(default_factory=dict)
     """`pytest_inferperf_make_engine` as the folder of an engine's tests sees it."""
+
+    seen: set[str] = field(default_factory=set)
+    """Tests that were run or skipped."""
+
+    partial: str = ""
+    """Why an xdist worker collected a part of the tests; "" where none did."""
 
     failed: set[str] = field(default_factory=set)
     """Tests that failed in a way no verdict stands for: in teardown, in a subtest."""
@@ -93,13 +101,6 @@ def state_of(config: pytest.Config) -> State:
 
         config.stash[STATE] = State(settings=read_settings(config))
     return config.stash[STATE]
-
-
-def bound_of(item: pytest.Item) -> BoundCase | None:
-    """Return the case and gates of an item; None for a test that is not ours."""
-    callspec = getattr(item, "callspec", None)
-    bound: BoundCase | None = callspec.params.get("inferperf_case") if callspec is not None else None
-    return bound
 
 
 def plan_report(config: pytest.Config, tests: Sequence[PlannedTest]) -> list[str]:
@@ -143,11 +144,13 @@ def judge_item(item: pytest.Item, run: Inferperf, *, invalid: str = "", body_fai
     """
     from pytest_inferperf.baselines.result_file import ResultRecord
     from pytest_inferperf.gates.judge import failed_requests
+    from pytest_inferperf.gates.performance import stale_verdict
     from pytest_inferperf.judging import judge_case
     from pytest_inferperf.model.injection import shown
     from pytest_inferperf.model.verdicts import Status, worst
     from pytest_inferperf.report.junit import junit_properties
     from pytest_inferperf.report.lines import INJECTED, failure_message
+    from pytest_inferperf.waiving import today, with_notes
 
     settings = state_of(item.config).settings
     result = replace(run.result, invalid=invalid) if invalid else run.result
@@ -175,6 +178,9 @@ def judge_item(item: pytest.Item, run: Inferperf, *, invalid: str = "", body_fai
     if settings.update is not None:
         # The command that a missing baseline asks for is the one that is running.
         verdicts = tuple(replace(verdict, next_step="") for verdict in verdicts)
+    if settings.fail_on_improvement and settings.against is None:
+        verdicts = tuple(map(stale_verdict, verdicts))
+    verdicts = with_notes(verdicts, item.nodeid, settings.waivers, today())
     status = worst(verdicts) if verdicts else None
     # A test that is run again reports its last attempt.
     item.user_properties[:] = [pair for pair in item.user_properties if not pair[0].startswith("inferperf.")]
@@ -248,6 +254,14 @@ def forget_attempt(item: pytest.Item) -> str:
     return ""
 
 
+def waived_failure(item: pytest.Item, message: str) -> str:
+    """Return the reason of an xfail where waivers cover every failing gate of an item; "" where they do not."""
+    from pytest_inferperf.waiving import today, waived
+
+    found = waived(item.stash[RECORD], state_of(item.config).settings.waivers, today())
+    return f"{'; '.join(waiver.note for waiver in found)}: {message}" if found else ""
+
+
 def _rerun(item: pytest.Item, settings: Settings) -> str:
     """Return what to type after `pytest` to run one test again with the same baselines."""
     option = item.config.getoption("inferperf_baselines")
@@ -256,12 +270,13 @@ def _rerun(item: pytest.Item, settings: Settings) -> str:
 
 def is_a_regression(record: ResultRecord) -> bool:
     """Whether a record's failure is one that an xfail may expect: every failing gate measured a figure and a limit."""
-    from pytest_inferperf.model.verdicts import Status
+    from pytest_inferperf.model.verdicts import PROVEN_GAIN, Status
 
     failing = [verdict for verdict in record.verdicts if verdict.status is not Status.PASS]
     return (
         bool(failing)
         and not record.result.invalid
+        and not any(PROVEN_GAIN in verdict.details for verdict in failing)
         and all(
             verdict.status is not Status.INVALID and verdict.measured is not None and verdict.limit is not None
             for verdict in failing
@@ -299,6 +314,8 @@ class Recorder:
     @pytest.hookimpl
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep the record that a report carries, from this process or from an xdist worker."""
+        if STATE in self._config.stash:
+            self._config.stash[STATE].seen.add(report.nodeid)
         record = getattr(report, "inferperf_record", None)
         if record is not None:
             from pytest_inferperf.baselines.result_file import record_from_json
@@ -317,12 +334,40 @@ class Recorder:
         if STATE not in self._config.stash or self._config.getoption("inferperf_plan"):
             return
         state = self._config.stash[STATE]
+        if state.settings.waivers and not self._config.getoption("collectonly"):
+            faults = self._faulty_waivers(session, state)
+            state.lines += [f"ERROR: {fault}" for fault in faults]
+            if faults:
+                session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
         for act in (self._write_results, self._update):
             try:
                 act(state)
             except InferperfError as error:
                 state.lines.append(f"ERROR: {error}")
                 session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Keep what an xdist worker says of its selection."""
+        partial = getattr(node, "workeroutput", {}).get("inferperf_partial", "a worker was lost")
+        if partial and STATE in self._config.stash:
+            self._config.stash[STATE].partial = partial
+
+    def _faulty_waivers(self, session: pytest.Session, state: State) -> list[str]:
+        from pytest_inferperf.waiving import faulty_waivers, today
+
+        config = self._config
+        folder = config.invocation_params.dir
+        stopped = "the run was stopped" if session.shouldstop or session.shouldfail or session.exitstatus == 2 else ""
+        return faulty_waivers(
+            state.settings.waivers,
+            state.records,
+            seen=state.seen,
+            arguments=[Path(os.path.abspath(folder / argument)) for argument in config.args],
+            root=config.rootpath,
+            partial=config.stash[SELECTION].why_partial() or state.partial or stopped,
+            day=today(),
+        )
 
     def _write_results(self, state: State) -> None:
         path = state.settings.json_path

@@ -20,6 +20,7 @@ from pytest_inferperf.model.limits import LIMITS, Limit
 if TYPE_CHECKING:
     from pytest_inferperf.baselines.against import RunReference
     from pytest_inferperf.marks.against import EngineReference
+    from pytest_inferperf.waivers import Waiver
 
 __all__ = ["ON_INCONCLUSIVE", "UPDATE_MODES", "Settings", "read_settings"]
 
@@ -69,6 +70,12 @@ class Settings:
     """Whether prompts are repeated after the measurement, to find answers that come from a cache."""
 
     on_inconclusive: Literal["fail", "warn"]
+    fail_on_improvement: bool
+    """Whether a gain beyond the tolerance fails: the baseline is stale."""
+
+    waivers: tuple[Waiver, ...]
+    """Failures that the project lives with for a time."""
+
     load_timeout_s: float
     """Longest time an engine may take to load (checkpoint builds included)."""
 
@@ -100,6 +107,8 @@ class Settings:
 
 def read_settings(config: pytest.Config) -> Settings:
     """Read and check every setting. Raises `SettingsError` for a wrong value or combination."""
+    from pytest_inferperf.waivers import read_waivers
+
     option = config.getoption
 
     def path(value: str) -> Path:
@@ -132,6 +141,8 @@ def read_settings(config: pytest.Config) -> Settings:
         limits={limit.ini: _up_to(config, limit) for limit in LIMITS},
         audit=bool(option("inferperf_audit")),
         on_inconclusive=_on_inconclusive(config),
+        fail_on_improvement=bool(config.getini("inferperf_fail_on_improvement")),
+        waivers=read_waivers(config.rootpath),
         load_timeout_s=_between(config, "inferperf_load_timeout", 0, None),
         call_timeout_s=_between(config, "inferperf_call_timeout", 0, None),
         gpu_hour_price=_price(config),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pytest_inferperf.baselines.entries import LEAST_BASELINE_SESSIONS, MetricBaseline, Missing, PerformanceEntry
 from pytest_inferperf.gates.looks import ALPHA, SESSIONS, Decision, Unresolvable
@@ -17,12 +17,15 @@ from pytest_inferperf.gates.sessions import (
 from pytest_inferperf.model.gates import PerformanceGate
 from pytest_inferperf.model.metrics import per_megawatt
 from pytest_inferperf.model.results import PerformanceResult
-from pytest_inferperf.model.verdicts import GateVerdict, Status
+from pytest_inferperf.model.verdicts import PROVEN_GAIN, GateVerdict, Status
 
-__all__ = ["judge_performance"]
+__all__ = ["judge_performance", "stale_verdict"]
 
 _RECORD = '--inferperf-update=all --inferperf-reason="…"'
-_TIGHTEN = "better than the baseline beyond tolerance: --inferperf-update=tighten would hold the gain"
+_TIGHTEN = (
+    "--inferperf-update=tighten, or inferperf baseline tighten RESULTS.json with what "
+    "--inferperf-set=sessions=10 --inferperf-json=RESULTS.json wrote"
+)
 
 
 def judge_performance(
@@ -122,6 +125,9 @@ def _against_sessions(
             notes=(_uncalibrated(len(stored.sessions)),),
             details=_details(found, len(sessions), len(stored.sessions)),
         )
+    figures = _details(found, len(sessions), len(stored.sessions))
+    if found.upper < -tolerance:
+        figures[PROVEN_GAIN] = -100 * found.upper
     words = _Words(verdict, found, measured, limit, baseline, tolerance, len(stored.sessions), alpha)
     return verdict.give(
         Status.INCONCLUSIVE if found.status is Decision.OPEN else Status(found.status.value),
@@ -134,7 +140,21 @@ def _against_sessions(
         next_step=words.next_step(),
         notes=words.notes(),
         next_look=found.next_look,
-        details=_details(found, len(sessions), len(stored.sessions)),
+        details=figures,
+    )
+
+
+def stale_verdict(verdict: GateVerdict) -> GateVerdict:
+    """Fail a gate that passes with a proven gain beyond its tolerance: its baseline lets that gain be lost unseen."""
+    if verdict.status is not Status.PASS or PROVEN_GAIN not in verdict.details:
+        return verdict
+    gain, allowed = float(verdict.details[PROVEN_GAIN]), 100 * (verdict.tolerance or 0)
+    return replace(
+        verdict,
+        status=Status.FAIL,
+        reason=f"is better than its baseline by at least {gain:.2f} %, more than the tolerance of {allowed:g} %: the "
+        "baseline is stale, tighten it (inferperf_fail_on_improvement)",
+        next_step="pytest {nodeid} --inferperf-update=tighten",
     )
 
 
@@ -256,7 +276,8 @@ class _Words:
                 f"{self._percent(self.found.upper)}"
             )
         if self.found.upper < -self.tolerance:
-            found.append(_TIGHTEN)
+            gain = self._percent(-self.found.upper)
+            found.append(f"{name}: better by at least {gain}: the baseline is stale, tighten it: {_TIGHTEN}")
         return tuple(found)
 
 
@@ -352,7 +373,10 @@ class _Verdict:
         if baseline is not None and tolerance is not None:
             gain = baseline * (1 + tolerance if self.higher else 1 - tolerance)
             if measured > gain if self.higher else measured < gain:
-                notes = (*notes, _TIGHTEN)
+                better = (
+                    "better beyond tolerance, which so few sessions do not prove: if the baseline is stale, tighten it"
+                )
+                notes = (*notes, f"{self.gate.name}: {better}: {_TIGHTEN}")
         return self.give(
             Status.PASS if passed else Status.FAIL,
             measured=measured,

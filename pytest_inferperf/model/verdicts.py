@@ -6,7 +6,11 @@ import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["GateVerdict", "Status", "worst"]
+__all__ = ["PROVEN_GAIN", "GateVerdict", "Status", "worst"]
+
+
+PROVEN_GAIN = "proven_gain_percent"
+"""A detail of a gate that is better than its baseline beyond the tolerance: by how much at least, in percent."""
 
 
 class Status(enum.Enum):
