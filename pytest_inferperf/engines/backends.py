@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_inferperf.errors import EngineError, MissingExtra, choices
+from pytest_inferperf.model.case import EngineSpec
 
-__all__ = ["BACKENDS", "Backend", "resolve_backend"]
+__all__ = ["BACKENDS", "Backend", "resolve_backend", "runs_tensorrt_llm"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +83,19 @@ def resolve_backend(name: str, *, installed: bool = True) -> Backend:
     if missing is not None:
         raise MissingExtra(f"the {backend.name} backend", backend.extra, missing, hint=backend.install_hint)
     return backend
+
+
+def runs_tensorrt_llm(spec: EngineSpec) -> bool:
+    """Whether TensorRT-LLM runs a spec, in our process or in a server that we start."""
+    if spec.serve:
+        from pytest_inferperf.engines.servers.presets import takes_engine_options
+
+        return takes_engine_options(spec.serve)
+    if spec.url:
+        return False
+    if spec.backend == "auto":
+        return BACKENDS["tensorrt_llm"].missing() is None and has_nvidia_gpu()
+    return spec.backend == "tensorrt_llm"
 
 
 def has_nvidia_gpu() -> bool:

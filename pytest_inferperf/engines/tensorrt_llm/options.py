@@ -174,11 +174,11 @@ def arguments_of(spec: EngineSpec) -> Tree:
     }
     if spec.ep != 1:
         tree["moe_expert_parallel_size"] = spec.ep
+    values = {name: given.get(name, option.default) for name, option in OPTIONS.items()}
+    checked = {name: _checked(name, OPTIONS[name], value) for name, value in values.items() if value is not None}
     _check_together(given)
-    for name, option in OPTIONS.items():
-        value = given.get(name, option.default)
-        if value is not None:
-            _put(tree, option.path, _checked(name, option, value))
+    for name, value in checked.items():
+        _put(tree, OPTIONS[name].path, value)
     for name, value in given.items():
         if name not in OPTIONS:
             _check_passed(name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from types import SimpleNamespace
 
-
 NVML_NVLINK_MAX_LINKS = 0
 
 
@@ -26,7 +25,7 @@ def nvmlDeviceGetCount() -> int:  # noqa: N802
 
 
 def nvmlDeviceGetHandleByIndex(index: int) -> int:  # noqa: N802
-    return index
+    return index + 1
 
 
 def nvmlDeviceGetCudaComputeCapability(_handle: int) -> tuple[int, int]:  # noqa: N802
