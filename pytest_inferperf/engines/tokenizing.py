@@ -40,6 +40,10 @@ class Tokenizer:
             )
         )
 
+    def __len__(self) -> int:
+        """Return how many ids it knows."""
+        return len(self._inner)
+
     @property
     def eos_token_id(self) -> int:
         """The end-of-sequence token."""
@@ -53,5 +57,5 @@ class Tokenizer:
 
     def special_token_ids(self, vocab_size: int) -> frozenset[int]:
         """Return the ids that a synthetic prompt must not contain: special ones, and those the tokenizer does not know."""
-        unused = range(len(self._inner), vocab_size)
+        unused = range(len(self), vocab_size)
         return frozenset({*map(int, self._inner.all_special_ids), *unused})

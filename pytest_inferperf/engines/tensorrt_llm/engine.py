@@ -49,7 +49,7 @@ class TensorrtLlmEngine(Engine):
         hardware = _hardware(spec)
         self.spec = spec
         self._tokenizer = Tokenizer(folder)
-        self._vocab_size = shape.vocab_size
+        self._vocab_size = shape.vocab_size or len(self._tokenizer)
         self._llm: Any = None
         report(f"load {spec.served_model_name} {spec.precision} into TensorRT-LLM")
         self._package = Package()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,14 @@ from typing import Any
 
 import pytest
 
+from pytest_inferperf.engines.hardware import cpu_hardware
 from pytest_inferperf.engines.interface import GenerationRequest, LogLikelihoodRequest
+from pytest_inferperf.engines.tensorrt_llm import engine as engine_module
 from pytest_inferperf.engines.tokenizing import Tokenizer
 from pytest_inferperf.errors import CheckpointError, EngineError
+from pytest_inferperf.measure.session import measure_session
 from pytest_inferperf.measure.validity import check_engine
+from pytest_inferperf.model.case import Workload
 from tests.engines.tensorrt_llm.conftest import Start, spec_of
 from tests.engines.trtllm_stand_in.light import transformers as light_transformers
 
@@ -340,6 +345,33 @@ def test_tokens_and_texts(newest: Any, start: Start) -> None:
     assert (engine.prefix_token_id, engine.eos_token_id, engine.vocab_size) == (256, 257, 320)
     assert engine.special_token_ids == {256, 257, 258, *range(259, 320)}
     assert engine.peak_memory_bytes() == 0
+
+
+def test_without_a_size_in_its_config_the_vocabulary_is_the_tokenizers(
+    newest: Any, checkpoints: dict[str, Path], tmp_path: Path, start: Start
+) -> None:
+    folder = tmp_path / "no-size"
+    shutil.copytree(checkpoints["BF16"], folder)
+    (folder / "config.json").write_text("{}")
+    with engine_module.TensorrtLlmEngine(spec_of(), checkpoint=str(folder)) as engine:
+        assert engine.vocab_size == 259
+        assert engine.special_token_ids == {256, 257, 258}
+
+
+def test_a_session_reports_acceptance_and_the_engines_own_clock(
+    stand_in: Any, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The GPUs of the stand-in have no telemetry.
+    monkeypatch.setattr(engine_module.TensorrtLlmEngine, "watched_hardware", cpu_hardware())
+    workload = Workload(isl=8, osl=9, concurrency=2, num_requests=4, rounds=2)
+    session = measure_session(start(spec_of(speculative="ngram", max_draft_len=2)), workload)
+    for item in session.rounds:
+        # 9 tokens in steps of 1, 2, 3, 1, 2.
+        assert item.metrics["acceptance_length"] == pytest.approx(9 / 5)
+        assert item.metrics["engine_ttft_ms.p50"] == pytest.approx(250)
+        assert item.metrics["engine_latency_ms.p99"] == pytest.approx(2000)
+    plain = measure_session(start(), workload)
+    assert plain.rounds[0].metrics.get("acceptance_length", 1.0) == 1.0
 
 
 def test_usage_reports_are_off(stand_in: Any, start: Start) -> None:
