@@ -69,9 +69,10 @@ class InvalidRun(InferperfError):
 class MissingExtra(InferperfError):
     """An optional dependency is not installed; the message holds the `pip install` to type."""
 
-    def __init__(self, what: str, extra: str, missing: str | None = None) -> None:
+    def __init__(self, what: str, extra: str, missing: str | None = None, *, hint: str = "") -> None:
         because = f" ({missing} is not installed)" if missing else ""
-        super().__init__(f'{what} needs the "{extra}" extra{because}: pip install "pytest-inferperf[{extra}]"')
+        command = f'pip install "pytest-inferperf[{extra}]"'
+        super().__init__(f'{what} needs the "{extra}" extra{because}: {command}' + (f". {hint}" if hint else ""))
 
 
 def choices(value: object, valid: Iterable[str], *, what: str) -> str:

@@ -66,7 +66,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     def option(name: str, **attributes: Any) -> None:
         group.addoption(f"--inferperf-{name}", dest=f"inferperf_{name.replace('-', '_')}", default=None, **attributes)
 
-    option("backend", metavar="NAME", help="Engine backend: auto, transformers, openai, or one a plugin brings")
+    option(
+        "backend",
+        metavar="NAME",
+        help="Engine backend: auto, transformers, tensorrt_llm, openai, or one a plugin brings",
+    )
     option("baselines", metavar="DIR", help="Folder of the baseline files")
     option("cache-dir", metavar="DIR", help="Folder of built checkpoints")
     option("json", metavar="PATH", help="Write every result and verdict to this file")

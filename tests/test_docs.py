@@ -28,6 +28,7 @@ from pytest_inferperf.baselines.cases import read_cases
 from pytest_inferperf.baselines.documents import SchemaName, check_schema
 from pytest_inferperf.baselines.result_file import read_result_file
 from pytest_inferperf.baselines.store import read_accuracy, read_performance
+from pytest_inferperf.engines.tensorrt_llm.options import OPTIONS
 from pytest_inferperf.errors import BaselineError
 from pytest_inferperf.gates.looks import BLOCKS, QUESTIONS, SESSIONS
 from pytest_inferperf.marks.cases import KEYWORDS
@@ -369,6 +370,19 @@ def test_quantizations() -> None:
             "first SM": str(row.min_sm),
         }
         for row in QUANTIZATIONS.values()
+    ]
+
+
+def test_options_of_tensorrt_llm() -> None:
+    assert table("reference/tensorrt_llm.md", "option") == [
+        {
+            "option": name,
+            "type": row.kind.__name__,
+            "default": "—" if row.default is None else str(row.default),
+            "argument": row.path,
+            "meaning": row.meaning + (f" ({', '.join(row.values)})" if row.values else ""),
+        }
+        for name, row in OPTIONS.items()
     ]
 
 

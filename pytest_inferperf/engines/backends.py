@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_inferperf.errors import EngineError, MissingExtra, choices
+from pytest_inferperf.model.case import EngineSpec
 
-__all__ = ["BACKENDS", "Backend", "resolve_backend"]
+__all__ = ["BACKENDS", "Backend", "resolve_backend", "runs_tensorrt_llm"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,8 @@ class Backend:
     """The extra of this package that installs them."""
 
     needs_gpu: bool = False
+    install_hint: str = ""
+    """What to know beyond the extra."""
 
     def missing(self) -> str | None:
         """Name the first module that is not installed; None when all are there."""
@@ -48,6 +51,11 @@ BACKENDS: dict[str, Backend] = {
             requires=("tensorrt_llm", "pynvml"),
             extra="tensorrt-llm",
             needs_gpu=True,
+            install_hint=(
+                "The public index holds a stub of tensorrt-llm: install it from NVIDIA's own package index "
+                "(pip install --extra-index-url <NVIDIA's index> tensorrt-llm), or run in NVIDIA's TensorRT-LLM "
+                "release container, where it is."
+            ),
         ),
         # In a server: what it needs is the server's affair.
         Backend(
@@ -66,16 +74,28 @@ def resolve_backend(name: str, *, installed: bool = True) -> Backend:
     `installed` False leaves its packages unchecked: those of another environment are known only there. Raises `EngineError` for an unknown name and `MissingExtra` for a backend whose packages are not installed.
     """
     if name == "auto":
-        preferred = BACKENDS.get("tensorrt_llm")
-        usable = preferred is not None and preferred.missing() is None and has_nvidia_gpu()
+        usable = BACKENDS["tensorrt_llm"].missing() is None and has_nvidia_gpu()
         name = "tensorrt_llm" if usable else "transformers"
     backend = BACKENDS.get(name)
     if backend is None:
         raise EngineError(f"unknown backend {name!r}.\n{choices(name, ['auto', *BACKENDS], what='Backends')}")
     missing = backend.missing() if installed else None
     if missing is not None:
-        raise MissingExtra(f"the {backend.name} backend", backend.extra, missing)
+        raise MissingExtra(f"the {backend.name} backend", backend.extra, missing, hint=backend.install_hint)
     return backend
+
+
+def runs_tensorrt_llm(spec: EngineSpec) -> bool:
+    """Whether TensorRT-LLM runs a spec, in our process or in a server that we start."""
+    if spec.serve:
+        from pytest_inferperf.engines.servers.presets import takes_engine_options
+
+        return takes_engine_options(spec.serve)
+    if spec.url:
+        return False
+    if spec.backend == "auto":
+        return BACKENDS["tensorrt_llm"].missing() is None and has_nvidia_gpu()
+    return spec.backend == "tensorrt_llm"
 
 
 def has_nvidia_gpu() -> bool:

@@ -11,8 +11,9 @@ import torch
 
 from pytest_inferperf.engines.interface import GenerationRequest
 from pytest_inferperf.engines.packed import PackedModel
+from pytest_inferperf.engines.stopping import cut
 
-__all__ = ["Completion", "Decoder", "cut", "held_back"]
+__all__ = ["Completion", "Decoder"]
 
 
 @dataclass(kw_only=True)
@@ -192,15 +193,3 @@ def _sample(logits: torch.Tensor, request: GenerationRequest, generator: torch.G
         before = ordered.cumsum(dim=-1) - ordered
         ordered[1:][before[1:] >= request.top_p] = 0.0
     return int(ids[torch.multinomial(ordered, 1, generator=generator)])
-
-
-def cut(text: str, stop: Sequence[str]) -> tuple[str, bool]:
-    """Cut before the first stop string; say whether there was one."""
-    found = [place for place in (text.find(item) for item in stop if item) if place >= 0]
-    return (text[: min(found)], True) if found else (text, False)
-
-
-def held_back(text: str, stop: Sequence[str]) -> int:
-    """Length of the longest end of `text` that may be the beginning of a stop string."""
-    lengths = [size for item in stop for size in range(1, len(item)) if text.endswith(item[:size])]
-    return max(lengths, default=0)

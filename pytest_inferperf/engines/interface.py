@@ -65,6 +65,15 @@ class Generation:
     token_times_s: tuple[float, ...]
     """Seconds from the send of the request to the arrival of each token, same length as `token_ids`."""
 
+    decoding_steps: float | None = None
+    """Steps the engine took for the output, fewer than its tokens under speculative decoding; None where unknown."""
+
+    engine_ttft_s: float | None = None
+    """Arrival to first token by the engine's own clock, seconds; None where it tells none."""
+
+    engine_latency_s: float | None = None
+    """Arrival to last token by the engine's own clock, seconds; None where it tells none."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenChunk:

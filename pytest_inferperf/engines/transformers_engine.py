@@ -17,7 +17,7 @@ from pytest_inferperf.engines.checkpoint.build import threads_for
 from pytest_inferperf.engines.checkpoint.cache import checkpoint_hash
 from pytest_inferperf.engines.checkpoint.conformance import read_quant_config
 from pytest_inferperf.engines.checkpoint.sources import read_json
-from pytest_inferperf.engines.decoding import Completion, Decoder, cut, held_back
+from pytest_inferperf.engines.decoding import Completion, Decoder
 from pytest_inferperf.engines.hardware import cpu_hardware
 from pytest_inferperf.engines.interface import (
     Engine,
@@ -30,6 +30,7 @@ from pytest_inferperf.engines.interface import (
 )
 from pytest_inferperf.engines.packed import PackedModel, load_packed
 from pytest_inferperf.engines.scoring import Scorer, has_plain_head
+from pytest_inferperf.engines.stopping import cut, held_back
 from pytest_inferperf.errors import CheckpointError, EngineError, choices
 from pytest_inferperf.model.case import EngineSpec, Scalar
 from pytest_inferperf.model.results import EngineInfo, Hardware

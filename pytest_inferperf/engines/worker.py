@@ -139,7 +139,13 @@ class Worker:
 
 
 def _describe(error: BaseException) -> dict[str, Any]:
-    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "can't allocate memory" in str(error):
+    text = str(error).lower()
+    if (
+        isinstance(error, MemoryError)
+        or "OutOfMemory" in type(error).__name__
+        or "can't allocate memory" in text
+        or "out of memory" in text
+    ):
         return {"type": "EngineError", "message": f"out of memory: {error}".rstrip(": "), "log": True}
     if "No space left" in str(error):
         # safetensors reports a full disk in words of its own.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pytest_inferperf.errors import EngineError, MarkError, SettingsError, choices
+from pytest_inferperf.errors import CheckpointError, EngineError, MarkError, SettingsError, choices
 from pytest_inferperf.marks.arguments import article, keywords_of, number
 from pytest_inferperf.marks.workloads import LOOPS, check_needs, make_workload
 from pytest_inferperf.model.case import Case, EngineSpec, GpuRequirement, ReferenceEngine, Scalar, Task
@@ -267,7 +267,26 @@ def _case(values: Mapping[str, Any], origin: Origin) -> Case:
     if load is not None and origin.backends:
         # An engine that a hook brings may be a server too.
         check_needs(load, case.engine)
+    if origin.backends:
+        _check_tensorrt_llm(case)
     return case
+
+
+def _check_tensorrt_llm(case: Case) -> None:
+    """Refuse what TensorRT-LLM could not run, before a GPU is asked for."""
+    from pytest_inferperf.engines.backends import runs_tensorrt_llm
+
+    if not runs_tensorrt_llm(case.engine):
+        return
+    from pytest_inferperf.engines.tensorrt_llm.checks import check_spec
+
+    folder = Path(case.engine.model)
+    try:
+        wrong = check_spec(case.engine, case.workload, folder=folder if folder.is_dir() else None)
+    except (CheckpointError, EngineError) as error:
+        wrong = str(error)
+    if wrong:
+        raise MarkError(f"inferperf: {wrong}.".replace("..", "."))
 
 
 def _engine(values: dict[str, Any], origin: Origin) -> EngineSpec:

@@ -38,6 +38,8 @@ def summarise_round(
             1000 * (after - before) for item in multi for before, after in itertools.pairwise(item.token_times_s)
         ],
         "e2e_latency_ms": [1000 * item.token_times_s[-1] for item in finished],
+        "engine_ttft_ms": [1000 * item.engine_ttft_s for item in finished if item.engine_ttft_s is not None],
+        "engine_latency_ms": [1000 * item.engine_latency_s for item in finished if item.engine_latency_s is not None],
     }
     metrics = {
         "output_throughput": output_tokens / duration_s,
@@ -48,6 +50,12 @@ def summarise_round(
     for slo in slos:
         met = sum(_meets(item, dict(slo)) for item in finished)
         metrics[goodput(dict(slo)).name] = met / duration_s
+    counted = [item for item in finished if item.decoding_steps]
+    if counted:
+        # Over all steps: a mean over requests would be that of the short ones.
+        metrics["acceptance_length"] = sum(len(item.token_ids) for item in counted) / sum(
+            item.decoding_steps or 0.0 for item in counted
+        )
     if peak_memory_bytes:
         metrics["peak_memory_gib"] = peak_memory_bytes / 2**30
     # A burst that arrives at one instant has no rate.

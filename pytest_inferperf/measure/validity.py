@@ -146,4 +146,8 @@ def check_engine(spec: EngineSpec, info: EngineInfo) -> str:
             f"the engine's KV cache is {info.kv_cache_quant_algo or 'not quantized'} where the case asks for "
             f"{spec.kv_cache_dtype}; checkpoint {info.checkpoint}"
         )
+    asked = {"tp": spec.tp, "pp": spec.pp, "ep": spec.ep, **dict(spec.engine_options)}
+    for name, value in asked.items():
+        if name in info.options and info.options[name] != value:
+            return f"the engine runs {name}={info.options[name]!r} where the case asks for {name}={value!r}"
     return ""

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from pytest_inferperf.engines.decoding import Completion, _Runner, cut, held_back
+from pytest_inferperf.engines.decoding import Completion, _Runner
 from pytest_inferperf.engines.interface import GenerationRequest
+from pytest_inferperf.engines.stopping import cut, held_back
 from pytest_inferperf.engines.transformers_engine import TransformersEngine
 from pytest_inferperf.errors import EngineError
 from pytest_inferperf.model.case import EngineSpec

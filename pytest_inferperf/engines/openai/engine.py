@@ -104,10 +104,15 @@ def endpoint_hardware(spec: EngineSpec) -> Hardware:
     return Hardware(name=match[1] if match else spec.hardware, count=int(match[2]) if match else 1, kind="gpu")
 
 
-def check_options(spec: EngineSpec) -> dict[str, Any]:
-    """Return the `engine_options` of this backend. Raises `EngineError` for an unknown one or a wrong type."""
+def check_options(spec: EngineSpec, *, others: bool = False) -> dict[str, Any]:
+    """Return the `engine_options` of this backend. Raises `EngineError` for an unknown one or a wrong type.
+
+    With `others`, the rest belongs to the server that is started, and is left alone.
+    """
     options = dict(spec.engine_options)
     for name, value in options.items():
+        if name not in OPTIONS and others:
+            continue
         if name not in OPTIONS:
             raise EngineError(f"unknown engine option {name!r}. {choices(name, OPTIONS, what='Options')}")
         if not isinstance(value, OPTIONS[name]) or isinstance(value, bool):

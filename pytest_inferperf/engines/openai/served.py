@@ -13,7 +13,7 @@ from pytest_inferperf.engines.hardware import cpu_hardware, find_gpus
 from pytest_inferperf.engines.interface import Generation, GenerationRequest, Progress, Serving
 from pytest_inferperf.engines.openai.endpoint import Endpoint
 from pytest_inferperf.engines.openai.engine import OpenAIEngine, check_options, max_model_len
-from pytest_inferperf.engines.servers.presets import Launch, plan_launch
+from pytest_inferperf.engines.servers.presets import Launch, command_with_config, plan_launch, takes_engine_options
 from pytest_inferperf.engines.servers.process import ManagedServer, free_port
 from pytest_inferperf.errors import EngineError
 from pytest_inferperf.model.case import EngineSpec
@@ -41,7 +41,7 @@ class ServedEngine(OpenAIEngine):
 
         Raises `EngineError`, with the end of the server's log, where it does not start or answers nothing.
         """
-        options = check_options(spec)
+        options = check_options(spec, others=takes_engine_options(spec.serve))
         self._model = str(checkpoint) if checkpoint is not None else spec.model
         self._load_timeout_s = load_timeout_s
         self._log_dir = log_dir
@@ -78,15 +78,16 @@ class ServedEngine(OpenAIEngine):
 
     def _start(self, spec: EngineSpec) -> Launch:
         launch = plan_launch(spec.serve, spec, model=self._model, port=free_port())
-        self._server = ManagedServer(
-            launch.command,
-            what=f"{spec.serve.split()[0]} {spec.served_model_name} {spec.precision}",
-            ready_url=launch.ready_url,
-            ready_timeout_s=self._load_timeout_s,
-            environment=launch.environment,
-            log_dir=self._log_dir,
-            progress=self._progress,
-        )
+        with command_with_config(launch) as command:
+            self._server = ManagedServer(
+                command,
+                what=f"{spec.serve.split()[0]} {spec.served_model_name} {spec.precision}",
+                ready_url=launch.ready_url,
+                ready_timeout_s=self._load_timeout_s,
+                environment=launch.environment,
+                log_dir=self._log_dir,
+                progress=self._progress,
+            )
         return launch
 
     @property

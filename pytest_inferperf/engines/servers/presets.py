@@ -6,14 +6,28 @@ documentation has them. A flag that the user's own command gives already is left
 
 from __future__ import annotations
 
+import contextlib
+import json
 import shlex
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from pytest_inferperf.engines.tensorrt_llm.served import served_arguments
+from pytest_inferperf.engines.tensorrt_llm.versions import QUIET
 from pytest_inferperf.errors import EngineError, choices
 from pytest_inferperf.model.case import EngineSpec
 
-__all__ = ["PRESETS", "Launch", "Preset", "loads_model", "plan_launch"]
+__all__ = [
+    "PRESETS",
+    "Launch",
+    "Preset",
+    "command_with_config",
+    "loads_model",
+    "plan_launch",
+    "takes_engine_options",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +70,9 @@ class Preset:
     environment: Mapping[str, str] = field(default_factory=dict)
     """`{host}` and `{port}` are filled in."""
 
+    config: tuple[str, ...] = ()
+    """The flags of a configuration file, the one we give first; with one, `engine_options` are TensorRT-LLM's."""
+
 
 PRESETS: dict[str, Preset] = {
     row.name: row
@@ -63,12 +80,10 @@ PRESETS: dict[str, Preset] = {
         Preset(
             name="trtllm-serve",
             program=("trtllm-serve",),
-            tp="--tp_size",
-            pp="--pp_size",
-            ep="--ep_size",
-            kv_cache_dtype="--kv_cache_dtype",
-            # The checkpoint's own hf_quant_config.json says how the weights are quantized.
-            kv_cache_dtypes={"fp8": "fp8", "nvfp4": "nvfp4"},
+            # What it is asked for is TensorRT-LLM's own business: see engines.tensorrt_llm.served. The checkpoint's own
+            # hf_quant_config.json says how the weights are quantized.
+            config=("--extra_llm_api_options", "--config"),
+            environment=QUIET,
         ),
         Preset(
             name="vllm",
@@ -120,6 +135,9 @@ PRESETS: dict[str, Preset] = {
 
 HOST = "127.0.0.1"
 
+CONFIG = "{config}"
+"""Stands in a command for the path of the configuration file, which is written when the server starts."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
@@ -133,6 +151,9 @@ class Launch:
     ready_url: str
     request_model: str
     """What requests put into "model"."""
+
+    config: str = ""
+    """The text of a configuration file; the command has `CONFIG` where its path belongs. "" for none."""
 
 
 def plan_launch(serve: str, spec: EngineSpec, *, model: str, port: int, ready_path: str = "") -> Launch:
@@ -165,14 +186,15 @@ def plan_launch(serve: str, spec: EngineSpec, *, model: str, port: int, ready_pa
     add(preset.host, HOST)
     add(preset.port, str(port))
     add(preset.served_model_name, spec.served_model_name)
+    config = _tensorrt_llm(preset, spec, given, add) if preset.config else ""
     for name, flag, value in (("tp", preset.tp, spec.tp), ("pp", preset.pp, spec.pp)):
-        if value != 1:
+        if value != 1 and not preset.config:
             _need(flag, f"{name}={value}", preset)
             add(flag, str(value))
-    if spec.ep != 1:
+    if spec.ep != 1 and not preset.config:
         _need(preset.ep, f"ep={spec.ep}", preset)
         add(preset.ep, "" if preset.ep_is_switch else str(spec.ep))
-    if spec.kv_cache_dtype != "auto":
+    if spec.kv_cache_dtype != "auto" and not preset.config:
         if spec.kv_cache_dtype not in preset.kv_cache_dtypes:
             known = choices(spec.kv_cache_dtype, ("auto", *preset.kv_cache_dtypes), what="KV cache types there")
             raise EngineError(f"{preset.name} has no kv_cache_dtype={spec.kv_cache_dtype!r}. {known}")
@@ -187,7 +209,48 @@ def plan_launch(serve: str, spec: EngineSpec, *, model: str, port: int, ready_pa
         base_url=base_url,
         ready_url=base_url + (ready_path or preset.ready_path),
         request_model=spec.served_model_name if preset.served_model_name or not preset.takes_model else model,
+        config=config,
     )
+
+
+def _tensorrt_llm(preset: Preset, spec: EngineSpec, given: Sequence[str], add: Callable[[str, str], None]) -> str:
+    """Add the flags of trtllm-serve; return the text of its configuration file.
+
+    Releases differ in which of the two wins, so each setting is in one of them. Raises `EngineError` for options that a
+    file of the user's own leaves no place for.
+    """
+    flags, objects = served_arguments(spec)
+    for flag, value in flags:
+        add(flag, value)
+    own = next((word for word in given for name in preset.config if word == name or word.startswith(f"{name}=")), "")
+    if not own:
+        add(preset.config[0], CONFIG)
+        return json.dumps(objects, indent=1, sort_keys=True)
+    if spec.engine_options or spec.kv_cache_dtype != "auto":
+        raise EngineError(
+            f"{preset.name} {own}: its file and the mark's engine_options or kv_cache_dtype would both set the "
+            "configuration. Say all of it in the mark, or all of it in the file."
+        )
+    return ""
+
+
+def takes_engine_options(serve: str) -> bool:
+    """Whether the server that `serve` starts is given the mark's `engine_options`."""
+    preset = _preset(serve, _words(serve))
+    return preset is not None and bool(preset.config)
+
+
+@contextlib.contextmanager
+def command_with_config(launch: Launch) -> Iterator[tuple[str, ...]]:
+    """Write the configuration file, and yield the command that names it; the file is gone afterwards."""
+    if not launch.config:
+        yield launch.command
+        return
+    with tempfile.TemporaryDirectory(prefix="inferperf-server-") as folder:
+        # JSON is YAML.
+        path = Path(folder) / "config.yaml"
+        path.write_text(launch.config, encoding="utf-8")
+        yield tuple(str(path) if word == CONFIG else word for word in launch.command)
 
 
 def loads_model(spec: EngineSpec) -> bool:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from pytest_inferperf.engines.servers.presets import PRESETS, plan_launch
+from pytest_inferperf.engines.servers.presets import PRESETS, Launch, command_with_config, plan_launch
 from pytest_inferperf.errors import EngineError
 from pytest_inferperf.model.case import EngineSpec
 
@@ -21,7 +26,7 @@ def command(serve: str, spec: EngineSpec = PLAIN, port: int = 4321) -> str:
     [
         (
             "trtllm-serve",
-            "trtllm-serve /ckpt --host 127.0.0.1 --port 4321 --tp_size 8 --kv_cache_dtype fp8",
+            "trtllm-serve /ckpt --host 127.0.0.1 --port 4321 --tp_size 8 --pp_size 1 --extra_llm_api_options {config}",
         ),
         (
             "vllm",
@@ -89,3 +94,68 @@ def test_what_a_server_cannot_do_is_said(serve: str, spec: EngineSpec, message: 
     with pytest.raises(EngineError) as caught:
         plan_launch(serve, spec, model="/ckpt", port=4321)
     assert message in str(caught.value)
+
+
+def served(serve: str = "trtllm-serve", **changes: Any) -> Launch:
+    options = tuple(sorted(changes.pop("engine_options", {}).items()))
+    return plan_launch(serve, replace(LLAMA, engine_options=options, **changes), model="/ckpt", port=1)
+
+
+def test_trtllm_serve_gets_flags_for_plain_settings_and_a_file_for_the_rest() -> None:
+    options = {
+        "max_batch_size": 64,
+        "speculative": "mtp",
+        "max_draft_len": 3,
+        "attention_dp": True,
+        "moe_backend": "TRTLLM",
+    }
+    launch = served(ep=8, engine_options=options)
+    words = " ".join(launch.command)
+    assert "--tp_size 8 --pp_size 1 --ep_size 8 --max_batch_size 64 --extra_llm_api_options {config}" in words
+    assert json.loads(launch.config) == {
+        "enable_attention_dp": True,
+        "enable_chunked_prefill": False,
+        "kv_cache_config": {"dtype": "fp8", "enable_block_reuse": False},
+        "moe_config": {"backend": "TRTLLM"},
+        # Both releases read this spelling.
+        "speculative_config": {"decoding_type": "MTP", "num_nextn_predict_layers": 3},
+    }
+    assert launch.environment["TRTLLM_NO_USAGE_STATS"] == "1"
+
+
+def test_no_setting_of_trtllm_serve_is_passed_twice() -> None:
+    flags = {
+        word.removeprefix("--") for word in served(engine_options={"max_seq_len": 4096}).command if word[:2] == "--"
+    }
+    named = {
+        "tp_size": "tensor_parallel_size",
+        "pp_size": "pipeline_parallel_size",
+        "ep_size": "moe_expert_parallel_size",
+    }
+    assert not {named.get(flag, flag) for flag in flags} & set(json.loads(served().config))
+
+
+def test_the_configuration_file_is_there_while_the_server_starts() -> None:
+    launch = served()
+    with command_with_config(launch) as command:
+        path = Path(command[-1])
+        assert path.read_text() == launch.config
+    assert not path.exists()
+    plain = plan_launch("vllm", PLAIN, model="/ckpt", port=1)
+    with command_with_config(plain) as command:
+        assert command == plain.command
+
+
+def test_a_configuration_file_of_the_users_own_stands_alone() -> None:
+    own = "trtllm-serve --config mine.yaml"
+    assert command(own).endswith("--tp_size 1 --pp_size 1 --config mine.yaml")
+    for changes in ({"kv_cache_dtype": "fp8"}, {"kv_cache_dtype": "auto", "engine_options": {"max_batch_size": 8}}):
+        with pytest.raises(EngineError, match=r"trtllm-serve --config: its file and the mark's engine_options"):
+            served(own, **changes)
+
+
+def test_options_about_the_connection_are_not_the_servers() -> None:
+    launch = served(engine_options={"tokenizer": "org/other"})
+    assert "org/other" not in " ".join((*launch.command, launch.config))
+    with pytest.raises(EngineError, match="engine option max_batch_size=0: at least 1"):
+        served(engine_options={"max_batch_size": 0})
