@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_inferperf.errors import EngineError, InferperfError, InvalidRun, MarkError, SettingsError
+from pytest_inferperf.errors import EngineError, HardwareError, InferperfError, InvalidRun, MarkError, SettingsError
 from pytest_inferperf.model.limits import LIMITS
 from pytest_inferperf.selection import SELECTION, Selection
 from pytest_inferperf.session import (
@@ -27,6 +27,7 @@ from pytest_inferperf.session import (
 )
 
 if TYPE_CHECKING:
+    from pytest_inferperf.engines.devices import DeviceLease
     from pytest_inferperf.engines.interface import Engine
     from pytest_inferperf.fixture import Inferperf
     from pytest_inferperf.marks.cases import BoundCase
@@ -93,6 +94,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="Repeat prompts after each measurement: answers that come from a cache are INVALID",
     )
+    option(
+        "replay",
+        metavar="RESULTS",
+        help="Build no engine: judge the results in this file by today's marks, settings and baselines",
+    )
     option("require-gpu", action="store_true", help="Fail, instead of skip, where requires_gpu is not met")
     option(
         "set",
@@ -135,6 +141,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addini(
         "inferperf_gpu_hour_price", "What one GPU costs for one hour, in any currency", type="float", default=0.0
     )
+    parser.addini(
+        "inferperf_gpu_timeout", "Seconds an engine may wait for GPUs that others hold", type="float", default=7200.0
+    )
     parser.addini("inferperf_load_timeout", "Seconds an engine may take to load", type="float", default=3600.0)
     parser.addini("inferperf_call_timeout", "Seconds one call of an engine may take", type="float", default=1800.0)
 
@@ -152,7 +161,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(config.stash[SELECTION], "inferperf-selection")
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Recorder(config), "inferperf-recorder")
-    asked = ("update", "json", "reason", "accept_regression", "set", "plan", "past", "power", "inject")
+    asked = ("update", "json", "reason", "accept_regression", "set", "plan", "past", "power", "inject", "replay")
     if config.getoption("inferperf_plan") or config.getoption("inferperf_cases"):
         # This process collects and plans; xdist, if it is there, looks at its option after us.
         config.option.dist = "no"
@@ -252,6 +261,8 @@ def _unfit(item: pytest.Item) -> tuple[str, str]:
 
     try:
         wrong = unread_mark(item)
+        if STATE in item.config.stash and state_of(item.config).settings.replay is not None:
+            return wrong, _not_replayed(item)
         need = need_of(item)
         lacking = why_missing(need, find_gpus()) if need is not None else ""
         if lacking and state_of(item.config).settings.require_gpu:
@@ -261,6 +272,15 @@ def _unfit(item: pytest.Item) -> tuple[str, str]:
     if not wrong and not lacking:
         wrong = _old_driver(item) or _beside_neighbours(item)
     return wrong, lacking
+
+
+def _not_replayed(item: pytest.Item) -> str:
+    """Say why a test cannot be replayed; "" where it can."""
+    from pytest_inferperf.collection import spec_of
+
+    if spec_of(item) is None or "inferperf" in getattr(item, "fixturenames", ()):
+        return ""
+    return "asks the engine itself, and --inferperf-replay builds none"
 
 
 def _old_driver(item: pytest.Item) -> str:
@@ -280,6 +300,12 @@ def _beside_neighbours(item: pytest.Item) -> str:
     bound = bound_of(item)
     if bound is None or bound.case.workload is None or not hasattr(item.config, "workerinput"):
         return ""
+    from pytest_inferperf.collection import brought_by_hook
+    from pytest_inferperf.engines.devices import gpus_to_lease
+    from pytest_inferperf.engines.hardware import find_gpus
+
+    if not brought_by_hook(item) and gpus_to_lease(bound.case.engine, find_gpus()) is not None:
+        return ""  # Cards of its own: no neighbour computes on them.
     return (
         "performance is not measured under xdist: neighbours on the same machine make the figures wrong. "
         f"Run without -n: pytest {item.nodeid}"
@@ -299,6 +325,11 @@ def inferperf_engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.Te
     from pytest_inferperf.terminal import shown_progress
 
     spec: EngineSpec = _param(request)
+    if state_of(request.config).settings.replay is not None:
+        from pytest_inferperf.engines.replayed import ReplayedEngine
+
+        yield ReplayedEngine(spec)
+        return
     message = ""
     with shown_progress(request.config) as progress:
         try:
@@ -306,14 +337,49 @@ def inferperf_engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.Te
         except InferperfError as error:
             message = str(error)
     if message:
+        _release(request.config)
         raise _not_a_regression(message)
     yield engine
     try:
         engine.close()
     except InferperfError as error:
         message = str(error)
+    finally:
+        _release(request.config)
     if message:
         pytest.fail(f"the engine did not close: {message}", pytrace=False)
+
+
+def _release(config: pytest.Config) -> None:
+    """Give the GPUs of an engine back, once it is closed."""
+    state = state_of(config)
+    if state.lease is not None:
+        state.lease.release()
+        state.lease = None
+
+
+def _leased(config: pytest.Config, spec: EngineSpec, progress: Callable[[str], None]) -> DeviceLease | None:
+    """Return the GPUs of an engine: those that the engine it is compared with has, else cards that are free.
+
+    Raises `HardwareError` after a wait, and where the other has too few.
+    """
+    from pytest_inferperf.engines.devices import gpus_to_lease, lease_devices
+    from pytest_inferperf.engines.hardware import find_gpus, need_words
+
+    state, gpus = state_of(config), find_gpus()
+    need = gpus_to_lease(spec, gpus)
+    if need is None:
+        return None
+    if state.lease is None:
+        name = f"{spec.precision} {spec.served_model_name}"
+        timeout_s = state.settings.gpu_timeout_s
+        state.lease = lease_devices(need, gpus, holder=name, timeout_s=timeout_s, progress=progress)
+    elif len(state.lease.uuids) < need.count:
+        raise HardwareError(
+            f"{spec.precision} {spec.served_model_name} needs {need_words(need)}, and the engine that it is compared with "
+            f"has {len(state.lease.uuids)}. Give the two the same tp x pp."
+        )
+    return state.lease
 
 
 def _not_a_regression(message: str) -> BaseException:
@@ -379,6 +445,7 @@ def _open_engine(
         call_timeout_s=settings.call_timeout_s,
         log_dir=tmp.mktemp("inferperf"),
         python=python,
+        lease=_leased(config, spec, progress),
     )
 
 
@@ -407,10 +474,17 @@ def inferperf(
     from pytest_inferperf.terminal import shown_progress
 
     config = request.config
-    engine = _injected(request.node, inferperf_case, inferperf_engine)
     benchmark = None
     if _is_benchmark(inferperf_case) and config.pluginmanager.hasplugin("benchmark"):
         benchmark = request.getfixturevalue("benchmark")
+    if state_of(config).settings.replay is not None:
+        try:
+            yield _replayed(request, inferperf_case, inferperf_engine)
+        finally:
+            if benchmark is not None:
+                benchmark.skipped = True  # Nothing was timed.
+        return
+    engine = _injected(request.node, inferperf_case, inferperf_engine)
     with shown_progress(config) as progress:
         run = Inferperf(
             inferperf_case,
@@ -434,6 +508,26 @@ def inferperf(
 def _is_benchmark(bound: BoundCase) -> bool:
     """Whether the rounds fit one row of pytest-benchmark's table: those of a sweep are of several loads."""
     return bound.case.workload is not None and not bound.case.workload.swept
+
+
+def _replayed(request: pytest.FixtureRequest, bound: BoundCase, engine: Engine) -> Inferperf:
+    """Find what stands in for measuring a case; a case without a result fails."""
+    from pytest_inferperf.engines.replayed import ReplayedEngine
+    from pytest_inferperf.errors import ResultFileError
+    from pytest_inferperf.replay import ReplayedRun
+
+    settings = state_of(request.config).settings
+    assert settings.replay is not None
+    assert isinstance(engine, ReplayedEngine)
+    message = ""
+    try:
+        run = ReplayedRun(bound, engine, settings, replay=settings.replay, nodeid=request.node.nodeid)
+    except ResultFileError as error:
+        message = str(error)
+    if message:
+        raise _not_a_regression(message)
+    request.node.stash[RUN] = run
+    return run
 
 
 def _injected(item: pytest.Item, bound: BoundCase, engine: Engine) -> Engine:

@@ -17,6 +17,7 @@ from pytest_inferperf.selection import SELECTION, bound_of
 
 if TYPE_CHECKING:
     from pytest_inferperf.baselines.result_file import ResultRecord
+    from pytest_inferperf.engines.devices import DeviceLease
     from pytest_inferperf.fixture import Inferperf
     from pytest_inferperf.model.case import EngineSpec
     from pytest_inferperf.model.results import Comparison
@@ -67,6 +68,9 @@ class State:
 
     failed: set[str] = field(default_factory=set)
     """Tests that failed in a way no verdict stands for: in teardown, in a subtest."""
+
+    lease: DeviceLease | None = None
+    """The GPUs of the engine that is open now; reference engines share them."""
 
     progress: ProgressLine | None = None
     context: Mapping[str, str] | None = None

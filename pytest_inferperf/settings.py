@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import pytest
 
-from pytest_inferperf.errors import SettingsError
+from pytest_inferperf.errors import ResultFileError, SettingsError
 from pytest_inferperf.model.case import Scalar
 from pytest_inferperf.model.injection import Injection, parse_injections
 from pytest_inferperf.model.limits import LIMITS, Limit
 
 if TYPE_CHECKING:
     from pytest_inferperf.baselines.against import RunReference
+    from pytest_inferperf.baselines.replay import Replay
     from pytest_inferperf.marks.against import EngineReference
     from pytest_inferperf.waivers import Waiver
 
@@ -51,6 +52,9 @@ class Settings:
     overrides: tuple[tuple[str, Scalar], ...]
     against: EngineReference | RunReference | None
     """What stands in for the baselines; None for the baseline files."""
+    replay: Replay | None
+    """Results of an earlier run that stand in for engines; None where engines are built."""
+
     injections: tuple[Injection, ...]
     """What is made worse on purpose, to prove that the gates see it."""
 
@@ -81,6 +85,9 @@ class Settings:
 
     call_timeout_s: float
     """Longest time one call of an engine may take."""
+
+    gpu_timeout_s: float
+    """Longest time an engine may wait for GPUs that others hold."""
 
     gpu_hour_price: float
     """What one GPU costs for one hour, in any currency; 0 where nobody said."""
@@ -134,6 +141,7 @@ def read_settings(config: pytest.Config) -> Settings:
         require_gpu=bool(option("inferperf_require_gpu") or config.getini("inferperf_require_gpu")),
         overrides=tuple(_override(item) for item in option("inferperf_set") or ()),
         against=_against(config),
+        replay=_replay(config),
         injections=parse_injections(option("inferperf_inject") or ()),
         task_paths=tuple(Path(item) for item in config.getini("inferperf_task_paths")),
         tolerance=_between(config, "inferperf_tolerance", 0, 1),
@@ -145,12 +153,14 @@ def read_settings(config: pytest.Config) -> Settings:
         waivers=read_waivers(config.rootpath),
         load_timeout_s=_between(config, "inferperf_load_timeout", 0, None),
         call_timeout_s=_between(config, "inferperf_call_timeout", 0, None),
+        gpu_timeout_s=_between(config, "inferperf_gpu_timeout", 0, None),
         gpu_hour_price=_price(config),
         plan=bool(option("inferperf_plan")),
         past=_past(config, path(json_path) if json_path else None),
         power=_power(config),
         is_worker=hasattr(config, "workerinput"),
     )
+    _check_replay(settings)
     _check_update(settings, config)
     return settings
 
@@ -182,6 +192,39 @@ def _against(config: pytest.Config) -> EngineReference | RunReference | None:
     from pytest_inferperf.marks.against import parse_against
 
     return parse_against(text, config.invocation_params.dir)
+
+
+def _replay(config: pytest.Config) -> Replay | None:
+    text = config.getoption("inferperf_replay")
+    if text is None:
+        return None
+    from pytest_inferperf.baselines.replay import Replay
+    from pytest_inferperf.baselines.result_file import read_result_file
+
+    try:
+        return Replay(label=text, file=read_result_file(_absolute(config.invocation_params.dir, text)))
+    except ResultFileError as error:
+        message = str(error)
+    raise SettingsError(f"--inferperf-replay: {message}")
+
+
+def _check_replay(settings: Settings) -> None:
+    """Refuse what a replay, which measures nothing, cannot do."""
+    if settings.replay is None:
+        return
+    if settings.update is not None:
+        raise SettingsError(
+            "--inferperf-update does not go with --inferperf-replay: nothing is measured. Record the file itself: "
+            f"inferperf baseline update {settings.replay.label}"
+        )
+    others = (
+        ("--inferperf-plan", settings.plan),
+        ("--inferperf-inject", bool(settings.injections)),
+        ("--inferperf-against with an engine", settings.against is not None and settings.against_run is None),
+    )
+    for name, given in others:
+        if given:
+            raise SettingsError(f"{name} does not go with --inferperf-replay, which builds no engine. Leave one out.")
 
 
 def _number(config: pytest.Config, name: str) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pytest_inferperf.engines.backends import resolve_backend
 from pytest_inferperf.engines.checkpoint.cache import ensure_checkpoint
+from pytest_inferperf.engines.devices import DeviceLease
 from pytest_inferperf.engines.interface import Engine, Progress
 from pytest_inferperf.engines.process import EngineProcess, build_in_process
 from pytest_inferperf.engines.servers.presets import loads_model
@@ -26,6 +27,7 @@ def open_engine(
     build_timeout_s: float = 6 * 3600.0,
     log_dir: Path | None = None,
     python: str = "",
+    lease: DeviceLease | None = None,
 ) -> Engine:
     """Build what `spec` needs, check it, and start the engine in a process of its own.
 
@@ -39,6 +41,7 @@ def open_engine(
         log_dir: Where logs of engine processes are kept; None keeps only those of engines that failed.
         python: The interpreter the engine runs under, with the packages of its own environment; "" for this one.
             The checkpoint is built by this one all the same: two versions of a backend get the same weights.
+        lease: The GPUs that the engine is shown; None for all that this process sees. Releasing it is the caller's.
 
     Raises `EngineError`, `CheckpointError` or `MissingExtra`.
 
@@ -68,6 +71,7 @@ def open_engine(
             call_timeout_s=call_timeout_s,
             log_dir=log_dir,
             progress=report,
+            lease=lease,
         )
     assert checkpoint is not None
     return EngineProcess(
@@ -79,4 +83,5 @@ def open_engine(
         log_dir=log_dir,
         progress=report,
         python=python,
+        lease=lease,
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 from pytest_inferperf import __version__
 from pytest_inferperf.engines import wire
+from pytest_inferperf.engines.devices import DeviceLease
 from pytest_inferperf.engines.interface import (
     Engine,
     Generation,
@@ -46,8 +47,11 @@ class EngineProcess(Engine):
         log_dir: Path | None = None,
         progress: Progress | None = None,
         python: str = "",
+        lease: DeviceLease | None = None,
     ) -> None:
         self.spec = spec
+        self._lease = lease
+        self._devices = lease.uuids if lease is not None else ()
         self._call_timeout_s = call_timeout_s
         self._load_timeout_s = load_timeout_s
         self._log_dir = log_dir
@@ -68,6 +72,7 @@ class EngineProcess(Engine):
             log_dir=self._log_dir,
             progress=self._progress,
             python=self._python,
+            lease=self._lease,
         )
         try:
             if self._python:
@@ -93,6 +98,11 @@ class EngineProcess(Engine):
                 f"engine {self.spec.served_model_name} {self.spec.precision} is not the same after its relaunch: {moved}"
             )
         self.info = after
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """See `Engine.devices`."""
+        return self._devices
 
     @property
     def pid(self) -> int:

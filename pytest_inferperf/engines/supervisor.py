@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_inferperf.engines import wire
+from pytest_inferperf.engines.devices import DeviceLease
 from pytest_inferperf.engines.environment import quiet_environment
 from pytest_inferperf.engines.interface import Progress
 from pytest_inferperf.engines.log_tail import log_tail
@@ -36,8 +37,19 @@ _alive: weakref.WeakSet[WorkerProcess] = weakref.WeakSet()
 class WorkerProcess:
     """A worker, its pipes and its log. Every call has a deadline; after a failure the worker and its children are dead."""
 
-    def __init__(self, *, what: str, log_dir: Path | None, progress: Progress | None = None, python: str = "") -> None:
-        """Start the worker, under the interpreter `python` with the packages it has, or under this one with ours."""
+    def __init__(
+        self,
+        *,
+        what: str,
+        log_dir: Path | None,
+        progress: Progress | None = None,
+        python: str = "",
+        lease: DeviceLease | None = None,
+    ) -> None:
+        """Start the worker, under the interpreter `python` with the packages it has, or under this one with ours.
+
+        It sees the cards of `lease` alone, and holds their locks too.
+        """
         self._what = what
         self._progress = progress or (lambda _line: None)
         folder = Path(log_dir) if log_dir is not None else Path(tempfile.gettempdir())
@@ -60,11 +72,14 @@ class WorkerProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=descriptor,
-                pass_fds=(lifeline,),
+                pass_fds=(lifeline, *(lease.descriptors if lease is not None else ())),
                 start_new_session=True,
                 # `-m` imports from the working directory first, which may be a source tree of ours.
                 cwd="/" if python else None,
-                env=_foreign_environment() if python else _environment(),
+                env={
+                    **(_foreign_environment() if python else _environment()),
+                    **(lease.environment if lease is not None else {}),
+                },
                 bufsize=0,
             )
         except OSError as error:

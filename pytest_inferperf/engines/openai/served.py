@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pytest_inferperf.engines.checkpoint.cache import checkpoint_hash
 from pytest_inferperf.engines.checkpoint.conformance import read_quant_config
+from pytest_inferperf.engines.devices import DeviceLease
 from pytest_inferperf.engines.hardware import cpu_hardware, find_gpus
 from pytest_inferperf.engines.interface import Generation, GenerationRequest, Progress, Serving
 from pytest_inferperf.engines.openai.endpoint import Endpoint
@@ -36,6 +37,7 @@ class ServedEngine(OpenAIEngine):
         call_timeout_s: float = 600.0,
         log_dir: Path | None = None,
         progress: Progress | None = None,
+        lease: DeviceLease | None = None,
     ) -> None:
         """Start the server with the checkpoint, or, for one that finds its models itself, with `spec.model`.
 
@@ -46,6 +48,8 @@ class ServedEngine(OpenAIEngine):
         self._load_timeout_s = load_timeout_s
         self._log_dir = log_dir
         self._progress = progress
+        self._environment = lease.environment if lease is not None else {}
+        self._devices = lease.uuids if lease is not None else ()
         started = time.perf_counter()
         launch = self._start(spec)
         try:
@@ -84,11 +88,16 @@ class ServedEngine(OpenAIEngine):
                 what=f"{spec.serve.split()[0]} {spec.served_model_name} {spec.precision}",
                 ready_url=launch.ready_url,
                 ready_timeout_s=self._load_timeout_s,
-                environment=launch.environment,
+                environment={**launch.environment, **self._environment},
                 log_dir=self._log_dir,
                 progress=self._progress,
             )
         return launch
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """See `Engine.devices`."""
+        return self._devices
 
     @property
     def pid(self) -> int:
