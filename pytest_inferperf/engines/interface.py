@@ -65,6 +65,9 @@ class Generation:
     token_times_s: tuple[float, ...]
     """Seconds from the send of the request to the arrival of each token, same length as `token_ids`."""
 
+    decoding_steps: float | None = None
+    """Steps the engine took for the output, fewer than its tokens under speculative decoding; None where unknown."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenChunk:

@@ -39,6 +39,12 @@ def summarise_round(
         "total_throughput": (input_tokens + output_tokens) / duration_s,
         "request_throughput": len(finished) / duration_s,
     }
+    counted = [item for item in finished if item.decoding_steps]
+    if counted:
+        # Over all steps: a mean over requests would be that of the short ones.
+        metrics["acceptance_length"] = sum(len(item.token_ids) for item in counted) / sum(
+            item.decoding_steps or 0.0 for item in counted
+        )
     if peak_memory_bytes:
         metrics["peak_memory_gib"] = peak_memory_bytes / 2**30
     # A burst that arrives at one instant has no rate.

@@ -130,6 +130,13 @@ _ROWS = (
         source="trtllm-bench request latency",
     ),
     Metric(
+        name="acceptance_length",
+        unit="tok/step",
+        higher_is_better=True,
+        formula="output tokens / decoding steps, over all requests of the round; 1 without speculative decoding",
+        source="trtllm-bench acceptance_length",
+    ),
+    Metric(
         name="peak_memory_gib",
         unit="GiB",
         higher_is_better=False,

@@ -7,7 +7,19 @@ from dataclasses import dataclass
 
 from pytest_inferperf.errors import choices
 
-__all__ = ["KV_CACHE_DTYPES", "QUANTIZATIONS", "KvCacheDtype", "Quantization", "check_quant", "precision_key"]
+__all__ = [
+    "KV_CACHE_DTYPES",
+    "QAT",
+    "QUANTIZATIONS",
+    "KvCacheDtype",
+    "Quantization",
+    "check_quant",
+    "precision_key",
+    "split_precision",
+]
+
+QAT = "qat"
+"""The recipe that trains the quantized model before it is exported. Other weights, so another precision."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +108,17 @@ def check_quant(name: str) -> str | None:
     )
 
 
-def precision_key(quant: str, kv_cache_dtype: str) -> str:
-    """Name a precision in a baseline file: `NVFP4`, or `NVFP4+kv_fp8`."""
-    return quant if kv_cache_dtype == "auto" else f"{quant}+kv_{kv_cache_dtype}"
+def precision_key(quant: str, kv_cache_dtype: str, recipe: str = "") -> str:
+    """Name a precision in a baseline file: `NVFP4`, `NVFP4+kv_fp8`, or `NVFP4+qat+kv_fp8`.
+
+    Other recipes reach the same format in another way: they are context.
+    """
+    trained = f"{quant}+{QAT}" if recipe == QAT else quant
+    return trained if kv_cache_dtype == "auto" else f"{trained}+kv_{kv_cache_dtype}"
+
+
+def split_precision(name: str) -> tuple[str, str, str]:
+    """Split what `precision_key` made into quantization, KV cache type and recipe; the parts are not checked."""
+    head, plus, kv_cache_dtype = name.partition("+kv_")
+    quant = head.removesuffix(f"+{QAT}")
+    return quant, kv_cache_dtype if plus else "auto", QAT if quant != head else ""

@@ -155,7 +155,7 @@ PERFORMANCE = [
     (
         f"{E}/metrics",
         {"ttft_sm.p99": {"sessions": [[1]]}},
-        f"$.entries[\"{KEY}\"].metrics: unknown metric 'ttft_sm.p99'.\nDid you mean 'ttft_ms'? Metrics: chunk_gap_ms,"
+        f"$.entries[\"{KEY}\"].metrics: unknown metric 'ttft_sm.p99'.\nDid you mean 'ttft_ms'? Metrics: acceptance_length, chunk_gap_ms,"
         " e2e_latency_ms, goodput, itl_ms, output_throughput, output_throughput_per_gpu, output_throughput_per_user, peak_memory_gib,"
         " request_throughput, total_throughput, tpot_ms, ttft_ms.",
     ),
