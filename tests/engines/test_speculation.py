@@ -47,7 +47,7 @@ def stranger(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def twin(source: Path) -> Iterator[TransformersEngine]:
+def twin(source: Path) -> Iterator[Any]:
     """A target that is its own draft model: every proposal is right."""
     spec = speculating(EngineSpec(model=str(source), served_model_name="tiny"), source)
     with TransformersEngine(spec, checkpoint=str(source)) as engine:

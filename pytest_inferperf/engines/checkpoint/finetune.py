@@ -93,9 +93,23 @@ def finetune(
         if step % _TOLD_EVERY == 0 or step == steps:
             progress(f"training {step}/{steps}, loss {float(loss):.4f}")
     model.train(False)
+    _snap(model)
     for parameter in weights:
         parameter.grad = None
         parameter.requires_grad_(False)
+
+
+def _snap(model: Any) -> None:
+    """Put every quantized weight on the grid that it was rounded to.
+
+    Training leaves many weights close to the middle between two grid points: cast to bfloat16 for the export, they would
+    be rounded to the other one.
+    """
+    with torch.no_grad():
+        for module in model.modules():
+            quantizer = getattr(module, "weight_quantizer", None)
+            if quantizer is not None and isinstance(getattr(module, "weight", None), torch.nn.Parameter):
+                module.weight.copy_(quantizer(module.weight))
 
 
 def _row(tokenizer: Any, text: Text, limit: int) -> _Row | None:

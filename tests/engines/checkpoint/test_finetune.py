@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from pytest_inferperf.engines.checkpoint.build import build_checkpoint
 from pytest_inferperf.engines.checkpoint.conformance import check_checkpoint
-from pytest_inferperf.engines.checkpoint.finetune import _IGNORED, _loss, _row, finetune
+from pytest_inferperf.engines.checkpoint.finetune import _IGNORED, _loss, _row, _snap, finetune
 from pytest_inferperf.engines.checkpoint.texts import Text, read_texts
 from pytest_inferperf.errors import CheckpointError
 from pytest_inferperf.model.case import EngineSpec
@@ -144,3 +144,21 @@ def test_bad_line_is_named(tmp_path: Path, content: str, message: str) -> None:
     path.write_text(content)
     with pytest.raises(CheckpointError, match=message):
         read_texts(str(path), keyword="qat_dataset")
+
+
+class Grid(torch.nn.Module):
+    """Rounds to quarters."""
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return (weight * 4).round() / 4
+
+
+def test_weights_end_on_the_grid_that_they_were_rounded_to() -> None:
+    """A weight beside the middle between two points would otherwise be cast across it by the export."""
+    model = torch.nn.Sequential(torch.nn.Linear(2, 1, bias=False), torch.nn.Linear(2, 1, bias=False))
+    model[0].weight_quantizer = Grid()
+    torch.nn.init.constant_(model[0].weight, 0.37501)
+    torch.nn.init.constant_(model[1].weight, 0.37501)
+    _snap(model)
+    assert model[0].weight.tolist() == [[0.5, 0.5]]
+    assert torch.equal(model[1].weight, torch.full((1, 2), 0.37501))
