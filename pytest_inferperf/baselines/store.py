@@ -35,7 +35,7 @@ from pytest_inferperf.baselines.outcomes import (
 from pytest_inferperf.errors import BaselineError, MarkError, SettingsError, choices
 from pytest_inferperf.model.case import Case, EngineSpec, Task, Workload
 from pytest_inferperf.model.metrics import parse_metric
-from pytest_inferperf.model.quant import KV_CACHE_DTYPES, check_quant
+from pytest_inferperf.model.quant import KV_CACHE_DTYPES, check_quant, precision_key, split_precision
 from pytest_inferperf.model.results import Hardware, Repeat, slug
 from pytest_inferperf.model.workload import WORKLOAD_IDENTITY
 
@@ -63,7 +63,7 @@ __all__ = [
 ]
 
 _ENGINE_IDENTITY = ("quant", "kv_cache_dtype", "tp", "pp", "ep")
-_PERFORMANCE_IDENTITY = (*_ENGINE_IDENTITY, *WORKLOAD_IDENTITY, "serve")
+_PERFORMANCE_IDENTITY = (*_ENGINE_IDENTITY, *WORKLOAD_IDENTITY, "serve", "recipe")
 _ACCURACY_IDENTITY = ("task", "num_fewshot", "limit")
 _LONGEST_NAME = 255 - len(".json") - len("..0123456789abcdef.tmp")
 """Characters of a file or folder name that leave room for what is added to it while it is written."""
@@ -331,7 +331,8 @@ def _performance_from_json(shown: str, key: str, data: dict[str, Any]) -> Perfor
     identity: dict[str, Any] = data["identity"]
     _check_precision(identity["quant"], identity["kv_cache_dtype"], f"{where}.identity")
     sizes = {name: identity[name] for name in _ENGINE_IDENTITY}
-    engine = EngineSpec(model="", served_model_name="", serve=identity.get("serve", ""), **sizes)
+    others = {name: identity.get(name, "") for name in ("serve", "recipe")}
+    engine = EngineSpec(model="", served_model_name="", **others, **sizes)
     case = Case(engine=engine, workload=Workload.from_identity(identity))
     try:
         expected = performance_key(case)
@@ -411,10 +412,11 @@ def _accuracy_from_json(shown: str, key: str, data: dict[str, Any]) -> AccuracyE
 
 
 def _score_from_json(where: str, precision: str, data: dict[str, Any], count: int) -> ScoreEntry:
-    quant, plus, kv_cache_dtype = precision.partition("+kv_")
-    _check_precision(quant, kv_cache_dtype if plus else "auto", where)
-    if kv_cache_dtype == "auto":
-        raise BaselineError(f"{where}: the default KV cache type is not written out: use {quant!r} as the key.")
+    quant, kv_cache_dtype, recipe = split_precision(precision)
+    _check_precision(quant, kv_cache_dtype, where)
+    written = precision_key(quant, kv_cache_dtype, recipe)
+    if precision != written:
+        raise BaselineError(f"{where}: the default KV cache type is not written out: use {written!r} as the key.")
     outcomes = decode(data["outcomes"], where=f"{where}.outcomes") if "outcomes" in data else ()
     flags = data.get("unparseable")
     unparseable = None if flags is None else decode_bits(flags, where=f"{where}.unparseable")

@@ -13,7 +13,7 @@ from pytest_inferperf.engines.interface import GenerationRequest
 from pytest_inferperf.engines.packed import PackedModel
 from pytest_inferperf.engines.stopping import cut
 
-__all__ = ["Completion", "Decoder"]
+__all__ = ["Completion", "Decoder", "choose"]
 
 
 @dataclass(kw_only=True)
@@ -24,6 +24,9 @@ class Completion:
     tokens: list[int] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     """When each token arrived, on the clock of `perf_counter`."""
+
+    steps: int = 0
+    """Forward passes of the model that it took, that of the prompt included."""
 
     finish: Literal["stop", "length"] | None = None
     generator: torch.Generator | None = None
@@ -60,6 +63,7 @@ class Decoder:
                     if completion.finish is None:
                         completion.tokens.append(token)
                         completion.times.append(now)
+                        completion.steps += 1
                         completion.finish = self._finish(completion)
                     finished += completion.finish is not None
                 yield
@@ -183,6 +187,13 @@ def _choose(logits: torch.Tensor, batch: Sequence[Completion]) -> torch.Tensor:
         if completion.generator is not None and completion.finish is None:
             chosen[row] = _sample(logits[row].float().cpu(), completion.request, completion.generator)
     return chosen
+
+
+def choose(logits: torch.Tensor, completion: Completion) -> int:
+    """Choose the next token of one request from the logits of one place."""
+    if completion.generator is None:
+        return int(logits.argmax())
+    return _sample(logits.float().cpu(), completion.request, completion.generator)
 
 
 def _sample(logits: torch.Tensor, request: GenerationRequest, generator: torch.Generator) -> int:

@@ -67,6 +67,10 @@ class KvLayer(CacheLayerMixin):  # type: ignore[misc,no-untyped-call,unused-igno
             for buffer in self._buffers
         ]
 
+    def forget(self, length: int) -> None:
+        """Keep only the first `length` tokens of every row."""
+        self._length = length
+
     def get_seq_length(self) -> int:
         """Tokens stored."""
         return self._length

@@ -30,6 +30,7 @@ from pytest_inferperf.engines.interface import (
 )
 from pytest_inferperf.engines.packed import PackedModel, load_packed
 from pytest_inferperf.engines.scoring import Scorer, has_plain_head
+from pytest_inferperf.engines.speculation import SpeculativeDecoder, load_draft
 from pytest_inferperf.engines.stopping import cut, held_back
 from pytest_inferperf.errors import CheckpointError, EngineError, choices
 from pytest_inferperf.model.case import EngineSpec, Scalar
@@ -42,6 +43,9 @@ OPTIONS: dict[str, tuple[type, str]] = {
     "compute_dtype": (str, "float32 or bfloat16"),
     "num_threads": (int, "CPU threads; by default one for a small model, else all cores"),
     "max_batch_tokens": (int, "tokens of one forward pass when scoring"),
+    "speculative": (str, "draft_target: speculative decoding, measured as acceptance_length"),
+    "draft_model": (str, "folder or hub id of the draft model"),
+    "max_draft_len": (int, "tokens proposed in one step of speculation"),
 }
 """Engine options: type and meaning."""
 
@@ -90,6 +94,13 @@ class TransformersEngine(Engine):
         self._max_batch_tokens = _whole(options["max_batch_tokens"])
         self._max_model_len = int(getattr(model.config, "max_position_embeddings", 0)) or 1 << 30
         self._tokenizer = _tokenizer(folder)
+        self._draft: PackedModel | None = None
+        if "draft_model" in options:
+            self._draft, longest = load_draft(
+                str(options["draft_model"]), self._packed, self._tokenizer, dtype=dtype, device=device
+            )
+            self._max_draft_len = _whole(options["max_draft_len"])
+            self._max_model_len = min(self._max_model_len, longest)
         self._eos = _eos_ids(folder, model, self._tokenizer)
         self._plain_head = has_plain_head(self._packed)
         self.info = EngineInfo(
@@ -179,7 +190,7 @@ class TransformersEngine(Engine):
 
     def close(self) -> None:
         """See `Engine.close`."""
-        self._packed = None
+        self._packed = self._draft = None
         if self._device == "cuda":
             torch.cuda.empty_cache()
 
@@ -209,7 +220,7 @@ class TransformersEngine(Engine):
     def _stream(self, request: GenerationRequest, decoder: Decoder) -> Iterator[TokenChunk]:
         completion = Completion(request=request)
         began = time.perf_counter()
-        shown = 0
+        shown = sent = 0
         for _ in decoder.complete([completion]):
             text = self._text(completion.tokens)
             if completion.finish is not None:
@@ -221,9 +232,9 @@ class TransformersEngine(Engine):
             done = completion.finish is not None
             ready = len(text) if done else max(shown, len(text) - held_back(text, request.stop))
             yield TokenChunk(
-                token_ids=(completion.tokens[-1],), text=text[shown:ready], time_s=completion.times[-1] - began
+                token_ids=tuple(completion.tokens[sent:]), text=text[shown:ready], time_s=completion.times[-1] - began
             )
-            shown = ready
+            shown, sent = ready, len(completion.tokens)
 
     def loglikelihood(self, requests: Sequence[LogLikelihoodRequest], *, concurrency: int) -> list[LogLikelihood]:
         """See `Engine.loglikelihood`: requests with one context share a row, in which the context is read once."""
@@ -234,6 +245,14 @@ class TransformersEngine(Engine):
         return scorer.score(requests, concurrency=concurrency)
 
     def _decoder(self) -> Decoder:
+        if self._draft is not None:
+            return SpeculativeDecoder(
+                packed=self._packed_model,
+                draft=self._draft,
+                max_draft_len=self._max_draft_len,
+                eos=self._eos,
+                text=self._text,
+            )
         return Decoder(packed=self._packed_model, eos=self._eos, text=self._text, use_cache=self._use_cache)
 
     def _answer(self, completion: Completion, began: float) -> Generation:
@@ -244,6 +263,7 @@ class TransformersEngine(Engine):
             finish_reason=completion.finish or "length",
             prompt_tokens=len(completion.request.prompt),
             token_times_s=tuple(moment - began for moment in completion.times),
+            decoding_steps=completion.steps,
         )
 
     def _check_fits(self, request: GenerationRequest) -> None:
@@ -306,7 +326,28 @@ def _options(spec: EngineSpec) -> dict[str, Scalar]:
             f"engine option compute_dtype={resolved['compute_dtype']!r}.\n"
             f"{choices(resolved['compute_dtype'], _DTYPES, what='Types')}"
         )
+    _check_speculation(resolved)
     return resolved
+
+
+def _check_speculation(options: Mapping[str, Scalar]) -> None:
+    """Refuse options of speculative decoding that do not go together."""
+    given = [name for name in ("speculative", "draft_model", "max_draft_len") if name in options]
+    if not given:
+        return
+    kind = options.get("speculative")
+    if kind is None:
+        raise EngineError(f"engine option {given[0]}: speculative= is missing. Name the kind: draft_target.")
+    if kind != "draft_target":
+        raise EngineError(
+            f"engine option speculative={kind!r}: the transformers backend has speculative='draft_target' only."
+        )
+    if not options.get("draft_model"):
+        raise EngineError(f"engine option speculative={kind!r} needs a draft model: draft_model=folder or hub id.")
+    if "max_draft_len" not in options:
+        raise EngineError(f"engine option speculative={kind!r} needs max_draft_len=, the tokens proposed in one step.")
+    if not options["use_cache"]:
+        raise EngineError(f"engine option speculative={kind!r} needs the KV cache: leave use_cache=False out.")
 
 
 def _whole(value: Scalar) -> int:

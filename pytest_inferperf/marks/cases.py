@@ -15,7 +15,7 @@ from pytest_inferperf.marks.arguments import article, keywords_of, number
 from pytest_inferperf.marks.workloads import LOOPS, check_needs, make_workload
 from pytest_inferperf.model.case import Case, EngineSpec, GpuRequirement, ReferenceEngine, Scalar, Task
 from pytest_inferperf.model.gates import Gate
-from pytest_inferperf.model.quant import KV_CACHE_DTYPES, QUANTIZATIONS, check_quant
+from pytest_inferperf.model.quant import KV_CACHE_DTYPES, QAT, QUANTIZATIONS, check_quant
 from pytest_inferperf.model.sweep import Sweep
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ class Keyword:
     minimum: float = 0
     also: type | None = None
     """A second type that a value may have."""
+
+    positive: bool = False
+    """Whether the minimum itself is out of range."""
 
     @property
     def kinds(self) -> str:
@@ -52,6 +55,9 @@ KEYWORDS: dict[str, Keyword] = {
     "backend": Keyword(target="engine", kind=str),
     "calib_dataset": Keyword(target="engine", kind=str),
     "calib_size": Keyword(target="engine", kind=int, minimum=1),
+    "qat_dataset": Keyword(target="engine", kind=str),
+    "qat_steps": Keyword(target="engine", kind=int, minimum=1),
+    "qat_learning_rate": Keyword(target="engine", kind=float, positive=True),
     "serve": Keyword(target="engine", kind=str),
     "url": Keyword(target="engine", kind=str),
     "api_key_env": Keyword(target="engine", kind=str),
@@ -190,6 +196,9 @@ def _check_value(name: str, keyword: Keyword, value: object) -> None:
         )
     if isinstance(value, int | float) and value < keyword.minimum:
         raise MarkError(f"inferperf: {name}={value} is below its minimum {keyword.minimum}.")
+    if isinstance(value, float) and (not math.isfinite(value) or (keyword.positive and value <= keyword.minimum)):
+        low = f"above {keyword.minimum:g}, and " if keyword.positive else ""
+        raise MarkError(f"inferperf: {name}={value} is out of range: {low}finite.")
     if isinstance(value, str) and not value:
         raise MarkError(f"inferperf: {name} is empty.")
     if name == "quant" and (wrong := check_quant(str(value))):
@@ -291,24 +300,16 @@ def _check_tensorrt_llm(case: Case) -> None:
 
 def _engine(values: dict[str, Any], origin: Origin) -> EngineSpec:
     model = str(values["model"])
-    folder = _existing(model, origin.folder)
-    if folder is not None:
-        if not (folder / "config.json").is_file():
-            raise MarkError(f"inferperf: model={model!r}: {folder} has no config.json; give a Hugging Face folder.")
-    elif model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model:
-        raise MarkError(
-            f"inferperf: model={model!r}: no such folder, relative to {origin.folder}. "
-            'Give a folder in Hugging Face layout, or a hub id such as "org/name".'
-        )
-    calib = values.get("calib_dataset", "")
-    if calib:
-        found = _existing(calib, origin.folder)
-        if found is None or not found.is_file():
-            raise MarkError(
-                f"inferperf: calib_dataset={calib!r}: no such file, relative to {origin.folder}. "
-                'Give a JSONL file with a "text" field per line.'
-            )
-        values["calib_dataset"] = str(found)
+    folder = _model_folder("model", model, origin)
+    for name in ("calib_dataset", "qat_dataset"):
+        if texts := values.get(name, ""):
+            found = _existing(texts, origin.folder)
+            if found is None or not found.is_file():
+                raise MarkError(
+                    f"inferperf: {name}={texts!r}: no such file, relative to {origin.folder}. "
+                    'Give a JSONL file with a "text" field per line.'
+                )
+            values[name] = str(found)
     backend = _server_backend(values, origin) or values.setdefault("backend", origin.default_backend)
     if origin.backends and backend not in origin.backends:
         raise MarkError(
@@ -318,11 +319,28 @@ def _engine(values: dict[str, Any], origin: Origin) -> EngineSpec:
     values["model"] = str(folder) if folder is not None else model
     # A hub id's last part, or the folder's name: what the model is called, not where it lies.
     values.setdefault("served_model_name", (folder.name if folder else model.rsplit("/", 1)[-1]).lower())
-    values["engine_options"] = tuple(sorted(values.get("engine_options", {}).items()))
+    options = dict(values.get("engine_options", {}))
+    if isinstance(draft := options.get("draft_model"), str):
+        options["draft_model"] = str(_model_folder("engine option draft_model", draft, origin) or draft)
+    values["engine_options"] = tuple(sorted(options.items()))
     spec = EngineSpec(**values)
     if spec.server:
         _check_server(spec)
     return spec
+
+
+def _model_folder(keyword: str, model: str, origin: Origin) -> Path | None:
+    """Find the folder of a model; None for a hub id. Raises `MarkError`."""
+    folder = _existing(model, origin.folder)
+    if folder is not None:
+        if not (folder / "config.json").is_file():
+            raise MarkError(f"inferperf: {keyword}={model!r}: {folder} has no config.json; give a Hugging Face folder.")
+    elif model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model:
+        raise MarkError(
+            f"inferperf: {keyword}={model!r}: no such folder, relative to {origin.folder}. "
+            'Give a folder in Hugging Face layout, or a hub id such as "org/name".'
+        )
+    return folder
 
 
 def _server_backend(values: dict[str, Any], origin: Origin) -> str:
@@ -406,6 +424,11 @@ def _check_precision(values: Mapping[str, Any], folder: Path | None, origin: Ori
     if quant == "BF16" and (recipe or kv_cache != "auto"):
         given = f"recipe={recipe!r}" if recipe else f"kv_cache_dtype={kv_cache!r}"
         raise MarkError(f'inferperf: {given} needs a quantized checkpoint, and quant is BF16. Name one: quant="FP8".')
+    if recipe == QAT and not values.get("qat_dataset"):
+        raise MarkError(
+            'inferperf: recipe="qat" trains the quantized model. Give texts like those the model was trained on, and none '
+            'that a task asks: qat_dataset="texts.jsonl", a "text" field per line.'
+        )
     if not origin.backends:
         return
     row = QUANTIZATIONS.get(quant)

@@ -20,7 +20,7 @@ from pytest_inferperf.model.gates import (
     SpeedupFloor,
 )
 from pytest_inferperf.model.metrics import METRICS, SLO_METRICS, STATISTICS, MetricRef, base_name, goodput, parse_metric
-from pytest_inferperf.model.quant import KV_CACHE_DTYPES, check_quant
+from pytest_inferperf.model.quant import KV_CACHE_DTYPES, QAT, check_quant, split_precision
 
 if TYPE_CHECKING:
     import pytest
@@ -162,8 +162,10 @@ def _any_metric(mark: pytest.Mark, name: object) -> MetricRef:
 def _reference_engine(mark: pytest.Mark, over: object, engine: EngineSpec, origin: Origin) -> tuple[str, EngineSpec]:
     """Return what reports call the reference engine, and the engine."""
     if isinstance(over, str) and over:
-        quant, kv_cache = _precision(mark, "over", over)
+        quant, kv_cache, recipe = _precision(mark, "over", over)
         label, changes = over, {"quant": quant, "kv_cache_dtype": kv_cache}
+        if QAT in (recipe, engine.recipe):
+            changes["recipe"] = recipe
     elif isinstance(over, Mapping) and over:
         valid = [name for name, row in KEYWORDS.items() if row.target == "engine"]
         for name in over:
@@ -178,7 +180,7 @@ def _reference_engine(mark: pytest.Mark, over: object, engine: EngineSpec, origi
             'case\'s, such as over={"engine_options": {"use_cache": False}}.'
         )
     try:
-        for name, value in changes.items():
+        for name, value in over.items() if isinstance(over, Mapping) else ():
             check_value(name, value)
         return label, engine_like(engine, changes, origin)
     except MarkError as error:
@@ -197,16 +199,19 @@ def _spelled(keywords: Mapping[str, Any]) -> str:
     )
 
 
-def _precision(mark: pytest.Mark, keyword: str, name: str) -> tuple[str, str]:
-    """Split `NVFP4+kv_fp8` into quantization and KV cache type. Raises `MarkError` for one that does not exist."""
-    quant, plus, kv_cache = name.partition("+kv_")
+def _precision(mark: pytest.Mark, keyword: str, name: str) -> tuple[str, str, str]:
+    """Split `NVFP4+qat+kv_fp8` into quantization, KV cache type and recipe.
+
+    Raises `MarkError` for one that does not exist.
+    """
+    quant, kv_cache, recipe = split_precision(name)
     if wrong := check_quant(quant):
         raise MarkError(f"{mark.name}: unknown {keyword} {name!r}.\n{wrong}")
-    if plus and kv_cache not in KV_CACHE_DTYPES:
+    if kv_cache not in KV_CACHE_DTYPES:
         raise MarkError(
             f"{mark.name}: unknown {keyword} {name!r}.\n{choices(kv_cache, KV_CACHE_DTYPES, what='KV cache types')}"
         )
-    return quant, kv_cache or "auto"
+    return quant, kv_cache, recipe
 
 
 def _dotted(name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from pytest_inferperf.model.quant import precision_key
+from pytest_inferperf.model.quant import QAT, precision_key
 from pytest_inferperf.model.workload import Workload
 
 __all__ = ["Case", "EngineSpec", "GpuRequirement", "ReferenceEngine", "Scalar", "Task", "Workload", "is_experiment"]
@@ -27,7 +27,7 @@ class EngineSpec:
     """A name of the quantization table, or a ModelOpt configuration name."""
 
     recipe: str = ""
-    """How the format is reached when not by its default configuration: a ModelOpt configuration name."""
+    """How the format is reached when not by its default configuration: a ModelOpt configuration name, or `qat`."""
 
     kv_cache_dtype: str = "auto"
     tp: int = 1
@@ -39,6 +39,16 @@ class EngineSpec:
 
     calib_size: int = 128
     """Number of calibration texts used, from the start of the file."""
+
+    qat_dataset: str = ""
+    """A JSONL file with a `text` field per line, and a `prompt` before it where there is one: what `recipe="qat"` trains
+    on (absolute once resolved); "" for none."""
+
+    qat_steps: int = 200
+    """Steps of training."""
+
+    qat_learning_rate: float = 1e-4
+    """The largest learning rate of the training."""
 
     serve: str = ""
     """The server that runs it: a preset's name, or a command line. "" for none."""
@@ -57,8 +67,8 @@ class EngineSpec:
 
     @property
     def precision(self) -> str:
-        """Quantization and KV cache type in one word."""
-        return precision_key(self.quant, self.kv_cache_dtype)
+        """Quantization, KV cache type and whether it was trained in one word."""
+        return precision_key(self.quant, self.kv_cache_dtype, self.recipe)
 
     @property
     def server(self) -> str:
@@ -134,6 +144,8 @@ class Case:
             "quant": self.engine.quant,
             "kv_cache_dtype": self.engine.kv_cache_dtype,
         }
+        if self.engine.recipe == QAT:
+            found["recipe"] = QAT
         if self.workload is not None:
             found |= {"tp": self.engine.tp, "pp": self.engine.pp, "ep": self.engine.ep, **self.workload.identity()}
             # How fast an engine is depends on the server in front of it; what it answers should not.

@@ -9,6 +9,7 @@ from pytest_inferperf.errors import choices
 
 __all__ = [
     "KV_CACHE_DTYPES",
+    "QAT",
     "QUANTIZATIONS",
     "KvCacheDtype",
     "Quantization",
@@ -16,7 +17,11 @@ __all__ = [
     "is_finer",
     "precision_bits",
     "precision_key",
+    "split_precision",
 ]
+
+QAT = "qat"
+"""The recipe that trains the quantized model before it is exported. Other weights, so another precision."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,15 +144,26 @@ def check_quant(name: str) -> str | None:
     )
 
 
-def precision_key(quant: str, kv_cache_dtype: str) -> str:
-    """Name a precision in a baseline file: `NVFP4`, or `NVFP4+kv_fp8`."""
-    return quant if kv_cache_dtype == "auto" else f"{quant}+kv_{kv_cache_dtype}"
+def precision_key(quant: str, kv_cache_dtype: str, recipe: str = "") -> str:
+    """Name a precision in a baseline file: `NVFP4`, `NVFP4+kv_fp8`, or `NVFP4+qat+kv_fp8`.
+
+    Other recipes reach the same format in another way: they are context.
+    """
+    trained = f"{quant}+{QAT}" if recipe == QAT else quant
+    return trained if kv_cache_dtype == "auto" else f"{trained}+kv_{kv_cache_dtype}"
+
+
+def split_precision(name: str) -> tuple[str, str, str]:
+    """Split what `precision_key` made into quantization, KV cache type and recipe; the parts are not checked."""
+    head, plus, kv_cache_dtype = name.partition("+kv_")
+    quant = head.removesuffix(f"+{QAT}")
+    return quant, kv_cache_dtype if plus else "auto", QAT if quant != head else ""
 
 
 def precision_bits(precision: str) -> tuple[int, int, int] | None:
     """Return the bits of weights, activations and KV cache of a precision; None for one that the tables lack."""
-    quant, _, kv_cache_dtype = precision.partition("+kv_")
-    row, kv_cache = QUANTIZATIONS.get(quant), KV_CACHE_DTYPES.get(kv_cache_dtype or "auto")
+    quant, kv_cache_dtype, _ = split_precision(precision)
+    row, kv_cache = QUANTIZATIONS.get(quant), KV_CACHE_DTYPES.get(kv_cache_dtype)
     if row is None or kv_cache is None:
         return None
     return row.weight_bits, row.activation_bits, kv_cache.bits
@@ -157,9 +173,10 @@ def is_finer(precision: str, other: str) -> bool:
     """Whether a precision has more bits than another in something, and fewer in nothing.
 
     Two that differ in both directions (FP8, and NVFP4 weights with BF16 activations) have no order, nor has a ModelOpt
-    configuration of which the table knows no bits.
+    configuration of which the table knows no bits, nor weights that were trained and weights that were not.
     """
     ours, theirs = precision_bits(precision), precision_bits(other)
-    if ours is None or theirs is None or ours == theirs:
+    trained = [split_precision(name)[2] for name in (precision, other)]
+    if ours is None or theirs is None or ours == theirs or trained[0] != trained[1]:
         return False
     return all(mine >= its for mine, its in zip(ours, theirs, strict=True))

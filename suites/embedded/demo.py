@@ -138,7 +138,7 @@ def run(number: int, act: Act) -> str:
             sys.executable,
             "-m",
             "pytest",
-            str(ROOT / "suites" / "embedded"),
+            str(ROOT / "suites" / "embedded" / "test_embedded.py"),
             "-p",
             "no:xdist",
             "-p",

@@ -155,8 +155,9 @@ PERFORMANCE = [
     (
         f"{E}/metrics",
         {"ttft_sm.p99": {"sessions": [[1]]}},
-        f"$.entries[\"{KEY}\"].metrics: unknown metric 'ttft_sm.p99'.\nDid you mean 'ttft_ms'? Metrics: chunk_gap_ms,"
-        " cost_per_million_tokens, e2e_latency_ms, energy_per_token_j, goodput, itl_ms, output_throughput,"
+        f"$.entries[\"{KEY}\"].metrics: unknown metric 'ttft_sm.p99'.\nDid you mean 'ttft_ms'? Metrics: acceptance_length,"
+        " chunk_gap_ms, cost_per_million_tokens, e2e_latency_ms, energy_per_token_j, engine_latency_ms, engine_ttft_ms,"
+        " goodput, itl_ms, output_agreement, output_throughput,"
         " output_throughput_per_gpu, output_throughput_per_user, peak_memory_gib,"
         " request_throughput, total_throughput, tpot_ms, ttft_ms.",
     ),

@@ -24,6 +24,7 @@ if any(importlib.util.find_spec(name) is None for name in ("torch", "transformer
         "test_launch.py",
         "test_packed.py",
         "test_scoring.py",
+        "test_speculation.py",
         "test_transformers_engine.py",
     ]
 

@@ -10,6 +10,8 @@ from pytest_inferperf.model.metrics import METRICS, STATISTICS, parse_metric
 LOWER_IS_BETTER = {"ttft_ms", "tpot_ms", "itl_ms", "chunk_gap_ms", "e2e_latency_ms", "peak_memory_gib"} | {
     "energy_per_token_j",
     "cost_per_million_tokens",
+    "engine_ttft_ms",
+    "engine_latency_ms",
 }
 
 

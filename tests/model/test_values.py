@@ -8,7 +8,7 @@ import pytest
 
 from pytest_inferperf.baselines.entries import accuracy_key, performance_key
 from pytest_inferperf.model.case import Case, EngineSpec, Task, Workload
-from pytest_inferperf.model.quant import QUANTIZATIONS, check_quant, precision_key
+from pytest_inferperf.model.quant import QUANTIZATIONS, check_quant, precision_key, split_precision
 from pytest_inferperf.model.results import Hardware, PerformanceResult, Round, Session, slug
 
 SPEC = EngineSpec(model="/x/llama", served_model_name="llama", quant="NVFP4")
@@ -20,6 +20,7 @@ CASE = Case(engine=SPEC, workload=Workload(isl=1024, osl=512, concurrency=8))
     [
         ({}, "NVFP4-isl1024-osl512-c8"),
         ({"engine": replace(SPEC, kv_cache_dtype="fp8", tp=8)}, "NVFP4+kv_fp8-tp8-isl1024-osl512-c8"),
+        ({"engine": replace(SPEC, recipe="qat", kv_cache_dtype="fp8")}, "NVFP4+qat+kv_fp8-isl1024-osl512-c8"),
         ({"workload": Workload(isl=1, osl=2, concurrency=3, num_requests=9, seed=4)}, "NVFP4-isl1-osl2-c3-n9-seed4"),
     ],
 )
@@ -44,6 +45,20 @@ def test_context_is_not_identity() -> None:
     other = replace(SPEC, engine_options=(("use_cache", False),), recipe="X_CFG", backend="y", model="/elsewhere")
     case = Case(engine=other, workload=replace(CASE.workload, rounds=9, warmup_rounds=2))  # type: ignore[type-var]
     assert case.identity() == CASE.identity()
+
+
+@pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8"])
+@pytest.mark.parametrize("recipe", ["", "qat"])
+def test_a_precision_is_split_into_what_made_it(kv_cache_dtype: str, recipe: str) -> None:
+    key = precision_key("NVFP4", kv_cache_dtype, recipe)
+    assert split_precision(key) == ("NVFP4", kv_cache_dtype, recipe)
+
+
+def test_trained_weights_are_another_case() -> None:
+    trained = replace(CASE, engine=replace(SPEC, recipe="qat", qat_dataset="/x/texts.jsonl"))
+    assert trained.identity() == {**CASE.identity(), "recipe": "qat"}
+    assert trained.engine.precision == "NVFP4+qat"
+    assert replace(SPEC, recipe="NVFP4_MLP_ONLY_CFG").precision == "NVFP4"
 
 
 def test_identity_is_str_and_int_only() -> None:

@@ -306,8 +306,8 @@ def test_valid_keywords_are_listed(project: Project) -> None:
     result.stderr.fnmatch_lines(
         [
             "Did you mean 'quant'? Keywords: api_key_env, backend, calib_dataset, calib_size, engine_options.NAME, ep, "
-            "hardware, kv_cache_dtype, model, pp, python, quant, recipe, reload, serve, served_model_name, tp, url. Or the path "
-            "of a result file."
+            "hardware, kv_cache_dtype, model, pp, python, qat_dataset, qat_learning_rate, qat_steps, quant, recipe, reload, serve, "
+            "served_model_name, tp, url. Or the path of a result file."
         ]
     )
 

@@ -71,8 +71,8 @@ WRONG = {
             "test_it.py::test_it: inferperf: unknown keyword 'qant'.",
             "Did you mean 'quant'? Keywords: api_key_env, arrival, backend, burstiness, calib_dataset, calib_size, concurrency, "
             "early_stop, engine_options, ep, group_by, hardware, isl, kv_cache_dtype, limit, model, num_fewshot, "
-            "num_requests, osl, pp, quant, recipe, request_rate, rounds, seed, serve, served_model_name, sessions, "
-            "shared_prefix, task, tp, url, warmup_rounds.",
+            "num_requests, osl, pp, qat_dataset, qat_learning_rate, qat_steps, quant, recipe, request_rate, rounds, seed, "
+            "serve, served_model_name, sessions, shared_prefix, task, tp, url, warmup_rounds.",
         ],
     ),
     "positional": (
@@ -142,6 +142,34 @@ WRONG = {
     "no calibration file": (
         'inferperf(model="tiny-llama", calib_dataset="absent.jsonl", isl=1, osl=1)',
         ["*inferperf: calib_dataset='absent.jsonl': no such file, relative to *"],
+    ),
+    "no such draft model": (
+        'inferperf(model="tiny-llama", engine_options={"draft_model": "./absent"}, isl=1, osl=1)',
+        ["*inferperf: engine option draft_model='./absent': no such folder, relative to *. Give a folder *"],
+    ),
+    "draft model without configuration": (
+        'inferperf(model="tiny-llama", engine_options={"draft_model": "."}, isl=1, osl=1)',
+        ["*inferperf: engine option draft_model='.': * has no config.json; give a Hugging Face folder."],
+    ),
+    "no training file": (
+        'inferperf(model="tiny-llama", qat_dataset="absent.jsonl", isl=1, osl=1)',
+        ["*inferperf: qat_dataset='absent.jsonl': no such file, relative to *"],
+    ),
+    "training without texts": (
+        'inferperf(model="tiny-llama", quant="NVFP4", recipe="qat", isl=1, osl=1)',
+        ['*inferperf: recipe="qat" trains the quantized model. Give texts *qat_dataset="texts.jsonl", *'],
+    ),
+    "training of plain weights": (
+        'inferperf(model="tiny-llama", recipe="qat", isl=1, osl=1)',
+        ["*inferperf: recipe='qat' needs a quantized checkpoint, and quant is BF16. Name one: *"],
+    ),
+    "learning rate": (
+        'inferperf(model="tiny-llama", qat_learning_rate=-0.1, isl=1, osl=1)',
+        ["*inferperf: qat_learning_rate=-0.1 is out of range: above 0, and finite."],
+    ),
+    "whole learning rate": (
+        'inferperf(model="tiny-llama", qat_learning_rate=1, isl=1, osl=1)',
+        ["*inferperf: qat_learning_rate=1 is an int; qat_learning_rate takes a float, or a list of them."],
     ),
     "engine options list": (
         'inferperf(model="tiny-llama", engine_options=[{"a": 1}], isl=1, osl=1)',

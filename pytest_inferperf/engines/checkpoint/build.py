@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from pytest_inferperf.engines.checkpoint.conformance import check_checkpoint
 from pytest_inferperf.engines.checkpoint.quiet import import_modelopt, quiet
 from pytest_inferperf.engines.checkpoint.sources import read_json
+from pytest_inferperf.engines.checkpoint.texts import read_texts
 from pytest_inferperf.engines.interface import Progress
 from pytest_inferperf.errors import CheckpointError, choices
 from pytest_inferperf.model.case import EngineSpec
-from pytest_inferperf.model.quant import KV_CACHE_DTYPES, QUANTIZATIONS
+from pytest_inferperf.model.quant import KV_CACHE_DTYPES, QAT, QUANTIZATIONS
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,7 @@ CALIBRATION_BATCH = 16
 
 def config_name(spec: EngineSpec) -> str:
     """Name the ModelOpt configuration that `spec` asks for."""
-    if spec.recipe:
+    if spec.recipe and spec.recipe != QAT:
         return spec.recipe
     row = QUANTIZATIONS.get(spec.quant)
     return spec.quant if row is None else row.modelopt_config or ""
@@ -49,7 +49,7 @@ def quantization_config(spec: EngineSpec) -> dict[str, Any]:
     name = config_name(spec)
     known = sorted(mtq.config.choices)
     if name not in known:
-        keyword = "recipe" if spec.recipe else "quant"
+        keyword = "recipe" if spec.recipe and spec.recipe != QAT else "quant"
         raise CheckpointError(
             f"{keyword}={name!r} is not a configuration of the installed ModelOpt.\n"
             f"{choices(name, known, what='ModelOpt configurations')}"
@@ -66,38 +66,11 @@ def quantization_config(spec: EngineSpec) -> dict[str, Any]:
 
 
 def read_calibration(path: str, size: int) -> list[str]:
-    """Read the first `size` texts of a JSONL calibration file.
+    """Read the first `size` texts of a JSONL calibration file, each after its prompt where it has one.
 
     Raises `CheckpointError` naming the file and the line.
     """
-    texts: list[str] = []
-    try:
-        with Path(path).open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if len(texts) == size:
-                    break
-                if line.strip():
-                    texts.append(_text(path, number, line))
-    except OSError as error:
-        raise CheckpointError(f"calib_dataset {path}: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"calib_dataset {path}: not UTF-8 text ({error})") from None
-    if not texts:
-        raise CheckpointError(f'calib_dataset {path} holds no texts; write one {{"text": "…"}} per line')
-    return texts
-
-
-def _text(path: str, number: int, line: str) -> str:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise CheckpointError(f"calib_dataset {path}, line {number}: not JSON ({error})") from None
-    text = record.get("text") if isinstance(record, dict) else None
-    if not isinstance(text, str) or not text:
-        raise CheckpointError(
-            f'calib_dataset {path}, line {number}: needs a non-empty "text", got {line.strip()[:80]!r}'
-        )
-    return text
+    return [item.prompt + item.text for item in read_texts(path, keyword="calib_dataset", size=size)]
 
 
 def build_checkpoint(spec: EngineSpec, *, source: Path, destination: Path, progress: Progress) -> None:
@@ -119,8 +92,10 @@ def build_checkpoint(spec: EngineSpec, *, source: Path, destination: Path, progr
             f'a JSONL file with one {{"text": "…"}} per line'
         )
     texts = read_calibration(spec.calib_dataset, spec.calib_size) if calibrates else []
+    trains = spec.recipe == QAT
+    lessons = read_texts(spec.qat_dataset, keyword="qat_dataset") if trains else []
     progress(f"{label}: loading {source}")
-    model, tokenizer, dtype = _load(source)
+    model, tokenizer, dtype = _load(source, wide=trains)
     batches = _batches(tokenizer, texts, limit=_limit(model)) if texts else []
 
     def calibrate(quantized: torch.nn.Module) -> None:
@@ -132,6 +107,18 @@ def build_checkpoint(spec: EngineSpec, *, source: Path, destination: Path, progr
 
     with quiet():
         mtq.quantize(model, config, forward_loop=calibrate if batches else None)
+        if trains:
+            from pytest_inferperf.engines.checkpoint.finetune import finetune
+
+            finetune(
+                model,
+                tokenizer,
+                lessons,
+                steps=spec.qat_steps,
+                learning_rate=spec.qat_learning_rate,
+                limit=_limit(model),
+                progress=lambda line: progress(f"{label}: {line}"),
+            )
         excluded = _excluded(model)
         progress(f"{label}: exporting")
         _export(model, dtype, destination)
@@ -156,8 +143,11 @@ def _listed(name: str, patterns: list[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _load(source: Path) -> tuple[Any, Any, torch.dtype]:
-    """Load model and tokenizer, the model in float32 on a CPU: many CPUs have no fast bfloat16."""
+def _load(source: Path, *, wide: bool) -> tuple[Any, Any, torch.dtype]:
+    """Load model and tokenizer, the model in float32 on a CPU: many CPUs have no fast bfloat16.
+
+    `wide` takes float32 anywhere: in bfloat16 the small steps of training are rounded away.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -168,7 +158,7 @@ def _load(source: Path) -> tuple[Any, Any, torch.dtype]:
         with quiet():
             model = AutoModelForCausalLM.from_pretrained(
                 source,
-                dtype=stored if cuda else torch.float32,
+                dtype=stored if cuda and not wide else torch.float32,
                 trust_remote_code=False,
                 use_safetensors=True,
                 device_map="cuda" if cuda else None,

@@ -19,6 +19,7 @@ from pytest_inferperf.engines.checkpoint.sources import is_quantized, read_heade
 from pytest_inferperf.engines.interface import Progress
 from pytest_inferperf.errors import CheckpointError
 from pytest_inferperf.model.case import EngineSpec
+from pytest_inferperf.model.quant import QAT
 from pytest_inferperf.model.results import slug
 
 __all__ = [
@@ -38,8 +39,11 @@ MANIFEST = "inferperf.json"
 
 MANIFEST_VERSION = 1
 
-BUILDER_VERSION = 1
+BUILDER_VERSION = 2
 """Raised whenever the modules beside this one change what a build yields, so that older entries are not taken for it."""
+
+TRAINER_VERSION = 1
+"""The same for what `finetune` does, which other recipes do not depend on."""
 
 _MEMO = "hashes.json"
 _BUILDING = ".building-"
@@ -111,6 +115,17 @@ def key_inputs(spec: EngineSpec, source: Path, root: Path, *, read_at_most: int 
         if not path.is_file():
             raise CheckpointError(f"calib_dataset {path}: no such file")
         calibration = {"sha256": memo.hash(path), "size": spec.calib_size}
+    trained: dict[str, Any] = {}
+    if spec.recipe == QAT:
+        path = Path(spec.qat_dataset)
+        if not path.is_file():
+            raise CheckpointError(f"qat_dataset {path}: no such file")
+        trained["qat"] = {
+            "sha256": memo.hash(path),
+            "steps": spec.qat_steps,
+            "learning_rate": spec.qat_learning_rate,
+            "trainer": TRAINER_VERSION,
+        }
     if read_at_most is None:
         memo.save()
     return {
@@ -119,6 +134,7 @@ def key_inputs(spec: EngineSpec, source: Path, root: Path, *, read_at_most: int 
         "recipe": spec.recipe,
         "kv_cache_dtype": spec.kv_cache_dtype,
         "calibration": calibration,
+        **trained,
         "versions": {"builder": BUILDER_VERSION, **{name: _version(name) for name in _PACKAGES}},
     }
 

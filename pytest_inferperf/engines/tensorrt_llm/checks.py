@@ -29,7 +29,7 @@ def check_spec(spec: EngineSpec, workload: Workload | None, *, folder: Path | No
         shape = read_shape(folder)
         if shape.heads and shape.heads % spec.tp and not options.get("attention_dp"):
             found.append(f"tp={spec.tp} does not divide the model's {shape.heads} attention heads")
-        wanted = workload.isl + workload.osl if workload is not None else 0
+        wanted = _longest(workload) if workload is not None else 0
         limit = options.get("max_seq_len")
         for name, tokens in (("isl + osl", wanted), ("max_seq_len", limit if isinstance(limit, int) else 0)):
             if shape.max_position and tokens > shape.max_position:
@@ -53,9 +53,13 @@ def _draft_problem(draft: object, spec: EngineSpec) -> str:
 
 
 def _length_problem(limit: object, workload: Workload | None) -> str:
-    if workload is None or not isinstance(limit, int) or workload.isl + workload.osl <= limit:
+    if workload is None or not isinstance(limit, int) or _longest(workload) <= limit:
         return ""
-    return f"isl + osl = {workload.isl + workload.osl} tokens are more than max_seq_len={limit}"
+    return f"isl + osl = {_longest(workload)} tokens are more than max_seq_len={limit}"
+
+
+def _longest(workload: Workload) -> int:
+    return workload.input_lengths.largest + workload.output_lengths.largest
 
 
 def _format_problem(spec: EngineSpec, folder: Path) -> str:

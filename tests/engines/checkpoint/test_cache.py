@@ -139,6 +139,38 @@ def test_what_changes_the_weights_changes_the_key(
     assert keys[0] == keys[2]
 
 
+@pytest.mark.parametrize("changes", [{"qat_steps": 3}, {"qat_learning_rate": 0.1}, {"qat_dataset": "other"}])
+def test_what_changes_the_training_changes_the_key_of_trained_weights_only(
+    source: Path, calibration: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_text(calibration.read_text() + "\n")
+    if "qat_dataset" in changes:
+        changes = {"qat_dataset": str(other)}
+    plain = EngineSpec(
+        model=str(source),
+        served_model_name="tiny",
+        quant="NVFP4",
+        calib_dataset=str(calibration),
+        qat_dataset=str(calibration),
+    )
+    trained = replace(plain, recipe="qat")
+
+    def key(spec: EngineSpec) -> str:
+        return cache_key(key_inputs(spec, source, tmp_path))
+
+    assert len({key(plain), key(trained), key(replace(trained, **changes))}) == 3
+    assert key(plain) == key(replace(plain, **changes))
+
+
+def test_missing_training_texts_are_named(source: Path, tmp_path: Path) -> None:
+    spec = EngineSpec(
+        model=str(source), served_model_name="t", quant="NVFP4", recipe="qat", qat_dataset="/absent.jsonl"
+    )
+    with pytest.raises(CheckpointError, match=r"qat_dataset /absent\.jsonl: no such file"):
+        key_inputs(spec, source, tmp_path)
+
+
 def test_key_follows_content_and_versions_not_names(
     source: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

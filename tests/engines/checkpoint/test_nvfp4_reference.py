@@ -37,6 +37,13 @@ def test_fast_rounding_equals_modelopt_bit_by_bit(name: str, amax: float | str) 
     assert torch.equal(nvfp4_fake_quant(values, limit / (6.0 * 448.0)), fake_quant(values, limit))
 
 
+@pytest.mark.parametrize("name", TENSORS)
+def test_training_rounds_to_the_same_values(name: str) -> None:
+    values = TENSORS[name]
+    limit = values.abs().max()
+    assert torch.equal(fake_quant(values.clone().requires_grad_(), limit), fake_quant(values, limit))
+
+
 def test_values_lie_on_the_grid() -> None:
     values = torch.tensor([[0.2, 0.25, 0.3, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, 6.0, -0.75, -5.1, 0, 0, 0, 0]])
     found = fake_quant(values, torch.tensor(6.0 * 448))
