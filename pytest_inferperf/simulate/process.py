@@ -52,11 +52,11 @@ def _options(behaviour: Behaviour) -> list[str]:
     return options
 
 
-def read_stats(host: str, port: int) -> dict[str, float]:
-    """Return what the server knows of itself since the last reading: see `SimulatedServer.stats`."""
+def read_stats(host: str, port: int, *, reset: bool = True) -> dict[str, float]:
+    """Return what the server knows of itself since its start or the last `reset`: see `SimulatedServer.stats`."""
     connection = http.client.HTTPConnection(host, port, timeout=30)
     try:
-        connection.request("GET", "/stats?reset")
+        connection.request("GET", "/stats?reset" if reset else "/stats")
         found: dict[str, float] = json.loads(connection.getresponse().read())
     finally:
         connection.close()

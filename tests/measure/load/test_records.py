@@ -64,11 +64,11 @@ def test_nothing_but_the_row_is_kept_of_a_request() -> None:
 
     tracemalloc.start()
     try:
-        read(500)
+        read(300)
         before, _ = tracemalloc.get_traced_memory()
-        read(1500)
+        read(600)
         after, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert len(accounts.records) == 2000
-    assert (after - before) / 1500 < 150
+    assert len(accounts.records) == 900
+    assert (after - before) / 600 < 150
