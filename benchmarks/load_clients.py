@@ -107,7 +107,15 @@ def aiperf_command(run: Run) -> Sequence[str]:
         *("--tokenizer", str(run.tokenizer), "--concurrency", str(load.streams), "--request-count", str(load.requests)),
         *("--warmup-request-count", str(load.streams), "--synthetic-input-tokens-mean", str(ISL)),
         *("--output-tokens-mean", str(load.osl), "--extra-inputs", "ignore_eos:true"),
-        *("--extra-inputs", f"min_tokens:{load.osl}", "--artifact-dir", str(run.folder), "--ui", "none"),
+        *(
+            "--extra-inputs",
+            f"min_tokens:{load.osl}",
+            "--artifact-dir",
+            str(run.folder),
+            "--use-server-token-count",
+            "--ui",
+            "none",
+        ),
     )
 
 
@@ -206,7 +214,6 @@ class Watch:
 
         return {
             "held": (active_s(last) - active_s(first)) / span_s,
-            "requests_s": (last["requests"] - first["requests"]) / span_s,
             "tokens_s": (last["tokens"] - first["tokens"]) / span_s,
         }
 
@@ -244,6 +251,9 @@ def measure(name: str, program: str, load: Load, tokenizer: Path) -> dict[str, A
         if stats["tokens"]:
             found["cpu_s_per_1000"] = 1000 * watch.cpu_s / stats["tokens"]
         found |= watch.middle(load.requests)
+        if "tokens_s" in found:
+            # Requests come in waves; their tokens do not.
+            found["requests_s"] = found["tokens_s"] / load.osl
         found["late_ms"] = stats["lateness_mean_ms"]
         try:
             found |= CLIENTS[name].read(Path(folder))
