@@ -1,4 +1,4 @@
-"""What is kept of each request: a row of numbers in flat arrays, about 70 bytes; and samples of any length."""
+"""What is kept of each request: a row of numbers in flat arrays, about 80 bytes; and samples of any length."""
 
 from __future__ import annotations
 
@@ -216,4 +216,5 @@ _PACKED = {
     "tokens": "<i4",
     "first_tokens": "<i4",
     "prompt_tokens": "<i4",
+    "asked_prompt": "<i4",
 }
