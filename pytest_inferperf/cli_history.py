@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pytest_inferperf.errors import SettingsError
-from pytest_inferperf.report.lines import number, plural
+from pytest_inferperf.report.lines import aligned, number, plural
 
 if TYPE_CHECKING:
     from pytest_inferperf.history.series import StepFound, Trend
@@ -102,7 +102,7 @@ def _history(arguments: argparse.Namespace) -> int:
     )
     shown = [(_when(row[0]), row[1] or "-", *map(str, row[2:7]), row[7]) for row in rows[-arguments.last :]]
     header = ("run", "commit", "tests", "passed", "failed", "open", "invalid", "file")
-    print("\n".join(_aligned([header, *shown], right={2, 3, 4, 5, 6})))
+    print("\n".join(aligned([header, *shown], right={2, 3, 4, 5, 6})))
     left = len(rows) - len(shown)
     print(f"\n{plural(len(rows), 'run')}{f', {left} older not shown (--last)' if left else ''}.")
     _name_skipped(store.skipped)
@@ -156,7 +156,7 @@ def _bisect(arguments: argparse.Namespace) -> int:
     rows = differences(before, after)
     print()
     if rows:
-        print("\n".join(_aligned([("differs", "before", "after"), *rows], right=set())))
+        print("\n".join(aligned([("differs", "before", "after"), *rows], right=set())))
     else:
         print("Nothing that the results hold differs: look at the machine, and at what the commit does not pin.")
     commits = (before.commit.partition("+")[0], after.commit.partition("+")[0])
@@ -174,7 +174,7 @@ def _query(arguments: argparse.Namespace) -> int:
     if arguments.csv:
         csv.writer(sys.stdout, lineterminator="\n").writerows([names, *texts])
     else:
-        print("\n".join(_aligned([tuple(names), *texts], right=set())))
+        print("\n".join(aligned([tuple(names), *texts], right=set())))
     for item in store.skipped:
         print(f"skipped {item.file}: {item.reason}", file=sys.stderr)
     return 0
@@ -234,14 +234,3 @@ def _name_skipped(skipped: Sequence[Skipped]) -> None:
 
 def _when(created: Any) -> str:
     return "unknown date" if created is None else f"{created:%Y-%m-%d %H:%M}"
-
-
-def _aligned(rows: Sequence[Sequence[str]], *, right: set[int]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
