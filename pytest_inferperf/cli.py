@@ -16,7 +16,9 @@ from pytest_inferperf import __version__
 from pytest_inferperf.baselines.write import write_atomic
 from pytest_inferperf.cli_baseline import EXIT_CODES, add_baseline_commands
 from pytest_inferperf.cli_begin import add_begin_commands
+from pytest_inferperf.cli_history import add_history_commands
 from pytest_inferperf.cli_load import add_clock_options, add_load_commands, check_clock_command
+from pytest_inferperf.cli_report import add_report_commands
 from pytest_inferperf.cli_upkeep import add_upkeep_commands
 from pytest_inferperf.errors import InferperfError, ResultFileError, SettingsError
 from pytest_inferperf.report.selftest import report_json, report_lines
@@ -103,6 +105,8 @@ def _parser() -> argparse.ArgumentParser:
     proof.set_defaults(run=_selftest, pytest_arguments=())
     add_begin_commands(commands)
     add_load_commands(commands)
+    add_history_commands(commands)
+    add_report_commands(commands)
     return parser
 
 

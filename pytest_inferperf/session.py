@@ -51,6 +51,9 @@ class State:
     lines: list[str] = field(default_factory=list)
     """What was written, for the summary."""
 
+    commands: list[str] = field(default_factory=list)
+    """What the CI system reads from the log, a line each."""
+
     resolved: dict[int, pytest.Mark] = field(default_factory=dict)
     """The marks that carry resolved identities, by `id`."""
 
@@ -91,6 +94,8 @@ class State:
             for record in self.records
         )
 
+
+_CI = ("GITHUB_STEP_SUMMARY", "GITHUB_ACTIONS", "GITLAB_CI")
 
 STATE = pytest.StashKey[State]()
 RUN = pytest.StashKey["Inferperf"]()
@@ -343,7 +348,7 @@ class Recorder:
             state.lines += [f"ERROR: {fault}" for fault in faults]
             if faults:
                 session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
-        for act in (self._write_results, self._update):
+        for act in (self._write_results, self._update, self._tell_ci):
             try:
                 act(state)
             except InferperfError as error:
@@ -396,6 +401,20 @@ class Recorder:
         write_result_file(path, file)
         state.lines.append(f"{plural(len(state.records), 'result')} written to {self._shown(path)}")
 
+    def _tell_ci(self, state: State) -> None:
+        """Write what the CI system at hand reads; nothing where there is none, or nothing to say."""
+        if not state.records or not any(os.environ.get(name) for name in _CI):
+            return
+        from pytest_inferperf.report.ci import write_ci_files
+        from pytest_inferperf.report.run import run_report
+        from pytest_inferperf.report.secrets import hider
+
+        report = run_report(state.kept(), created=_now(), environment=state.context or {}, hide=hider())
+        try:
+            state.commands = write_ci_files(report, os.environ, self._config.rootpath)
+        except OSError as problem:
+            raise InferperfError(f"what CI reads of the run cannot be written: {problem}") from None
+
     def _update(self, state: State) -> None:
         settings = state.settings
         if settings.update is None or self._config.getoption("collectonly"):
@@ -447,6 +466,8 @@ class Recorder:
             (record.nodeid, record.verdicts, record.result.engine is not None and record.result.engine.simulated)
             for record in state.records
         ]
+        for line in state.commands:
+            terminalreporter.write_line(line)
         lines = summary_lines(cases, injected=shown(state.settings.injections)) + state.lines
         if lines and self._config.get_verbosity() > -2:
             terminalreporter.section("inferperf", sep="=")

@@ -8,7 +8,17 @@ from collections.abc import Iterable, Sequence
 from pytest_inferperf.baselines.entries import LEAST_BASELINE_SESSIONS
 from pytest_inferperf.model.verdicts import GateVerdict, Status, worst
 
-__all__ = ["INJECTED", "SIMULATED", "failure_message", "gate_rows", "number", "plural", "summary_lines", "uncalibrated"]
+__all__ = [
+    "INJECTED",
+    "SIMULATED",
+    "aligned",
+    "failure_message",
+    "gate_rows",
+    "number",
+    "plural",
+    "summary_lines",
+    "uncalibrated",
+]
 
 SIMULATED = "simulated quantization: accuracy is real, speed is not that of the format's hardware"
 INJECTED = "a regression was injected ({}): this says nothing about the engine itself"
@@ -183,3 +193,15 @@ _WORD = {
     Status.INCONCLUSIVE: "inconclusive",
     Status.INVALID: "invalid",
 }
+
+
+def aligned(rows: Sequence[Sequence[str]], *, right: set[int]) -> list[str]:
+    """Align the cells of rows in columns; `right` names the columns that end together."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

@@ -49,10 +49,13 @@ for _name in (
     "model.limits",
     "planning",
     "replay",
+    "report.ci",
     "report.junit",
     "report.lines",
     "report.plan",
     "report.progress",
+    "report.run",
+    "report.secrets",
     "session",
     "settings",
     "terminal",
@@ -128,6 +131,9 @@ def heap_set_aside() -> None:
 def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A fresh project, outside CI."""
     monkeypatch.delenv("CI", raising=False)
+    for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITLAB_CI"):
+        # What is run here is not what the CI of this project reads.
+        monkeypatch.delenv(name, raising=False)
     for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
         # These tests may run under xdist; the runs inside them do not.
         monkeypatch.delenv(name, raising=False)

@@ -1,0 +1,342 @@
+"""Opens a folder or bucket of result files in DuckDB, in place.
+
+For the SQL of users everything is read before it is asked: from then on the connection reads and writes no file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pytest_inferperf.baselines.entries import accuracy_key, performance_key
+from pytest_inferperf.baselines.result_file import case_from_json
+from pytest_inferperf.errors import MissingExtra, ResultFileError, SettingsError
+from pytest_inferperf.history.tables import ENTRIES, PROBLEMS, READ_JSON, VIEWS, sql_text
+
+if TYPE_CHECKING:
+    import duckdb
+
+__all__ = ["PARQUET", "Skipped", "Store", "compact", "open_store"]
+
+PARQUET = "inferperf-history.parquet"
+"""What `inferperf history compact` writes into the root of the store."""
+
+_REMOTE = re.compile(r"^[a-z][a-z0-9+.-]*://")
+_CHUNK = 5_000
+"""Result files parsed at a time: what they hold as text has to fit into memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """A file of the store that could not be read."""
+
+    file: str
+    reason: str
+
+
+class _Listed(NamedTuple):
+    """One JSON file of a store on this machine, as it is now. There may be 100,000: a tuple, and compared as one."""
+
+    file: str
+    """Relative to the root, with slashes."""
+
+    size: int
+    mtime_ns: int
+
+
+class Store:
+    """An open store. Its SQL knows `history` and the views of `VIEWS`, and no file."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, *, root: str, skipped: Sequence[Skipped]) -> None:
+        self._connection = connection
+        self.root = root
+        self.skipped = tuple(skipped)
+
+    def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Run SQL of this package."""
+        return self._connection.execute(sql, list(parameters)).fetchall()
+
+    def query(self, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+        """Run one SELECT of a user, and return its column names and rows.
+
+        Raises `SettingsError` for anything else, with what DuckDB says about it.
+        """
+        import duckdb
+
+        try:
+            statements = self._connection.extract_statements(sql)
+        except duckdb.Error as error:
+            raise SettingsError(f"query: {_first_line(error)}") from None
+        if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+            raise SettingsError(
+                f"query: one SELECT is asked for. Tables: history, {', '.join(VIEWS)}. "
+                'Such as: inferperf query "SELECT metric, count(*) FROM metrics GROUP BY metric"'
+            )
+        try:
+            cursor = self._connection.execute(sql)
+            return [item[0] for item in cursor.description or ()], cursor.fetchall()
+        except duckdb.Error as error:
+            raise SettingsError(f"query: {_first_line(error)}") from None
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+
+def open_store(root: str, *, sealed: bool = True) -> Store:
+    """Read the store at a folder, a result file, or an address such as `s3://bucket/results`.
+
+    A sealed store touches no file and no network after this call, whatever SQL says, and what users ask goes to a sealed
+    one. SQL of this package alone may ask another, which reads of the Parquet file only what it needs.
+
+    Raises `MissingExtra` without DuckDB, `ResultFileError` for a store that is not there, holds nothing, or cannot be
+    reached.
+    """
+    connection, skipped = _load(root, sealed=sealed)
+    (count,) = connection.execute("SELECT count(*) FROM history").fetchall()[0]
+    if not count:
+        connection.close()
+        named = "".join(f"\n  skipped {item.file}: {item.reason}" for item in skipped)
+        raise ResultFileError(
+            f"{root}: no results. A store is a folder of the files that --inferperf-json=FILE writes.{named}"
+        )
+    if sealed:
+        _lock(connection)
+    return Store(connection, root=root, skipped=skipped)
+
+
+def compact(root: str) -> tuple[int, tuple[Skipped, ...]]:
+    """Write `PARQUET` into the root of a store, and return how many runs it holds, and what was skipped.
+
+    The JSON files stay. Those in the Parquet file, unchanged, are not read again; what they held stays when they are
+    deleted. The file is replaced whole. Raises as `open_store`.
+    """
+    connection, skipped = _load(root, sealed=False)
+    try:
+        (runs,) = connection.execute("SELECT count(DISTINCT file) FROM history").fetchall()[0]
+        if not runs:
+            raise ResultFileError(f"{root}: no results to compact.")
+        target = f"{root.rstrip('/')}/{PARQUET}"
+        remote = _REMOTE.match(root) is not None
+        # A bucket shows an object whole or not at all; a folder needs a rename for that.
+        written = target if remote else f"{root.rstrip('/')}/.{PARQUET}.{secrets.token_hex(8)}.tmp"
+        order = 'model, "case", hardware, created, file'
+        try:
+            connection.execute(
+                f"COPY (SELECT * FROM history ORDER BY {order}) TO {sql_text(written)} "
+                "(FORMAT parquet, COMPRESSION zstd)"
+            )
+            if not remote:
+                Path(written).replace(target)
+        except Exception as error:
+            if not remote:
+                Path(written).unlink(missing_ok=True)
+            raise ResultFileError(f"{target}: cannot be written: {_first_line(error)} Nothing was changed.") from None
+    finally:
+        connection.close()
+    return runs, tuple(skipped)
+
+
+def _load(root: str, *, sealed: bool) -> tuple[duckdb.DuckDBPyConnection, list[Skipped]]:
+    try:
+        import duckdb
+    except ImportError:
+        raise MissingExtra("A store of results", "history", "duckdb") from None
+    connection = duckdb.connect(":memory:")
+    connection.execute("SET TimeZone = 'UTC'")
+    connection.execute("SET enable_progress_bar = false")
+    # A name in SQL must not find a variable of this process.
+    connection.execute("SET python_enable_replacements = false")
+    try:
+        if _REMOTE.match(root):
+            return connection, _load_remote(connection, root.rstrip("/"), sealed=sealed)
+        return connection, _load_local(connection, root, sealed=sealed)
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _load_local(connection: duckdb.DuckDBPyConnection, root: str, *, sealed: bool) -> list[Skipped]:
+    folder = Path(root)
+    if folder.is_file():
+        stat = folder.stat()
+        listed = [_Listed(folder.name, stat.st_size, stat.st_mtime_ns)]
+        folder = folder.parent
+        parquet = None
+    elif folder.is_dir():
+        listed = list(_walk(str(folder)))
+        parquet = folder / PARQUET
+    else:
+        raise ResultFileError(f"{root}: no such file or folder. Name a folder of what --inferperf-json=FILE writes.")
+    known: set[tuple[str, int, int]] = set()
+    if parquet is not None and parquet.exists():
+        known = set(_known(connection, str(parquet)))
+    fresh = [item for item in listed if item not in known]
+    names = {f"{folder}/{item.file}": item for item in fresh}
+    skipped = _read_json(connection, list(names), remote=False)
+    connection.execute("CREATE TABLE listed (path VARCHAR, file VARCHAR, size BIGINT, mtime_ns BIGINT)")
+    _insert(connection, "listed", [(path, item.file, item.size, item.mtime_ns) for path, item in names.items()])
+    _make_history(connection, str(parquet) if known else "", sealed=sealed)
+    return [Skipped(file=names[item.file].file, reason=item.reason) for item in skipped]
+
+
+def _load_remote(connection: duckdb.DuckDBPyConnection, root: str, *, sealed: bool) -> list[Skipped]:
+    import duckdb
+
+    try:
+        connection.execute("INSTALL httpfs")
+        connection.execute("LOAD httpfs")
+        if root.startswith("s3://"):
+            connection.execute("INSTALL aws")
+            connection.execute("LOAD aws")
+            connection.execute("CREATE SECRET store (TYPE s3, PROVIDER credential_chain)")
+    except duckdb.Error as error:
+        raise ResultFileError(
+            f"{root}: DuckDB reads buckets with its extensions httpfs and aws, and cannot install them here: "
+            f'{_first_line(error)} Install them where the network allows it (python -c "import duckdb; '
+            "duckdb.sql('INSTALL httpfs'); duckdb.sql('INSTALL aws')\"), or copy the results to a folder."
+        ) from None
+    try:
+        found = [row[0] for row in connection.execute("FROM glob(?)", [f"{root}/**/*.json"]).fetchall()]
+        parquet = f"{root}/{PARQUET}"
+        has_parquet = bool(connection.execute("FROM glob(?)", [parquet]).fetchall())
+        # Objects are written once, so that the name alone says which are known.
+        known = {row[0] for row in _known(connection, parquet)} if has_parquet else set()
+        fresh = [path for path in found if path.removeprefix(f"{root}/") not in known]
+        skipped = _read_json(connection, fresh, remote=True)
+        connection.execute("CREATE TABLE listed (path VARCHAR, file VARCHAR, size BIGINT, mtime_ns BIGINT)")
+        _insert(connection, "listed", [(path, path.removeprefix(f"{root}/"), 0, 0) for path in fresh])
+        _make_history(connection, parquet if has_parquet else "", sealed=sealed)
+    except duckdb.Error as error:
+        raise ResultFileError(f"{root}: cannot be read: {_first_line(error)}") from None
+    if sealed:
+        # What reads the bucket must not be there for a query to find.
+        connection.execute("DROP SECRET IF EXISTS store")
+    return skipped
+
+
+def _walk(root: str) -> Iterator[_Listed]:
+    folders = [("", root)]
+    while folders:
+        prefix, folder = folders.pop()
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.name.endswith(".json") and entry.is_file():
+                    stat = entry.stat()
+                    yield _Listed(prefix + entry.name, stat.st_size, stat.st_mtime_ns)
+                elif entry.is_dir(follow_symlinks=False):
+                    folders.append((f"{prefix}{entry.name}/", entry.path))
+
+
+def _known(connection: duckdb.DuckDBPyConnection, parquet: str) -> list[tuple[str, int, int]]:
+    import duckdb
+
+    try:
+        return connection.execute("SELECT file, size, mtime_ns FROM read_parquet(?)", [parquet]).fetchall()
+    except duckdb.Error as error:
+        raise ResultFileError(
+            f"{parquet}: cannot be read: {_first_line(error)} Delete it, and write it again: inferperf history compact"
+        ) from None
+
+
+def _read_json(connection: duckdb.DuckDBPyConnection, paths: Sequence[str], *, remote: bool) -> list[Skipped]:
+    """Make the table `entries` of all paths, and return those that hold no result."""
+    skipped: list[Skipped] = []
+    # Also without files, so that the table is there.
+    for start in range(0, max(len(paths), 1), _CHUNK):
+        chunk = paths[start : start + _CHUNK]
+        connection.execute("CREATE OR REPLACE TABLE texts (filename VARCHAR, content BLOB)")
+        if remote and chunk:
+            connection.execute("INSERT INTO texts SELECT filename, content FROM read_blob(?)", [list(chunk)])
+        else:
+            # Three times as fast as DuckDB for files of this size, and one that cannot be read is named.
+            found = {path: text for path in chunk if (text := _bytes(path, skipped)) is not None}
+            if found:
+                connection.execute("INSERT INTO texts SELECT unnest(?), unnest(?)", [list(found), list(found.values())])
+        connection.execute(READ_JSON)
+        skipped += [Skipped(file=file, reason=reason) for file, reason in connection.execute(PROBLEMS).fetchall()]
+        connection.execute(ENTRIES if not start else ENTRIES.replace("CREATE TABLE entries AS", "INSERT INTO entries"))
+        connection.execute("DROP TABLE parsed")
+    connection.execute("DROP TABLE texts")
+    return skipped
+
+
+def _bytes(path: str, skipped: list[Skipped]) -> bytes | None:
+    try:
+        return Path(path).read_bytes()
+    except OSError as problem:
+        skipped.append(Skipped(file=path, reason=f"cannot be read: {problem.strerror or problem}"))
+        return None
+
+
+def _insert(connection: duckdb.DuckDBPyConnection, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Insert many rows; through JSON, which is parsed at once where values are bound one by one."""
+    if not rows:
+        return
+    data = json.dumps([{"a": list(map(str, row))} for row in rows])
+    width = len(rows[0])
+    columns = ", ".join(f"a[{number}]" for number in range(1, width + 1))
+    connection.execute(
+        f"INSERT INTO {table} SELECT {columns} FROM "
+        '(SELECT unnest(from_json(?, \'[{"a":["VARCHAR"]}]\'), recursive := true))',
+        [data],
+    )
+
+
+def _make_history(connection: duckdb.DuckDBPyConnection, parquet: str, *, sealed: bool) -> None:
+    """Join what was read with what was compacted: a file that is listed anew counts as it is now."""
+    _name_cases(connection)
+    fresh = (
+        'SELECT e.* REPLACE (l.file AS file), c.model, c.name AS "case", l.size, l.mtime_ns FROM entries e '
+        "JOIN listed l ON l.path = e.file LEFT JOIN cases c USING (case_json)"
+    )
+    (anew,) = connection.execute("SELECT count(*) FROM listed").fetchall()[0]
+    parts = [fresh] if anew or not parquet else []
+    if parquet:
+        still = " WHERE file NOT IN (SELECT file FROM listed)" if anew else ""
+        parts.append(f"SELECT * FROM read_parquet({sql_text(parquet)}){still}")
+    connection.execute(f"CREATE {'TABLE' if sealed else 'VIEW'} history AS {' UNION ALL BY NAME '.join(parts)}")
+    for name, sql in VIEWS.items():
+        connection.execute(f"CREATE VIEW {name} AS {sql}")
+
+
+def _name_cases(connection: duckdb.DuckDBPyConnection) -> None:
+    """Name each case as baseline files do; what makes no sense as a case is named by its test."""
+    rows = []
+    for text, metric in connection.execute(
+        "SELECT case_json, any_value(accuracy.metric) FROM entries WHERE case_json IS NOT NULL GROUP BY case_json"
+    ).fetchall():
+        try:
+            case = case_from_json(json.loads(text))
+        except (KeyError, TypeError, ValueError):
+            continue
+        if case.workload is not None:
+            name = performance_key(case)
+        elif case.task is not None:
+            name = f"{case.engine.precision}-{accuracy_key(case, metric or '')}".rstrip("-")
+        else:
+            name = case.engine.precision
+        rows.append((text, case.engine.served_model_name, name))
+    connection.execute("CREATE TABLE cases (case_json VARCHAR, model VARCHAR, name VARCHAR)")
+    _insert(connection, "cases", rows)
+
+
+def _lock(connection: duckdb.DuckDBPyConnection) -> None:
+    """From here on the connection touches no file and no network, and SQL cannot change that."""
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET lock_configuration = true")
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    # DuckDB names the place that it downloads from; nobody can act on that.
+    text = re.sub(r"\s*(?:at URL|from) \"?https?://\S+", "", text)
+    return text if text.endswith((".", "!", "?")) else f"{text}."
