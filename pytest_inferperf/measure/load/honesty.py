@@ -25,6 +25,9 @@ __all__ = ["Encode", "Whole", "ask_alone", "check_outputs", "outputs_agreement",
 Encode = Callable[[str], Sequence[int]]
 """Tokenizes a text, without special tokens."""
 
+_REASKED = 3
+"""How often a request that the server failed is sent again before it counts as refused."""
+
 _TIMEOUT_S = 600.0
 _LENGTHS = ("max_tokens", "min_tokens", "max_completion_tokens", "max_new_tokens", "min_new_tokens")
 _HALF = 0.5
@@ -71,7 +74,13 @@ def _ask(endpoint: Endpoint, output: Output, timeout_s: float) -> Whole:
     most = _shorten(asked)
     asked["stream"] = False
     asked.pop("stream_options", None)
-    reader = fetch(endpoint, endpoint.post(json.dumps(asked).encode()), timeout_s=timeout_s)
+    request = endpoint.post(json.dumps(asked).encode())
+    reader = fetch(endpoint, request, timeout_s=timeout_s)
+    for _ in range(_REASKED):
+        # Where a gate lets a share of requests fail, one that fails here says nothing about the answers.
+        if reader.status < 500:
+            break
+        reader = fetch(endpoint, request, timeout_s=timeout_s)
     body = b"".join(reader.pieces)
     if reader.status != 200:
         shown = body[:200].decode(errors="replace").strip()
