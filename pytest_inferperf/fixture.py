@@ -125,6 +125,8 @@ class Inferperf:
         return PerformanceResult(sessions=tuple(item for one in found for item in one.candidate.sessions))
 
     def _measure_sessions(self, workload: Workload) -> PerformanceResult:
+        from pytest_inferperf.measure.interruption import MeasurementInterrupted
+
         if workload.sessions > 1 and not self.engine.can_relaunch:
             self.engine.relaunch()  # says what it lacks, before anything is measured
         timer = _BenchmarkTimer(self._benchmark) if self._benchmark is not None else None
@@ -134,7 +136,11 @@ class Inferperf:
             if sessions:
                 self.engine.relaunch()
             self._check_validity()
-            sessions.append(self._measure_session(workload, len(sessions) + 1, wanted, timer))
+            try:
+                sessions.append(self._measure_session(workload, len(sessions) + 1, wanted, timer))
+            except MeasurementInterrupted as error:
+                self._keep_interrupted(sessions, error.rounds, workload)
+                raise
             performance = PerformanceResult(sessions=tuple(sessions))
             self._result = replace(self._result, performance=performance, context=dict(self._context()))
             self._check_telemetry(sessions[-1].telemetry)
@@ -161,6 +167,7 @@ class Inferperf:
             for point, sessions in found:
                 sessions.append(self._measure_session(point, count, wanted, None))
                 self._check_telemetry(sessions[-1].telemetry)
+                self._check_agreement(sessions[-1].rounds)
             frontier = Frontier(
                 points=tuple(
                     Point(workload=point, performance=PerformanceResult(sessions=tuple(sessions)))
@@ -171,6 +178,15 @@ class Inferperf:
             # A point that needs a further launch has all of them measured again.
             wanted = max(self._sessions_wanted(workload, point.performance) for point in frontier.points)
         return frontier
+
+    def _keep_interrupted(self, sessions: Sequence[Session], rounds: tuple[Round, ...], workload: Workload) -> None:
+        """Keep what was measured when somebody pressed Ctrl-C; no verdict and no baseline comes of it."""
+        part = (Session(rounds=rounds, warmup_rounds=workload.warmup_rounds),) if rounds else ()
+        if sessions or part:
+            performance = PerformanceResult(sessions=(*sessions, *part))
+            self._result = replace(
+                self._result, performance=performance, context=dict(self._context()), invalid="the run was interrupted"
+            )
 
     def _measure_session(self, workload: Workload, number: int, wanted: int, timer: _BenchmarkTimer | None) -> Session:
         from pytest_inferperf.gates.looks import SESSIONS

@@ -317,7 +317,8 @@ def _comparison_from_json(data: Mapping[str, Any], where: str) -> Comparison:
 
 
 def _rounds_to_json(rounds: Sequence[Round]) -> list[dict[str, Any]]:
-    return [_as_dict(item) | {"metrics": dict(item.metrics)} for item in rounds]
+    found = [_as_dict(item) | {"metrics": dict(item.metrics)} for item in rounds]
+    return [{name: value for name, value in item.items() if name != "records" or value is not None} for item in found]
 
 
 def _rounds_from_json(data: Sequence[Mapping[str, Any]], where: str) -> tuple[Round, ...]:

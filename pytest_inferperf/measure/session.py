@@ -9,6 +9,7 @@ from typing import Protocol
 from pytest_inferperf.engines.interface import Engine, Generation, GenerationRequest
 from pytest_inferperf.errors import InvalidRun, MarkError
 from pytest_inferperf.measure.energy import energy_meter
+from pytest_inferperf.measure.interruption import MeasurementInterrupted
 from pytest_inferperf.measure.summary import summarise_round, with_costs
 from pytest_inferperf.measure.telemetry import Telemetry
 from pytest_inferperf.measure.witness import Honesty, Witness, with_agreement
@@ -43,8 +44,8 @@ def measure_session(
     repeated between new ones.
 
     Raises `InvalidRun` when a request does not fit, an output is not exactly `osl` tokens long, or a server's answers
-    contradict each other, `MarkError` for an open loop on an engine that is no server, and passes the engine's
-    `EngineError` on. Telemetry covers the measured rounds.
+    contradict each other, `MarkError` for an open loop on an engine that is no server, `MeasurementInterrupted` on Ctrl-C,
+    and passes the engine's `EngineError` on. Telemetry covers the measured rounds.
     """
 
     def say(what: str) -> None:
@@ -70,11 +71,16 @@ def measure_session(
     engine.forget_peak_memory()
     for index in range(workload.warmup_rounds):
         run(index, "warm-up round")
+    done: list[Round] = []
     with Telemetry(engine.watched_hardware, devices=engine.devices) as telemetry:
-        rounds = tuple(
-            run(workload.warmup_rounds + number, f"round {number + 1}/{workload.rounds}", timer, witness)
-            for number in range(workload.rounds)
-        )
+        try:
+            for number in range(workload.rounds):
+                index, kind = workload.warmup_rounds + number, f"round {number + 1}/{workload.rounds}"
+                done.append(run(index, kind, timer, witness))
+        except KeyboardInterrupt as error:
+            part = error.rounds if isinstance(error, MeasurementInterrupted) else ()
+            raise MeasurementInterrupted((*done, *part)) from None
+    rounds = tuple(done)
     figures = dict(telemetry.figures)
     if witness is not None:
         say("answers at concurrency 1")

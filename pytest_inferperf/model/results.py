@@ -94,6 +94,9 @@ class Round:
     metrics: Mapping[str, float]
     """Full metric name (`ttft_ms.p99`) to value. A metric that could not be measured is absent."""
 
+    records: Mapping[str, Any] | None = None
+    """The requests that a server answered, packed: `of`, how many there were, and `rows`, all or 10,000 of them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Session:

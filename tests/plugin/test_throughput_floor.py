@@ -181,8 +181,8 @@ WRONG = {
         'throughput_floor("output_throughput_per_gpus")',
         [
             "*throughput_floor: unknown metric 'output_throughput_per_gpus'.",
-            "Did you mean 'output_throughput_per_gpu'? Metrics with a floor: goodput, output_throughput, "
-            "output_throughput_per_gpu, output_throughput_per_user, request_throughput, total_throughput.",
+            "Did you mean 'output_throughput_per_gpu'? Metrics with a floor: goodput, output_agreement, "
+            "output_throughput, output_throughput_per_gpu, output_throughput_per_user, request_throughput, total_throughput.",
         ],
     ),
     "floor on a latency": (

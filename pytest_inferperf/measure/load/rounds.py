@@ -9,8 +9,10 @@ from typing import cast
 
 from pytest_inferperf.engines.interface import Engine, GenerationRequest, Serving
 from pytest_inferperf.errors import InvalidRun
+from pytest_inferperf.measure.interruption import MeasurementInterrupted
 from pytest_inferperf.measure.load.arrivals import ArrivalKind, Arrivals
 from pytest_inferperf.measure.load.generator import LoadPlan, LoadRun, run_load
+from pytest_inferperf.measure.load.kept_records import keep_records
 from pytest_inferperf.measure.load.summary import check_load, summarise_load
 from pytest_inferperf.measure.witness import Witness
 from pytest_inferperf.model.case import Workload
@@ -41,8 +43,8 @@ def load_round(
 
     Under open loop each is sent when it is due; the times of a round are the same in every session. Warm-up requests and
     fillers come on top, as `generator` has them, with prompts of their own. `witness` sees a sample of the answers.
-    Raises `InvalidRun` where the load or its clock cannot be trusted, and `EngineError` where the server cannot be
-    reached or has ended.
+    Raises `InvalidRun` where the load or its clock cannot be trusted, `EngineError` where the server cannot be reached
+    or has ended, and `MeasurementInterrupted` on Ctrl-C.
     """
     prompts = _prompts(requests, workload, fresh=serving.fresh_prompts)
     plan = LoadPlan(
@@ -82,8 +84,14 @@ def load_round(
     else:
         timer(target)
     (run,) = runs
+    devices = engine.info.hardware.count if engine.info.hardware.kind == "gpu" else 1
+
+    def summary() -> Round:
+        found = summarise_load(run, isl=0, slos=rules.slos, devices=devices, check=False)
+        return replace(found, records=keep_records(run.records))
+
     if run.interrupted:
-        raise KeyboardInterrupt
+        raise MeasurementInterrupted((summary(),))
     # Where a gate judges failures, how many there may be is its matter.
     allowed = 1.0 if rules.judges_failures else rules.max_failed_share
     # What was asked to be shared may come from a cache.
@@ -94,8 +102,7 @@ def load_round(
         raise InvalidRun(cause)
     if witness is not None:
         witness.saw_outputs(run.outputs)
-    devices = engine.info.hardware.count if engine.info.hardware.kind == "gpu" else 1
-    return summarise_load(run, isl=0, slos=rules.slos, devices=devices, check=False)
+    return summary()
 
 
 def _arrivals(workload: Workload, round_index: int) -> Arrivals | None:

@@ -153,8 +153,9 @@ def summarise_load(
     }
     input_tokens = np.where(rows["asked_prompt"] < 0, isl, rows["asked_prompt"])
     input_tokens = np.where(rows["prompt_tokens"] < 0, input_tokens, rows["prompt_tokens"])
-    requests_per_s = run.window_requests / duration_s
-    output_per_s = run.window_tokens / duration_s
+    # A run that was interrupted in its warm-up has no window, and no request in it.
+    requests_per_s = run.window_requests / duration_s if duration_s > 0 else 0.0
+    output_per_s = run.window_tokens / duration_s if duration_s > 0 else 0.0
     metrics = {
         "output_throughput": output_per_s,
         "total_throughput": output_per_s + requests_per_s * float(input_tokens.mean()) if len(input_tokens) else 0.0,
