@@ -129,7 +129,7 @@ class Answer:
         empty = b'"delta":{}' if self.chat else b'"text":""'
         parts = [chunk(self._head + b'{"index":0,"finish_reason":"length",' + empty + b"}" + self._tail)]
         if usage:
-            parts.append(chunk(self._head + b'],"usage":%b}\n\n' % _usage_text(self.prompt_tokens, self.count)))
+            parts.append(chunk(self._head + b'],"usage":%b}\n\n' % _usage_text(self.prompt_tokens, self.claimed)))
         return b"".join([*parts, _DONE])
 
     def whole(self) -> bytes:

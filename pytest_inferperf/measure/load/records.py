@@ -216,4 +216,5 @@ _PACKED = {
     "tokens": "<i4",
     "first_tokens": "<i4",
     "prompt_tokens": "<i4",
+    "asked_prompt": "<i4",
 }

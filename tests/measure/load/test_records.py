@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pytest_inferperf.engines.openai.http import ResponseReader
+from pytest_inferperf.measure.load import records as records_module
 from pytest_inferperf.measure.load.accounts import Accounts
 from pytest_inferperf.measure.load.records import MEASURED, Records, Sample
 from pytest_inferperf.measure.load.slots import Request
@@ -52,8 +53,10 @@ def test_a_row_is_small() -> None:
     assert columns["ok"].all()
 
 
-def test_nothing_but_the_row_is_kept_of_a_request() -> None:
+def test_nothing_but_the_row_is_kept_of_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """A million requests of any length must fit: what was read of one must not stay."""
+    # A buffer is as large for ten requests as for ten million, which a short test would take for growth.
+    monkeypatch.setattr(records_module, "_BUFFER", 64)
     accounts = Accounts(count_tokens=None)
 
     def read(count: int) -> None:
