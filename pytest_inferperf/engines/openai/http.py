@@ -58,7 +58,8 @@ class ResponseReader:
         self.surplus = b""
         """What came after the end of the response."""
 
-        self._step = self._head
+        # A function, not a bound method: that would be a cycle, and the generator runs without garbage collection.
+        self._step = ResponseReader._head
         self._buffer = b""
         self._chunked = False
         self._left = 0
@@ -79,11 +80,11 @@ class ResponseReader:
         if self._buffer:
             data = self._buffer + data
             self._buffer = b""
-        return self._step(data, time_s)
+        return self._step(self, data, time_s)
 
     def eof(self) -> bool:
         """Say whether a connection that ends here has given a complete response."""
-        return self._step == self._until_close
+        return self._step is ResponseReader._until_close
 
     @property
     def begun(self) -> bool:
@@ -116,19 +117,19 @@ class ResponseReader:
             if coding.lower() != b"chunked":
                 raise HttpError(f"transfer encoding {coding[:60]!r}")
             self._chunked = True
-            self._step = self._chunks
+            self._step = ResponseReader._chunks
             return self._chunks(rest, time_s)
         if length is not None:
             if not length.isdigit():
                 raise HttpError(f"content length {length[:60]!r}")
             self._left = int(length)
-            self._step = self._fixed
+            self._step = ResponseReader._fixed
             return self._fixed(rest, time_s)
         if self.status in (204, 304):
             self.surplus = rest
             return True
         self.keep_alive = False
-        self._step = self._until_close
+        self._step = ResponseReader._until_close
         return self._until_close(rest, time_s)
 
     def _keep(self, data: bytes, time_s: float) -> None:

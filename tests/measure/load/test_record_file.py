@@ -112,6 +112,10 @@ def test_what_cannot_be_written_is_said_before_the_run(tmp_path: Path, monkeypat
         write_records(tmp_path / "folder.jsonl", records())
 
 
+def test_every_column_is_packed() -> None:
+    assert set(records().pack()) == {"requests", *records().columns()}
+
+
 def test_packed_records_come_back() -> None:
     packed = records().pack()
     assert json.loads(json.dumps(packed)) == packed
