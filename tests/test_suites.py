@@ -41,6 +41,9 @@ class Collected:
 def suites(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """A folder to run the suites from, on a machine without a GPU."""
     monkeypatch.setattr(hardware, "look_at_gpus", GpuMachine)
+    for name in ("CI", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
+        # These tests may run under xdist; the runs inside them do not.
+        monkeypatch.delenv(name, raising=False)
     return pytester
 
 

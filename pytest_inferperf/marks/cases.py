@@ -194,11 +194,11 @@ def _check_value(name: str, keyword: Keyword, value: object) -> None:
             f"inferperf: {name}={value!r} is {article(type(value).__name__)}; {name} takes {keyword.kinds}"
             f"{'' if keyword.kind is dict else ', or a list of them'}."
         )
-    if isinstance(value, int | float) and value < keyword.minimum:
-        raise MarkError(f"inferperf: {name}={value} is below its minimum {keyword.minimum}.")
     if isinstance(value, float) and (not math.isfinite(value) or (keyword.positive and value <= keyword.minimum)):
         low = f"above {keyword.minimum:g}, and " if keyword.positive else ""
         raise MarkError(f"inferperf: {name}={value} is out of range: {low}finite.")
+    if isinstance(value, int | float) and value < keyword.minimum:
+        raise MarkError(f"inferperf: {name}={value} is below its minimum {keyword.minimum}.")
     if isinstance(value, str) and not value:
         raise MarkError(f"inferperf: {name} is empty.")
     if name == "quant" and (wrong := check_quant(str(value))):

@@ -293,7 +293,7 @@ def test_the_machine_is_watched_while_rounds_are_measured(
     """Not while an engine loads or warms up: an idle GPU has a low clock."""
 
     class Watch:
-        def __init__(self, hardware: Hardware) -> None:
+        def __init__(self, hardware: Hardware, *, devices: Sequence[str]) -> None:
             self.figures = {"cpu.others": float(hardware.count)}
 
         def __enter__(self) -> Watch:

@@ -92,7 +92,9 @@ def test_improvement_passes_and_says_that_the_baseline_is_stale(recorded: Projec
     result = recorded.run()
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(
-        ["  note: better than the baseline beyond tolerance: --inferperf-update=tighten would *"]
+        [
+            "  note: output_throughput_per_user: better by at least * %: the baseline is stale, tighten it: --inferperf-update=tighten, *"
+        ]
     )
 
 
@@ -181,7 +183,7 @@ WRONG = {
         'throughput_floor("output_throughput_per_gpus")',
         [
             "*throughput_floor: unknown metric 'output_throughput_per_gpus'.",
-            "Did you mean 'output_throughput_per_gpu'? Metrics with a floor: goodput, output_agreement, "
+            "Did you mean 'output_throughput_per_gpu'? Metrics with a floor: acceptance_length, goodput, output_agreement, "
             "output_throughput, output_throughput_per_gpu, output_throughput_per_user, request_throughput, total_throughput.",
         ],
     ),
