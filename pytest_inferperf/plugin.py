@@ -336,6 +336,10 @@ def inferperf_engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.Te
             engine = _make_engine(request.config, spec, tmp_path_factory, progress)
         except InferperfError as error:
             message = str(error)
+        except BaseException:
+            # A timeout of pytest's, or a fault: whatever engine comes next must not take these cards for its partner's.
+            _release(request.config)
+            raise
     if message:
         _release(request.config)
         raise _not_a_regression(message)

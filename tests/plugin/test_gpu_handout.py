@@ -116,3 +116,15 @@ def test_a_wait_that_is_too_long_fails_and_names_the_holder(machine: Project) ->
             "waited 0.5 s for 1 GPU of SM 100 or later (inferperf_gpu_timeout): GPU-a is held by process *, BF16 neighbour"
         ]
     )
+
+
+def test_an_engine_that_fails_to_open_gives_its_card_back(machine: Project) -> None:
+    """Whatever it failed with: the engine after it spans more cards."""
+    write(machine, gpus=2)
+    conftest = machine.path / "conftest.py"
+    fault = "    if spec.tp == 1:\n        raise ValueError('a fault of its own')\n    engine = LeasedEngine"
+    conftest.write_text(conftest.read_text().replace("    engine = LeasedEngine", fault))
+    one = (machine.path / "test_it.py").read_text()
+    (machine.path / "test_larger.py").write_text(one.replace("tp=1", "tp=2"))
+    run(machine).assert_outcomes(errors=1, passed=1)
+    assert leases(machine) == ["GPU-a,GPU-b"]
