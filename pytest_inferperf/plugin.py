@@ -6,6 +6,8 @@ Everything heavy is imported where it is used: a project that has the plugin ins
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from pytest_inferperf.engines.interface import Engine
     from pytest_inferperf.fixture import Inferperf
     from pytest_inferperf.marks.cases import BoundCase
-    from pytest_inferperf.model.case import EngineSpec, ReferenceEngine
+    from pytest_inferperf.model.case import EngineSpec, GpuRequirement, ReferenceEngine
 
 _MARKS = (
     "inferperf(*, model, served_model_name, quant, recipe, kv_cache_dtype, tp, pp, ep, backend, calib_dataset, "
@@ -331,11 +333,16 @@ def inferperf_engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.Te
         yield ReplayedEngine(spec)
         return
     message = ""
+    state_of(request.config).card = _wanted_card(request.session, spec)
     with shown_progress(request.config) as progress:
         try:
             engine = _make_engine(request.config, spec, tmp_path_factory, progress)
         except InferperfError as error:
             message = str(error)
+        except BaseException:
+            # A timeout of pytest's, or a fault: whatever engine comes next must not take these cards for its partner's.
+            _release(request.config)
+            raise
     if message:
         _release(request.config)
         raise _not_a_regression(message)
@@ -358,19 +365,38 @@ def _release(config: pytest.Config) -> None:
         state.lease = None
 
 
+def _wanted_card(session: pytest.Session, spec: EngineSpec) -> GpuRequirement | None:
+    """Return what the tests of an engine that can run here ask of its GPUs, by `requires_gpu` and by references."""
+    from pytest_inferperf.collection import need_of, spec_of
+    from pytest_inferperf.engines.hardware import find_gpus, why_missing
+    from pytest_inferperf.engines.needs import joint_need
+
+    gpus = find_gpus()
+    needs: list[GpuRequirement | None] = []
+    for item in session.items if gpus else ():
+        # A wrong mark is the failure of its own test.
+        with suppress(MarkError):
+            needs += [need_of(item)] if spec_of(item) == spec else []
+    return joint_need(need for need in needs if need is not None and not why_missing(need, gpus))
+
+
 def _leased(config: pytest.Config, spec: EngineSpec, progress: Callable[[str], None]) -> DeviceLease | None:
     """Return the GPUs of an engine: those that the engine it is compared with has, else cards that are free.
 
     Raises `HardwareError` after a wait, and where the other has too few.
     """
     from pytest_inferperf.engines.devices import gpus_to_lease, lease_devices
-    from pytest_inferperf.engines.hardware import find_gpus, need_words
+    from pytest_inferperf.engines.hardware import find_gpus, need_words, why_missing
 
     state, gpus = state_of(config), find_gpus()
     need = gpus_to_lease(spec, gpus)
     if need is None:
         return None
     if state.lease is None:
+        if state.card is not None:
+            card = replace(state.card, count=need.count, sm=max(need.sm, state.card.sm))
+            # Where no card is all that the tests ask for, each of them runs on one that is enough for the engine.
+            need = need if why_missing(card, gpus) else card
         name = f"{spec.precision} {spec.served_model_name}"
         timeout_s = state.settings.gpu_timeout_s
         state.lease = lease_devices(need, gpus, holder=name, timeout_s=timeout_s, progress=progress)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pytest_inferperf.baselines.result_file import ResultRecord
     from pytest_inferperf.engines.devices import DeviceLease
     from pytest_inferperf.fixture import Inferperf
-    from pytest_inferperf.model.case import EngineSpec
+    from pytest_inferperf.model.case import EngineSpec, GpuRequirement
     from pytest_inferperf.model.results import Comparison
     from pytest_inferperf.model.verdicts import GateVerdict
     from pytest_inferperf.planning import PlannedTest
@@ -74,6 +74,9 @@ class State:
 
     lease: DeviceLease | None = None
     """The GPUs of the engine that is open now; reference engines share them."""
+
+    card: GpuRequirement | None = None
+    """What each GPU of the engine that is opened next must be, by its tests; None where they ask for nothing."""
 
     progress: ProgressLine | None = None
     context: Mapping[str, str] | None = None

@@ -116,3 +116,28 @@ def test_a_wait_that_is_too_long_fails_and_names_the_holder(machine: Project) ->
             "waited 0.5 s for 1 GPU of SM 100 or later (inferperf_gpu_timeout): GPU-a is held by process *, BF16 neighbour"
         ]
     )
+
+
+def test_an_engine_that_fails_to_open_gives_its_card_back(machine: Project) -> None:
+    """Whatever it failed with: the engine after it spans more cards."""
+    write(machine, gpus=2)
+    conftest = machine.path / "conftest.py"
+    fault = "    if spec.tp == 1:\n        raise ValueError('a fault of its own')\n    engine = LeasedEngine"
+    conftest.write_text(conftest.read_text().replace("    engine = LeasedEngine", fault))
+    one = (machine.path / "test_it.py").read_text()
+    (machine.path / "test_larger.py").write_text(one.replace("tp=1", "tp=2"))
+    run(machine).assert_outcomes(errors=1, passed=1)
+    assert leases(machine) == ["GPU-a,GPU-b"]
+
+
+def test_an_engine_gets_a_card_that_its_tests_ask_for(machine: Project) -> None:
+    """Not the first one, which the engine alone would be content with."""
+    write(machine, gpus=2)
+    conftest = machine.path / "conftest.py"
+    conftest.write_text(conftest.read_text().replace("memory_gib=178.0", "memory_gib=100.0 if n == 'a' else 178.0"))
+    module = machine.path / "test_it.py"
+    module.write_text(
+        module.read_text().replace("@pytest.mark.t", "@pytest.mark.requires_gpu(memory_gib=150)\n@pytest.mark.t")
+    )
+    run(machine).assert_outcomes(passed=1)
+    assert leases(machine) == ["GPU-b"]

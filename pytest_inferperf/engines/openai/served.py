@@ -48,7 +48,7 @@ class ServedEngine(OpenAIEngine):
         self._load_timeout_s = load_timeout_s
         self._log_dir = log_dir
         self._progress = progress
-        self._environment = lease.environment if lease is not None else {}
+        self._lease = lease
         self._devices = lease.uuids if lease is not None else ()
         started = time.perf_counter()
         launch = self._start(spec)
@@ -56,7 +56,7 @@ class ServedEngine(OpenAIEngine):
             config = read_quant_config(checkpoint) if checkpoint is not None else None
             info = EngineInfo(
                 backend="openai",
-                hardware=_hardware(spec),
+                hardware=_hardware(spec, self._devices),
                 quant_algo=config.quant_algo if config is not None else UNVERIFIED,
                 # A flag of the server, or its own choice: nothing reads it back.
                 kv_cache_quant_algo=UNVERIFIED,
@@ -88,7 +88,8 @@ class ServedEngine(OpenAIEngine):
                 what=f"{spec.serve.split()[0]} {spec.served_model_name} {spec.precision}",
                 ready_url=launch.ready_url,
                 ready_timeout_s=self._load_timeout_s,
-                environment={**launch.environment, **self._environment},
+                environment={**launch.environment, **(self._lease.environment if self._lease is not None else {})},
+                descriptors=self._lease.descriptors if self._lease is not None else (),
                 log_dir=self._log_dir,
                 progress=self._progress,
             )
@@ -140,6 +141,7 @@ class ServedEngine(OpenAIEngine):
         self._server.stop()
 
 
-def _hardware(spec: EngineSpec) -> Hardware:
-    gpus = find_gpus()
+def _hardware(spec: EngineSpec, devices: Sequence[str]) -> Hardware:
+    """Return what the server runs on: of a machine with several kinds of GPUs, those that it was given."""
+    gpus = [gpu for gpu in find_gpus() if not devices or gpu.uuid in devices]
     return Hardware(name=gpus[0].name, count=spec.world_size, kind="gpu") if gpus else cpu_hardware()

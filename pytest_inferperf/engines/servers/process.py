@@ -55,10 +55,13 @@ class ManagedServer:
         ready_url: str,
         ready_timeout_s: float = 600.0,
         environment: Mapping[str, str] | None = None,
+        descriptors: Sequence[int] = (),
         log_dir: Path | None = None,
         progress: Progress | None = None,
     ) -> None:
         """Start the server and wait until `ready_url` answers with status 200.
+
+        Its guardian keeps `descriptors` open until the server and everything it started are gone: locks on its GPUs.
 
         Raises `EngineError`, with the end of the log, for a command that does not exist, a server that ends, and one
         that is not ready in time.
@@ -81,7 +84,7 @@ class ManagedServer:
                 stdin=subprocess.DEVNULL,
                 stdout=descriptor,
                 stderr=descriptor,
-                pass_fds=(lifeline,),
+                pass_fds=(lifeline, *descriptors),
                 # Ctrl-C on the terminal reaches pytest, which ends the server in order.
                 start_new_session=True,
                 env=_environment() | dict(environment or {}),

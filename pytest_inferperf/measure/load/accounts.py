@@ -40,7 +40,8 @@ class Accounts:
                 failure = self.failures.setdefault(problem.cause, Failure())
                 failure.count += 1
                 failure.example = failure.example or str(problem)
-            self.records.add(kind=kind, ok=False, intended=request.intended, sent=request.sent, done=done)
+            # Under closed loop a request is due when it is sent, and one that got no connection never was.
+            self.records.add(kind=kind, ok=False, intended=request.intended or done, sent=request.sent, done=done)
             return
         times, tokens = found.times, found.tokens
         if kind == MEASURED:

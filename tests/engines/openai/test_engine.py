@@ -16,6 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
+from pytest_inferperf.engines.devices import lease_devices
+from pytest_inferperf.engines.hardware import Gpu
 from pytest_inferperf.engines.interface import GenerationRequest, LogLikelihoodRequest
 from pytest_inferperf.engines.launch import open_engine
 from pytest_inferperf.engines.openai.engine import UNKNOWN_TOKEN, OpenAIEngine, endpoint_hardware, open_url
@@ -23,7 +25,7 @@ from pytest_inferperf.engines.openai.served import ServedEngine
 from pytest_inferperf.errors import EngineError
 from pytest_inferperf.measure.session import measure_session
 from pytest_inferperf.measure.validity import check_engine
-from pytest_inferperf.model.case import EngineSpec, Workload
+from pytest_inferperf.model.case import EngineSpec, GpuRequirement, Workload
 from pytest_inferperf.simulate.behaviour import Behaviour
 from pytest_inferperf.simulate.server import serve_in_thread
 
@@ -198,6 +200,23 @@ def test_server_that_dies_is_named_with_its_log(tmp_path: Path) -> None:
         engine.relaunch()
         session = measure_session(engine, workload)
     assert session.rounds[0].output_tokens == 4
+
+
+def test_hardware_of_a_server_is_that_of_its_own_cards(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine with two kinds of GPUs: the first is not the one that the server was given."""
+    gpus = tuple(
+        Gpu(name=name, sm=sm, memory_gib=48.0, uuid=uuid)
+        for name, sm, uuid in (("NVIDIA T4", 75, "GPU-a"), ("NVIDIA L4", 89, "GPU-b"))
+    )
+    monkeypatch.setattr("pytest_inferperf.engines.openai.served.find_gpus", lambda: gpus)
+    lease = lease_devices(GpuRequirement(sm=89), gpus, holder="ours", timeout_s=1, folder=tmp_path)
+    command = f"{sys.executable} -m pytest_inferperf.cli simulate-server --port {{port}} --model {{served_model_name}}"
+    spec = EngineSpec(model="simulated", served_model_name="simulated", serve=command)
+    try:
+        with open_engine(spec, log_dir=tmp_path, lease=lease) as engine:
+            assert engine.info.hardware.name == "NVIDIA L4"
+    finally:
+        lease.release()
 
 
 @pytest.mark.parametrize(

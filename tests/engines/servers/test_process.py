@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -183,10 +184,16 @@ def test_a_killed_pytest_takes_the_server_along(start: Start, tmp_path: Path) ->
         [
             sys.executable,
             "-c",
-            "import sys, time\n"
+            "import time\n"
+            "from pathlib import Path\n"
+            "from pytest_inferperf.engines.devices import lease_devices\n"
+            "from pytest_inferperf.engines.hardware import Gpu\n"
             "from pytest_inferperf.engines.servers.process import ManagedServer\n"
+            "from pytest_inferperf.model.case import GpuRequirement\n"
+            "gpu = Gpu(name='NVIDIA B200', sm=100, memory_gib=178.0, uuid='GPU-a')\n"
+            f"lease = lease_devices(GpuRequirement(), [gpu], holder='toy', timeout_s=1, folder=Path({str(tmp_path)!r}))\n"
             f"s = ManagedServer({[sys.executable, str(script), str(port), 'ready', str(tmp_path)]!r},"
-            f" what='toy', ready_url='http://127.0.0.1:{port}/health', ready_timeout_s=30)\n"
+            f" what='toy', ready_url='http://127.0.0.1:{port}/health', ready_timeout_s=30, descriptors=lease.descriptors)\n"
             "print('up', flush=True)\ntime.sleep(600)\n",
         ],
         stdout=subprocess.PIPE,
@@ -200,7 +207,17 @@ def test_a_killed_pytest_takes_the_server_along(start: Start, tmp_path: Path) ->
         parent.wait()
         if parent.stdout is not None:
             parent.stdout.close()
-    assert soon(lambda: gone(child))
+
+    def card_is_free() -> bool:
+        with (tmp_path / "GPU-a.lock").open() as card:
+            try:
+                fcntl.flock(card, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+        return True
+
+    assert soon(card_is_free)
+    assert gone(child), "the card was given away while a process of the server still computed on it"
 
     def refused() -> bool:
         try:
