@@ -50,6 +50,7 @@ from pytest_inferperf.baselines.store import (
     dump_performance,
     load_accuracy,
     load_performance,
+    other_server,
     performance_identity,
     performance_path,
     read_bytes,
@@ -233,6 +234,11 @@ class Planner:
             self._before[path] = before
         file = self._performance[path]
         old = file.entries.get(key)
+        other = other_server(old, case) if old is not None else ""
+        if other:
+            action = "Give one of them another served_model_name"
+            self._refuse(record.nodeid, f"{other}, not of {case.engine.server!r}", f"{shown}: {key}", action=action)
+            return
         names = measured_metrics(measured)
         wrong = {name: value for name in names for value in _impossible(measured, name)}
         if wrong:

@@ -16,18 +16,20 @@ from typing import Any
 import pytest
 
 from pytest_inferperf.baselines.changes import compare
-from pytest_inferperf.baselines.entries import Provenance
+from pytest_inferperf.baselines.entries import Missing, Provenance
 from pytest_inferperf.baselines.planner import UpdatePlan
 from pytest_inferperf.baselines.result_file import ResultFile, ResultRecord, write_result_file
 from pytest_inferperf.baselines.store import (
     PerformanceFile,
     dump_accuracy,
     dump_performance,
+    lookup_performance,
     read_accuracy,
     read_performance,
 )
 from pytest_inferperf.baselines.update import apply_update, plan_update, update
 from pytest_inferperf.errors import BaselineError, UpdateRefused
+from pytest_inferperf.model.case import Case
 from pytest_inferperf.model.gates import AccuracyLossCeiling, PerformanceGate
 from pytest_inferperf.model.metrics import parse_metric
 from pytest_inferperf.model.results import Repeat
@@ -694,3 +696,25 @@ def test_updates_at_the_same_time_are_not_lost(root: Path, speed: Make, tmp_path
         processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
     assert [process.wait(timeout=60) for process in processes] == [0] * 4
     assert len(speeds(root).entries) == 4
+
+
+def test_two_servers_with_one_key(root: Path, speed: Make, speed_case: Case) -> None:
+    """Options that differ in case alone: neither is judged by the other's figures, nor replaces them."""
+    one, other = (
+        replace(speed_case, engine=replace(speed_case.engine, serve=f"srv {option} 4")) for option in ("-c", "-C")
+    )
+    first = speed(output_throughput=100.0, case=one)
+    assert first.result.engine is not None
+    run(root, first)
+    assert not isinstance(lookup_performance(root, first.result.engine.hardware, one), Missing)
+    found = lookup_performance(root, first.result.engine.hardware, other)
+    assert isinstance(found, Missing)
+    assert found.reason == "the entry is that of serve='srv -c 4'"
+    plan = run(root, speed(output_throughput=90.0, case=other), mode="all", reason="r", accept=True)
+    assert (plan.changes, plan.refusals) == (
+        (),
+        (
+            "t.py::test_speed: the entry is that of serve='srv -c 4', not of 'srv -C 4'\n"
+            f"  {SPEED}: {found.key}\n  Give one of them another served_model_name",
+        ),
+    )
