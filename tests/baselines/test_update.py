@@ -17,6 +17,7 @@ import pytest
 
 from pytest_inferperf.baselines.changes import compare
 from pytest_inferperf.baselines.entries import Missing, Provenance
+from pytest_inferperf.baselines.patch import write_patch
 from pytest_inferperf.baselines.planner import UpdatePlan
 from pytest_inferperf.baselines.result_file import ResultFile, ResultRecord, write_result_file
 from pytest_inferperf.baselines.store import (
@@ -718,3 +719,15 @@ def test_two_servers_with_one_key(root: Path, speed: Make, speed_case: Case) -> 
             f"  {SPEED}: {found.key}\n  Give one of them another served_model_name",
         ),
     )
+
+
+@pytest.mark.parametrize("letter", ["\u2028", "\x85"])
+def test_a_patch_of_a_file_with_separators_that_git_does_not_know(root: Path, speed: Make, letter: str) -> None:
+    run(root, speed(output_throughput=100.0), mode="all", reason=f"a{letter}b")
+    subprocess.run(["git", "init", "-q"], cwd=root.parent, check=True)
+    more = {"reason": f"c{letter}d", "accept_regression": False, "now": "2026-11-22T00:00:00+00:00"}
+    (file,) = (plan := plan_update(root, [speed(output_throughput=104.0)], mode="all", **more)).files
+    write_patch(plan, root.parent / "p.patch")
+    subprocess.run(["git", "apply", "p.patch"], cwd=root.parent, check=True)
+    assert file.after is not None
+    assert file.path.read_bytes() == file.after.encode()
