@@ -30,6 +30,7 @@ from pytest_inferperf.baselines.store import (
 )
 from pytest_inferperf.baselines.update import apply_update, plan_update, update
 from pytest_inferperf.errors import BaselineError, UpdateRefused
+from pytest_inferperf.gates.intervals import outdone
 from pytest_inferperf.model.case import Case
 from pytest_inferperf.model.gates import AccuracyLossCeiling, PerformanceGate
 from pytest_inferperf.model.metrics import parse_metric
@@ -628,6 +629,21 @@ def test_other_questions_with_all(root: Path, answers: Make) -> None:
     assert (score(root), score(root, "NVFP4")) == (0.8, 0.8)
     run(root, answers(GOOD, digest="d3"), mode="all", reason="r", accept=True)
     assert list(read_accuracy(root.parent / SCORES).tasks[TASK].scores) == ["BF16"]
+
+
+def test_a_score_of_other_questions_that_is_refused_loses_nothing(root: Path, answers: Make) -> None:
+    """The new reference is too lax, and without it the old one must not go either."""
+    good, bad = (1.0,) * 190 + (0.0,) * 10, (1.0,) * 100 + (0.0,) * 100
+    run(root, answers(good), answers(good, quant="NVFP4"))
+    before = (root.parent / SCORES).read_bytes()
+    records = answers(bad, digest="d2"), answers(good, quant="NVFP4", digest="d2")
+    plan = run(root, *records, mode="all", reason="r", outdone=outdone)
+    assert [refusal.partition("\n")[0] for refusal in plan.refusals] == [
+        "t.py::test_sums[BF16]: BF16 is finer than NVFP4 and answers worse: as a baseline it would be too lax",
+        f"{SCORES}: the questions changed, so these scores would be lost: BF16",
+    ]
+    assert (plan.changes, plan.files) == ((), ())
+    assert (root.parent / SCORES).read_bytes() == before
 
 
 def test_outcomes_that_cannot_be_stored(root: Path, answers: Make) -> None:
