@@ -741,7 +741,7 @@ def test_two_servers_with_one_key(root: Path, speed: Make, speed_case: Case) -> 
 def test_a_patch_of_a_file_with_separators_that_git_does_not_know(root: Path, speed: Make, letter: str) -> None:
     run(root, speed(output_throughput=100.0), mode="all", reason=f"a{letter}b")
     subprocess.run(["git", "init", "-q"], cwd=root.parent, check=True)
-    more = {"reason": f"c{letter}d", "accept_regression": False, "now": "2026-11-22T00:00:00+00:00"}
+    more: dict[str, Any] = {"reason": f"c{letter}d", "accept_regression": False, "now": "2026-11-22T00:00:00+00:00"}
     (file,) = (plan := plan_update(root, [speed(output_throughput=104.0)], mode="all", **more)).files
     write_patch(plan, root.parent / "p.patch")
     subprocess.run(["git", "apply", "p.patch"], cwd=root.parent, check=True)
