@@ -8,7 +8,7 @@ from pytest_inferperf.baselines.replay import Replay
 from pytest_inferperf.engines.replayed import ReplayedEngine
 from pytest_inferperf.errors import MarkError, ResultFileError
 from pytest_inferperf.fixture import Inferperf
-from pytest_inferperf.model.results import AccuracyResult, PerformanceResult
+from pytest_inferperf.model.results import AccuracyResult, Frontier, PerformanceResult
 
 if TYPE_CHECKING:
     from pytest_inferperf.marks.cases import BoundCase
@@ -27,27 +27,34 @@ class ReplayedRun(Inferperf):
         self._replay = replay
         self._stored = replay.result(bound.case, nodeid=nodeid)
 
-    def measure(self) -> PerformanceResult:
+    def measure(self) -> PerformanceResult | Frontier:
         """Return the sessions of the earlier run.
 
         Raises `MarkError` like `Inferperf.measure`, `ResultFileError` where nothing was measured, and `InvalidRun` where
-        the machine disturbed it more than the ini settings allow now.
+        the machine disturbed it more, or its answers agree less, than the ini settings allow now.
         """
         if self.case.workload is None:
             raise MarkError("inferperf.measure(): the case has no workload; give the inferperf mark isl= and osl=.")
-        compared = self._stored.comparisons
-        if self._stored.performance is None and not compared:
+        compared, frontier = self._stored.comparisons, self._stored.frontier
+        if self._stored.performance is None and frontier is None and not compared:
             raise self._lacks("its performance was not measured")
         self._result = self._stored
         found = self._stored.performance or PerformanceResult(
             sessions=tuple(session for one in compared for session in one.candidate.sessions)
         )
+        points = frontier.points if frontier is not None else ()
+        sessions = (*found.sessions, *(session for point in points for session in point.performance.sessions))
         for telemetry in (
-            *(session.telemetry for session in found.sessions),
+            *(session.telemetry for session in sessions),
             *(item for one in compared for item in one.telemetry),
         ):
             self._check_telemetry(telemetry)
-        return found
+        for rounds in (
+            *(session.rounds for session in sessions),
+            *(block.candidate for one in compared for block in one.blocks),
+        ):
+            self._check_agreement(rounds)
+        return frontier if frontier is not None else found
 
     def evaluate(self) -> AccuracyResult:
         """Return the answers of the earlier run.

@@ -212,11 +212,21 @@ def _check_replay(settings: Settings) -> None:
     """Refuse what a replay, which measures nothing, cannot do."""
     if settings.replay is None:
         return
+    from pytest_inferperf.model.case import is_experiment
+
     if settings.update is not None:
         raise SettingsError(
             "--inferperf-update does not go with --inferperf-replay: nothing is measured. Record the file itself: "
             f"inferperf baseline update {settings.replay.label}"
         )
+    given_now = {name: str(value) for name, value in settings.overrides}
+    for key, value in settings.replay.file.environment.items():
+        name = key.removeprefix("--inferperf-set ")
+        if name != key and is_experiment(name) and given_now.get(name) != value:
+            raise SettingsError(
+                f"--inferperf-replay: {settings.replay.label} was measured with --inferperf-set {name}={value}; it says "
+                "nothing about the engine of the marks. Repeat the run without the option, or give it here too."
+            )
     others = (
         ("--inferperf-plan", settings.plan),
         ("--inferperf-inject", bool(settings.injections)),

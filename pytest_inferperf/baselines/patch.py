@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -36,7 +37,8 @@ def patch_text(files: Sequence[PlannedFile], root: Path) -> str:
 
 def _lines(file: PlannedFile, name: str) -> Iterator[str]:
     before = "" if file.before is None else file.before.decode("utf-8")
-    old, new = (text.splitlines(keepends=True) for text in (before, file.after or ""))
+    # Lines as git counts them: `str.splitlines` also ends one at U+2028, which a reason may hold.
+    old, new = (io.StringIO(text, newline="\n").readlines() for text in (before, file.after or ""))
     yield f"diff --git {_quoted('a/' + name)} {_quoted('b/' + name)}\n"
     if file.before is None:
         yield "new file mode 100644\n"

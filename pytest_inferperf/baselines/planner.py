@@ -50,6 +50,7 @@ from pytest_inferperf.baselines.store import (
     dump_performance,
     load_accuracy,
     load_performance,
+    other_server,
     performance_identity,
     performance_path,
     read_bytes,
@@ -140,8 +141,12 @@ class Planner:
         self._answered: set[tuple[Path, str, str, str]] = set()
         """Scores that the records bring: file, key, precision, digest of the documents."""
 
+        self._replaced: dict[Path, dict[str, AccuracyEntry]] = {}
+        """Entries of other questions, as they were before the records replaced them."""
+
     def plan(self) -> UpdatePlan:
         """Return the plan: only files in which something changes are in it."""
+        self._restore()
         touched = {item.path for item in self.changes}
         texts = {path: dump_performance(file) for path, file in self._performance.items()}
         texts |= {path: dump_accuracy(file) for path, file in self._accuracy.items()}
@@ -157,6 +162,20 @@ class Planner:
             skipped=tuple(self.skipped),
             files=tuple(files),
         )
+
+    def _restore(self) -> None:
+        """Put entries back whose scores were to be replaced by answers to other questions, not all of which were taken."""
+        for path, entries in self._replaced.items():
+            file = self._accuracy[path]
+            for key, old in entries.items():
+                lost = sorted(old.scores.keys() - file.tasks[key].scores.keys())
+                if not lost:
+                    continue
+                file = replace(file, tasks={**file.tasks, key: old})
+                self.changes = [item for item in self.changes if (item.path, item.key) != (old.path, key)]
+                headline = f"the questions changed, so these scores would be lost: {', '.join(lost)}"
+                self._refuse(old.path, headline, key, action=_ACCEPT)
+            self._accuracy[path] = file
 
     def usable(self, records: Sequence[ResultRecord]) -> list[ResultRecord]:
         """Return the records that may become baselines, one per key; the others are refused or skipped."""
@@ -233,6 +252,11 @@ class Planner:
             self._before[path] = before
         file = self._performance[path]
         old = file.entries.get(key)
+        other = other_server(old, case) if old is not None else ""
+        if other:
+            action = "Give one of them another served_model_name"
+            self._refuse(record.nodeid, f"{other}, not of {case.engine.server!r}", f"{shown}: {key}", action=action)
+            return
         names = measured_metrics(measured)
         wrong = {name: value for name in names for value in _impossible(measured, name)}
         if wrong:
@@ -461,6 +485,8 @@ class Planner:
             num_documents=len(measured.outcomes),
             scores={**kept, precision: score},
         )
+        if old is not None and not same_questions and not self.accept_regression:
+            self._replaced.setdefault(path, {}).setdefault(key, old)
         self._accuracy[path] = replace(file, tasks={**file.tasks, key: entry})
         self.changes.append(moved)
 

@@ -51,6 +51,7 @@ __all__ = [
     "load_performance",
     "lookup_accuracy",
     "lookup_performance",
+    "other_server",
     "parse_accuracy",
     "parse_performance",
     "performance_identity",
@@ -123,7 +124,20 @@ def lookup_performance(root: Path, hardware: Hardware, case: Case) -> Performanc
     file = load_performance(root, hardware, case)
     if file is None:
         return Missing(path=shown, key=key, reason="no such file")
-    return file.entries.get(key) or Missing(path=shown, key=key, reason="no such entry")
+    entry = file.entries.get(key)
+    if entry is None:
+        return Missing(path=shown, key=key, reason="no such entry")
+    other = other_server(entry, case)
+    return Missing(path=shown, key=key, reason=other) if other else entry
+
+
+def other_server(entry: PerformanceEntry, case: Case) -> str:
+    """Say that an entry was measured behind another server; "" where it was not.
+
+    A key holds the command line in lower case letters, digits, `.` and `-`: `-c 4` and `-C 4` give the same.
+    """
+    stored = str(entry.identity.get("serve", ""))
+    return "" if stored == case.engine.server else f"the entry is that of serve={stored!r}"
 
 
 def lookup_accuracy(root: Path, case: Case, metric: str) -> AccuracyEntry | Missing:

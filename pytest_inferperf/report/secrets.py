@@ -21,6 +21,7 @@ _LOOKS_SECRET = re.compile(
     | \b(?:AKIA|ASIA)[A-Z0-9]{16}\b
     | \beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+
     | (?i:\bbearer\s+)[A-Za-z0-9._~+/=-]{8,}
+    | (?i:(?<!\w)--?(?:api[_-]?key|(?:hf-|auth-|access-)?token|secret|password|passwd)\s+["']?)[^\s"'-][^\s"',;&]{5,}  # --api-key VALUE
     | (?<=://)[^\s/@:]+:[^\s/@]+(?=@)            # user:password@host
     | (?i:\b(?:api[_-]?key|token|secret|password|passwd)\b["']?\s*[=:]\s*["']?)[^\s"',;&]{6,}
     """,

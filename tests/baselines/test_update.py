@@ -16,18 +16,22 @@ from typing import Any
 import pytest
 
 from pytest_inferperf.baselines.changes import compare
-from pytest_inferperf.baselines.entries import Provenance
+from pytest_inferperf.baselines.entries import Missing, Provenance
+from pytest_inferperf.baselines.patch import write_patch
 from pytest_inferperf.baselines.planner import UpdatePlan
 from pytest_inferperf.baselines.result_file import ResultFile, ResultRecord, write_result_file
 from pytest_inferperf.baselines.store import (
     PerformanceFile,
     dump_accuracy,
     dump_performance,
+    lookup_performance,
     read_accuracy,
     read_performance,
 )
 from pytest_inferperf.baselines.update import apply_update, plan_update, update
 from pytest_inferperf.errors import BaselineError, UpdateRefused
+from pytest_inferperf.gates.intervals import outdone
+from pytest_inferperf.model.case import Case
 from pytest_inferperf.model.gates import AccuracyLossCeiling, PerformanceGate
 from pytest_inferperf.model.metrics import parse_metric
 from pytest_inferperf.model.results import Repeat
@@ -627,6 +631,21 @@ def test_other_questions_with_all(root: Path, answers: Make) -> None:
     assert list(read_accuracy(root.parent / SCORES).tasks[TASK].scores) == ["BF16"]
 
 
+def test_a_score_of_other_questions_that_is_refused_loses_nothing(root: Path, answers: Make) -> None:
+    """The new reference is too lax, and without it the old one must not go either."""
+    good, bad = (1.0,) * 190 + (0.0,) * 10, (1.0,) * 100 + (0.0,) * 100
+    run(root, answers(good), answers(good, quant="NVFP4"))
+    before = (root.parent / SCORES).read_bytes()
+    records = answers(bad, digest="d2"), answers(good, quant="NVFP4", digest="d2")
+    plan = run(root, *records, mode="all", reason="r", outdone=outdone)
+    assert [refusal.partition("\n")[0] for refusal in plan.refusals] == [
+        "t.py::test_sums[BF16]: BF16 is finer than NVFP4 and answers worse: as a baseline it would be too lax",
+        f"{SCORES}: the questions changed, so these scores would be lost: BF16",
+    ]
+    assert (plan.changes, plan.files) == ((), ())
+    assert (root.parent / SCORES).read_bytes() == before
+
+
 def test_outcomes_that_cannot_be_stored(root: Path, answers: Make) -> None:
     assert run(root, answers((0.5, 1e9))).refusals == (
         "t.py::test_sums[BF16]: outcome 1 is 1000000000.0: float16 holds values up to 65504; scale the metric down.\n"
@@ -694,3 +713,37 @@ def test_updates_at_the_same_time_are_not_lost(root: Path, speed: Make, tmp_path
         processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
     assert [process.wait(timeout=60) for process in processes] == [0] * 4
     assert len(speeds(root).entries) == 4
+
+
+def test_two_servers_with_one_key(root: Path, speed: Make, speed_case: Case) -> None:
+    """Options that differ in case alone: neither is judged by the other's figures, nor replaces them."""
+    one, other = (
+        replace(speed_case, engine=replace(speed_case.engine, serve=f"srv {option} 4")) for option in ("-c", "-C")
+    )
+    first = speed(output_throughput=100.0, case=one)
+    assert first.result.engine is not None
+    run(root, first)
+    assert not isinstance(lookup_performance(root, first.result.engine.hardware, one), Missing)
+    found = lookup_performance(root, first.result.engine.hardware, other)
+    assert isinstance(found, Missing)
+    assert found.reason == "the entry is that of serve='srv -c 4'"
+    plan = run(root, speed(output_throughput=90.0, case=other), mode="all", reason="r", accept=True)
+    assert (plan.changes, plan.refusals) == (
+        (),
+        (
+            "t.py::test_speed: the entry is that of serve='srv -c 4', not of 'srv -C 4'\n"
+            f"  {SPEED}: {found.key}\n  Give one of them another served_model_name",
+        ),
+    )
+
+
+@pytest.mark.parametrize("letter", ["\u2028", "\x85"])
+def test_a_patch_of_a_file_with_separators_that_git_does_not_know(root: Path, speed: Make, letter: str) -> None:
+    run(root, speed(output_throughput=100.0), mode="all", reason=f"a{letter}b")
+    subprocess.run(["git", "init", "-q"], cwd=root.parent, check=True)
+    more: dict[str, Any] = {"reason": f"c{letter}d", "accept_regression": False, "now": "2026-11-22T00:00:00+00:00"}
+    (file,) = (plan := plan_update(root, [speed(output_throughput=104.0)], mode="all", **more)).files
+    write_patch(plan, root.parent / "p.patch")
+    subprocess.run(["git", "apply", "p.patch"], cwd=root.parent, check=True)
+    assert file.after is not None
+    assert file.path.read_bytes() == file.after.encode()

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from tests.plugin.conftest import PERFORMANCE, TASK, Project
+from tests.plugin.test_sweep import write as write_sweep
 
 FLOOR = "throughput_floor('output_throughput')"
 LOSS = "accuracy_loss_ceiling(reference='BF16', points=1.0)"
@@ -148,3 +149,35 @@ def test_a_file_that_is_not_there_is_an_error(project: Project) -> None:
     result = project.run("--inferperf-replay=no.json")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*--inferperf-replay: *no.json: no such file. *"])
+
+
+def test_a_sweep_is_replayed(project: Project) -> None:
+    write_sweep(project, "latency_ceiling(ttft_ms_p50=150)")
+    project.run("--inferperf-json=r.json").assert_outcomes(passed=1)
+    project.run(REPLAY).assert_outcomes(passed=1)
+    write_sweep(project, "latency_ceiling(ttft_ms_p50=50)")
+    project.run(REPLAY).assert_outcomes(failed=1)
+
+
+def test_new_limits_on_answers_make_old_results_invalid(measured: Project) -> None:
+    path = measured.path / "r.json"
+    data = json.loads(path.read_text())
+    for session in data["records"][0]["result"]["performance"]["sessions"]:
+        for item in session["rounds"]:
+            item["metrics"]["output_agreement"] = 0.5
+    path.write_text(json.dumps(data))
+    measured.run(REPLAY, "-o", "inferperf_min_agreement=0.4").assert_outcomes(passed=1)
+    measured.run(REPLAY, "-o", "inferperf_min_agreement=0.9").assert_outcomes(failed=1)
+
+
+def test_an_experiment_does_not_stand_for_the_marks(project: Project) -> None:
+    """Nor does a replay of it, written out again, lose the name of the override and become a baseline."""
+    experiment = "--inferperf-set=engine_options.x=true"
+    project.test(PERFORMANCE, "throughput_floor(output_throughput=0.001)")
+    project.run("--inferperf-json=r.json", experiment).assert_outcomes(passed=1)
+    result = project.run(REPLAY, "--inferperf-json=s.json")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*r.json was measured with --inferperf-set engine_options.x=True; *"])
+    project.run(REPLAY, "--inferperf-json=s.json", experiment).assert_outcomes(passed=1)
+    environment = json.loads((project.path / "s.json").read_text())["environment"]
+    assert environment["--inferperf-set engine_options.x"] == "True"

@@ -154,3 +154,13 @@ def test_values_of_secret_variables_are_hidden_and_other_words_stay() -> None:
     assert hide("swordfish-two and swordfish in /home/u abc") == f"{HIDDEN} and {HIDDEN} in /home/u abc"
     assert hide("http://user:secret1@host/v1") == f"http://{HIDDEN}@host/v1"
     assert hide("120 tok/s, 99 tokens, ttft_ms.p99") == "120 tok/s, 99 tokens, ttft_ms.p99"
+
+
+def test_a_key_on_a_command_line_is_hidden() -> None:
+    """A mark's `serve` is one, and stands in baselines and reports."""
+    hide = hider({})
+    assert hide("vllm serve m --api-key abc12345 --port 8000") == "vllm serve m [hidden] --port 8000"
+    assert (
+        hide("vllm serve m --max-token 100000 --token-limit 100000")
+        == "vllm serve m --max-token 100000 --token-limit 100000"
+    )
