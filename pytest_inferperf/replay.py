@@ -8,7 +8,7 @@ from pytest_inferperf.baselines.replay import Replay
 from pytest_inferperf.engines.replayed import ReplayedEngine
 from pytest_inferperf.errors import MarkError, ResultFileError
 from pytest_inferperf.fixture import Inferperf
-from pytest_inferperf.model.results import AccuracyResult, PerformanceResult
+from pytest_inferperf.model.results import AccuracyResult, Frontier, PerformanceResult
 
 if TYPE_CHECKING:
     from pytest_inferperf.marks.cases import BoundCase
@@ -27,27 +27,38 @@ class ReplayedRun(Inferperf):
         self._replay = replay
         self._stored = replay.result(bound.case, nodeid=nodeid)
 
-    def measure(self) -> PerformanceResult:
-        """Return the sessions of the earlier run.
+    def measure(self) -> PerformanceResult | Frontier:
+        """Return the sessions of the earlier run, of a sweep those of every point.
 
-        Raises `MarkError` like `Inferperf.measure`, `ResultFileError` where nothing was measured, and `InvalidRun` where
-        the machine disturbed it more than the ini settings allow now.
+        Raises `MarkError` like `Inferperf.measure`, `ResultFileError` where nothing was measured, or not every point, and
+        `InvalidRun` where the machine disturbed it, or its answers differ, more than the ini settings allow now.
         """
-        if self.case.workload is None:
+        workload, compared = self.case.workload, self._stored.comparisons
+        if workload is None:
             raise MarkError("inferperf.measure(): the case has no workload; give the inferperf mark isl= and osl=.")
-        compared = self._stored.comparisons
-        if self._stored.performance is None and not compared:
+        measured = [point.performance for point in self._stored.points() if point.performance is not None]
+        if not measured and not compared:
             raise self._lacks("its performance was not measured")
+        points = [point.case.workload for point in self._stored.points()]
+        if workload.swept and [item and item.identity() for item in points] != [
+            item.identity() for item in workload.points()
+        ]:
+            raise self._lacks("other points of the sweep were measured")
         self._result = self._stored
-        found = self._stored.performance or PerformanceResult(
-            sessions=tuple(session for one in compared for session in one.candidate.sessions)
-        )
+        sessions = [session for performance in measured for session in performance.sessions]
         for telemetry in (
-            *(session.telemetry for session in found.sessions),
+            *(session.telemetry for session in sessions),
             *(item for one in compared for item in one.telemetry),
         ):
             self._check_telemetry(telemetry)
-        return found
+        blocks = (block.candidate for one in compared for block in one.blocks)
+        for rounds in (*(session.rounds for session in sessions), *blocks):
+            self._check_agreement(rounds)
+        return (
+            self._stored.frontier
+            or self._stored.performance
+            or PerformanceResult(sessions=tuple(session for one in compared for session in one.candidate.sessions))
+        )
 
     def evaluate(self) -> AccuracyResult:
         """Return the answers of the earlier run.
