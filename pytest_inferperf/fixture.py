@@ -40,6 +40,8 @@ __all__ = ["RECORDED_SESSIONS", "Inferperf"]
 RECORDED_SESSIONS = 10
 """Sessions of a baseline where the mark says nothing. Their number bounds what any later run can resolve."""
 
+_INTERRUPTED = "the run was interrupted"
+
 
 class Inferperf:
     """Measures or evaluates the case of one test. What it finds is judged after the test body."""
@@ -111,6 +113,11 @@ class Inferperf:
             if self.measured and not self._result.invalid:
                 # A part of what was asked for carries no verdict, also where the body goes on.
                 self._result = replace(self._result, invalid=f"the measurement failed: {error}")
+            raise
+        except KeyboardInterrupt:
+            # Between two rounds too, where nothing else sees it.
+            if self.measured and not self._result.invalid:
+                self._result = replace(self._result, invalid=_INTERRUPTED)
             raise
 
     def _measure(self, workload: Workload) -> PerformanceResult:
@@ -185,7 +192,7 @@ class Inferperf:
         if sessions or part:
             performance = PerformanceResult(sessions=(*sessions, *part))
             self._result = replace(
-                self._result, performance=performance, context=dict(self._context()), invalid="the run was interrupted"
+                self._result, performance=performance, context=dict(self._context()), invalid=_INTERRUPTED
             )
 
     def _measure_session(self, workload: Workload, number: int, wanted: int, timer: _BenchmarkTimer | None) -> Session:

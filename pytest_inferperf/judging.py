@@ -13,7 +13,7 @@ from pytest_inferperf.baselines.entries import AccuracyEntry, Missing, source_of
 from pytest_inferperf.baselines.store import lookup_accuracy, lookup_performance
 from pytest_inferperf.gates.judge import Baselines, judge
 from pytest_inferperf.model.case import Case
-from pytest_inferperf.model.gates import Gate, PerformanceGate
+from pytest_inferperf.model.gates import ErrorRateCeiling, Gate, PerformanceGate
 from pytest_inferperf.model.results import CaseResult
 from pytest_inferperf.model.verdicts import GateVerdict, Status
 
@@ -88,7 +88,8 @@ def next_look(
 
     None where none is: all are decided, no look is left, or the run is INVALID. Arguments and errors as in `judge_case`.
     """
-    asked = [gate for gate in gates if isinstance(gate, PerformanceGate)]
+    # The ceiling says how many requests may fail; without it one that fails makes the run INVALID.
+    asked = [gate for gate in gates if isinstance(gate, PerformanceGate | ErrorRateCeiling)]
     verdicts = judge_case(result, asked, root=root, tolerance=tolerance, alpha=alpha, against=against, nodeid=nodeid)
     if any(verdict.status is Status.INVALID for verdict in verdicts):
         return None

@@ -28,33 +28,37 @@ class ReplayedRun(Inferperf):
         self._stored = replay.result(bound.case, nodeid=nodeid)
 
     def measure(self) -> PerformanceResult | Frontier:
-        """Return the sessions of the earlier run.
+        """Return the sessions of the earlier run, of a sweep those of every point.
 
-        Raises `MarkError` like `Inferperf.measure`, `ResultFileError` where nothing was measured, and `InvalidRun` where
-        the machine disturbed it more, or its answers agree less, than the ini settings allow now.
+        Raises `MarkError` like `Inferperf.measure`, `ResultFileError` where nothing was measured, or not every point, and
+        `InvalidRun` where the machine disturbed it, or its answers differ, more than the ini settings allow now.
         """
-        if self.case.workload is None:
+        workload, compared = self.case.workload, self._stored.comparisons
+        if workload is None:
             raise MarkError("inferperf.measure(): the case has no workload; give the inferperf mark isl= and osl=.")
-        compared, frontier = self._stored.comparisons, self._stored.frontier
-        if self._stored.performance is None and frontier is None and not compared:
+        measured = [point.performance for point in self._stored.points() if point.performance is not None]
+        if not measured and not compared:
             raise self._lacks("its performance was not measured")
+        points = [point.case.workload for point in self._stored.points()]
+        if workload.swept and [item and item.identity() for item in points] != [
+            item.identity() for item in workload.points()
+        ]:
+            raise self._lacks("other points of the sweep were measured")
         self._result = self._stored
-        found = self._stored.performance or PerformanceResult(
-            sessions=tuple(session for one in compared for session in one.candidate.sessions)
-        )
-        points = frontier.points if frontier is not None else ()
-        sessions = (*found.sessions, *(session for point in points for session in point.performance.sessions))
+        sessions = [session for performance in measured for session in performance.sessions]
         for telemetry in (
             *(session.telemetry for session in sessions),
             *(item for one in compared for item in one.telemetry),
         ):
             self._check_telemetry(telemetry)
-        for rounds in (
-            *(session.rounds for session in sessions),
-            *(block.candidate for one in compared for block in one.blocks),
-        ):
+        blocks = (block.candidate for one in compared for block in one.blocks)
+        for rounds in (*(session.rounds for session in sessions), *blocks):
             self._check_agreement(rounds)
-        return frontier if frontier is not None else found
+        return (
+            self._stored.frontier
+            or self._stored.performance
+            or PerformanceResult(sessions=tuple(session for one in compared for session in one.candidate.sessions))
+        )
 
     def evaluate(self) -> AccuracyResult:
         """Return the answers of the earlier run.

@@ -40,10 +40,12 @@ def new_requests(engine: Engine, workload: Workload) -> list[GenerationRequest]:
 
 
 def timed_generation(engine: Engine, request: GenerationRequest) -> Timed:
-    """Ask an engine for one answer, with nothing beside it."""
+    """Ask an engine for one answer, with nothing beside it. Raises `InvalidRun` where it has none: no time is not 0."""
     (answer,) = engine.generate([request], concurrency=1)
     times = answer.token_times_s
-    return Timed(first_s=times[0], last_s=times[-1]) if times else Timed(first_s=0.0, last_s=0.0)
+    if not times:
+        raise InvalidRun("a prompt that was asked at concurrency 1 has no answer.")
+    return Timed(first_s=times[0], last_s=times[-1])
 
 
 def audit_prompts(new: Sequence[Callable[[], Timed]], repeated: Sequence[Callable[[], Timed]]) -> None:

@@ -32,3 +32,13 @@ def test_server(served: Project, caches: bool) -> None:
 def test_scripted_engine(project: Project) -> None:
     project.test(PERFORMANCE, GATE)
     project.run("--inferperf-audit").assert_outcomes(passed=1)
+
+
+def test_engine_that_answers_no_prompt_of_the_audit(project: Project) -> None:
+    """The first request of each call fails: one in ten under load, and each that is asked alone."""
+    project.engine(failed=1)
+    project.test(PERFORMANCE.replace("concurrency=2", "concurrency=10"), "error_rate_ceiling(0.2)")
+    project.run().assert_outcomes(passed=1)
+    result = project.run("--inferperf-audit")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*INVALID: *a prompt that was asked at concurrency 1 has no answer*"])

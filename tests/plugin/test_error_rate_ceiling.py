@@ -66,6 +66,19 @@ def test_failures_below_the_ceiling_may_be_recorded(project: Project) -> None:
     project.run().stdout.fnmatch_lines(["*INVALID*2 of 20 requests failed*"])
 
 
+@pytest.mark.parametrize("failed", [0, 1])
+def test_failures_below_the_ceiling_end_no_measurement(project: Project, failed: int) -> None:
+    """A gate that is open after one session gets its further looks: a warning would let its regression through."""
+    gate = 'latency_ceiling("ttft_ms.p50", tolerance=0.03)'
+    project.engine(session_factors=[1.0, 1.01, 0.99, 1.005, 0.995, 1.0])
+    project.test(TEN.replace(", sessions=1", ""), "error_rate_ceiling(0.2)", gate)
+    project.run("--inferperf-update=new")
+    project.engine(session_factors=[0.985, 0.96], failed=failed)
+    result = project.run("-o", "inferperf_on_inconclusive=warn")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["  FAIL *ttft_ms.p50 *"])
+
+
 @pytest.mark.parametrize(("rate", "outcome"), [(0.25, "passed"), (0.5, "failed")])
 def test_server_that_refuses_requests(served: ServedProject, rate: float, outcome: str) -> None:
     """Every fourth request is refused, then every second, where three in ten may be."""

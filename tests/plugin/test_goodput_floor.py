@@ -31,6 +31,15 @@ def test_absolute_floor(project: Project, arguments: str, outcome: str) -> None:
     project.run().assert_outcomes(**{outcome: 1})
 
 
+@pytest.mark.parametrize(("osl", "outcome"), [(1, "failed"), (2, "passed")])
+def test_tpot_that_no_request_has_was_not_measured(project: Project, osl: int, outcome: str) -> None:
+    project.test(PERFORMANCE.replace("osl=8", f"osl={osl}"), "goodput_floor(tpot_ms=10.1, min=1)")
+    result = project.run()
+    result.assert_outcomes(**{outcome: 1})
+    if outcome == "failed":
+        result.stdout.fnmatch_lines(["goodput[[]tpot_ms<=10.1[]] was not measured: *"])
+
+
 def test_message_where_no_request_meets_the_slo(project: Project) -> None:
     project.test(PERFORMANCE, "goodput_floor(tpot_ms=9.5, ttft_ms=500, min=4)")
     result = project.run()

@@ -12,8 +12,9 @@ import pytest
 from pytest_inferperf.measure.load.records import MEASURED, Records
 from pytest_inferperf.simulate.behaviour import Behaviour
 from pytest_inferperf.simulate.server import serve_in_thread
-from tests.plugin.conftest import Project
+from tests.plugin.conftest import PERFORMANCE, Project
 from tests.plugin.test_output_agreement import on, served
+from tests.plugin.test_sweep import SWEEP, write
 
 __all__ = ["served"]
 
@@ -49,3 +50,28 @@ def test_the_result_file_holds_the_rounds_and_the_requests_so_far(served: Projec
     assert list(rows.kind).count(MEASURED) == part["num_requests"]
     assert part["records"]["of"] == len(rows)
     assert [verdict["status"] for verdict in record["verdicts"]] == ["INVALID"]
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [PERFORMANCE.replace(")", ", sessions=2)"), SWEEP.replace("sessions=1", "sessions=2")],
+    ids=["one-load", "sweep"],
+)
+@pytest.mark.parametrize("place", ["relaunch", "forget_peak_memory"])
+def test_part_of_the_sessions_is_never_judged(project: Project, mark: str, place: str) -> None:
+    """Ctrl-C comes when the engine is launched again, or before the first round of the second session."""
+    conftest = project.path / "conftest.py"
+    launch = "    def relaunch(self) -> None:\n"
+    forget = "    def forget_peak_memory(self) -> None:\n"
+    press = f"        if self.session or {place == 'relaunch'}:\n            raise KeyboardInterrupt\n"
+    source = conftest.read_text().replace(launch, f"{forget}        pass\n\n{launch}")
+    conftest.write_text(
+        source.replace(launch, launch + press) if place == "relaunch" else source.replace(forget, forget + press)
+    )
+    write(project, "throughput_floor(request_throughput=1)", mark=mark)
+    arguments = ("-p", "no:xdist", "-p", "no:benchmark", "--inferperf-json=out.json")
+    result = project.pytester.runpytest_inprocess(*arguments, no_reraise_ctrlc=True)
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    (record,) = json.loads((project.path / "out.json").read_text())["records"]
+    assert record["result"]["invalid"]
+    assert {verdict["status"] for verdict in record["verdicts"]} == {"INVALID"}

@@ -71,6 +71,41 @@ def test_new_limits_make_old_results_invalid(measured: Project) -> None:
     result.stdout.fnmatch_lines(["INVALID: the run is invalid: *"])
 
 
+def test_a_new_limit_of_the_agreement_makes_old_results_invalid(measured: Project) -> None:
+    path = measured.path / "r.json"
+    data = json.loads(path.read_text())
+    (*_, last) = data["records"][0]["result"]["performance"]["sessions"][0]["rounds"]
+    last["metrics"]["output_agreement"] = 0.5
+    path.write_text(json.dumps(data))
+    measured.run(REPLAY).assert_outcomes(passed=1)
+    result = measured.run(REPLAY, "-o", "inferperf_min_agreement=0.9")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["INVALID: *the answers under load begin as those at concurrency 1 for 50 % *"])
+
+
+def test_every_point_of_a_sweep_is_judged(project: Project) -> None:
+    """At concurrency 1 it is 5.9 requests per second, at 4 it is 23.5."""
+    write_sweep(project, "throughput_floor(request_throughput=1)")
+    project.run("--inferperf-json=r.json")
+    project.run(REPLAY).assert_outcomes(passed=1)
+    write_sweep(project, "throughput_floor(request_throughput=8)")
+    result = project.run(REPLAY)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["  FAIL  c1 request_throughput*", "  ok    c4 request_throughput*"])
+
+
+def test_a_sweep_without_one_of_its_points_fails(project: Project) -> None:
+    write_sweep(project, "throughput_floor(request_throughput=8)")
+    project.run("--inferperf-json=r.json")
+    path = project.path / "r.json"
+    data = json.loads(path.read_text())
+    del data["records"][0]["result"]["frontier"][0]
+    path.write_text(json.dumps(data))
+    result = project.run(REPLAY)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*has a result of this case, but other points of the sweep were measured*"])
+
+
 def test_what_was_invalid_stays_invalid(measured: Project) -> None:
     path = measured.path / "r.json"
     data = json.loads(path.read_text())

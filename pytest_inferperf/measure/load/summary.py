@@ -128,7 +128,8 @@ def summarise_load(
 
     Latencies are of measured requests, from when they were due; rates are of the window. `isl` counts the input where
     the server sends no usage. `devices` is the number of GPUs behind the endpoint; None leaves out what is per GPU.
-    `slo` gives a figure called `goodput`, and each of `slos` one that is called by its limits too.
+    `slo` gives a figure called `goodput`, and each of `slos` one that is called by its limits too; none of a TPOT that no
+    request has.
     Raises `InvalidRun` where `check_load`, with its defaults, finds a reason; `check=False` is for those who have
     judged the run themselves.
     """
@@ -177,10 +178,14 @@ def summarise_load(
                 met &= samples[name] <= limit
         return float(met.mean()) if len(met) else 0.0
 
+    named = {goodput(dict(limits)).name: dict(limits) for limits in slos}
     if slo:
         check_slo(slo)
-        metrics["goodput"] = requests_per_s * share_met(slo)
-    metrics |= {goodput(dict(limits)).name: requests_per_s * share_met(dict(limits)) for limits in slos}
+        named["goodput"] = dict(slo)
+    for name, limits in named.items():
+        # A TPOT that no request has is met by none, and missed by none.
+        if "tpot_ms" not in limits or many.any() or not len(many):
+            metrics[name] = requests_per_s * share_met(limits)
     for name, values in samples.items():
         if len(values):
             metrics[f"{name}.mean"] = float(values.mean())
