@@ -62,7 +62,10 @@ SCORE_SUITES = ("deepseek_r1", "llama_3_1_405b", "llama_3_3_70b")
 
 
 @pytest.fixture
-def suites(pytester: pytest.Pytester) -> pytest.Pytester:
+def suites(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    for name in ("CI", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
+        # These tests may run under xdist; the runs inside them do not.
+        monkeypatch.delenv(name, raising=False)
     return pytester
 
 
