@@ -34,4 +34,11 @@ def test_metadata_says_what_it_is() -> None:
     metadata = DISTRIBUTION.metadata
     assert {"Framework :: Pytest", "Typing :: Typed"} <= set(metadata.get_all("Classifier") or ())
     assert metadata["License-Expression"] == "Apache-2.0"
-    assert set(metadata.get_all("Provides-Extra") or ()) == {"dev", "embedded", "history", "records", "server", "tensorrt-llm"}
+    assert set(metadata.get_all("Provides-Extra") or ()) == {
+        "dev",
+        "embedded",
+        "history",
+        "records",
+        "server",
+        "tensorrt-llm",
+    }
