@@ -141,13 +141,15 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Proje
 
 
 @pytest.fixture
-def served(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> ServedProject:
-    """A fresh project whose engine is a server, outside CI.
-
-    The tests share a machine with each other: that the client was late or held less is not what they are about.
-    """
-    for name in ("CI", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
-        monkeypatch.delenv(name, raising=False)
+def shared_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests share a machine with each other: that the client was late or held less is not what they are about."""
     monkeypatch.setattr(summary, "client_bound", lambda *_, **__: "")
     monkeypatch.setattr(rounds, "check_load", functools.partial(summary.check_load, min_held_share=0.1))
+
+
+@pytest.fixture
+def served(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, shared_machine: None) -> ServedProject:
+    """A fresh project whose engine is a server, outside CI."""
+    for name in ("CI", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
+        monkeypatch.delenv(name, raising=False)
     return ServedProject(pytester)
