@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 from pathlib import Path
@@ -84,7 +85,7 @@ def test_a_line_for_each_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_row_for_each_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet = importlib.import_module("pyarrow.parquet")
     monkeypatch.setattr(record_file, "_ROWS", 2)
     path = tmp_path / "records.parquet"
     write_records(path, records())
