@@ -199,7 +199,7 @@ def _case_id(case: Case, varied: set[str]) -> str:
     shown.add("kv_cache_dtype")
     if case.workload is not None:
         parts += case.workload.names()
-        shown |= {"isl", "osl", *LOOPS, "arrival", "burstiness", "shared_prefix"}
+        shown |= {"isl", "osl", *LOOPS, "arrival", "burstiness", "shared_prefix", "endpoint"}
     if case.task is not None:
         parts.append(case.task.name)
         shown.add("task")

@@ -10,6 +10,7 @@ from typing import Literal
 from pytest_inferperf.errors import MarkError, choices
 from pytest_inferperf.marks.arguments import article
 from pytest_inferperf.model.quant import KV_CACHE_DTYPES, check_quant
+from pytest_inferperf.model.workload import ENDPOINTS
 
 __all__ = ["KEYWORDS", "Keyword", "check_value"]
 
@@ -60,6 +61,7 @@ KEYWORDS: dict[str, Keyword] = {
     "arrival": Keyword(target="workload", kind=str),
     "burstiness": Keyword(target="workload", kind=float, also=int),
     "shared_prefix": Keyword(target="workload", kind=float, also=int),
+    "endpoint": Keyword(target="workload", kind=str),
     "num_requests": Keyword(target="workload", kind=int, minimum=1),
     "rounds": Keyword(target="workload", kind=int, minimum=1),
     "warmup_rounds": Keyword(target="workload", kind=int),
@@ -96,6 +98,8 @@ def check_value(name: str, value: object) -> None:
         raise MarkError(
             f"inferperf: unknown kv_cache_dtype {value!r}.\n{choices(value, KV_CACHE_DTYPES, what='KV cache types')}"
         )
+    if name == "endpoint" and value not in ENDPOINTS:
+        raise MarkError(f"inferperf: unknown endpoint {value!r}. {choices(value, ENDPOINTS, what='Endpoints')}")
     if isinstance(value, dict):
         for option, item in value.items():
             if isinstance(option, str) and _SECRET.search(option):
