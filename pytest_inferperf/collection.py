@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_inferperf.errors import MarkError, SettingsError
-from pytest_inferperf.marks.cases import BoundCase, Origin, parse_cases, parse_requires_gpu
+from pytest_inferperf.marks.cases import BoundCase, parse_cases
 from pytest_inferperf.marks.gates import GATES, NO_BLOCKS, parse_gates
+from pytest_inferperf.marks.origin import Origin
+from pytest_inferperf.marks.requirements import parse_requires_gpu
 from pytest_inferperf.model.gates import SpeedupFloor
 from pytest_inferperf.session import bound_of, state_of
 

@@ -31,8 +31,8 @@ from pytest_inferperf.baselines.store import read_accuracy, read_performance
 from pytest_inferperf.engines.tensorrt_llm.options import OPTIONS
 from pytest_inferperf.errors import BaselineError
 from pytest_inferperf.gates.looks import BLOCKS, QUESTIONS, SESSIONS
-from pytest_inferperf.marks.cases import KEYWORDS
 from pytest_inferperf.marks.gates import GOODPUT_KEYWORDS, SPEEDUP_KEYWORDS
+from pytest_inferperf.marks.keywords import KEYWORDS
 from pytest_inferperf.model.case import EngineSpec, GpuRequirement, Task, Workload
 from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, SpeedupFloor
 from pytest_inferperf.model.metrics import METRICS

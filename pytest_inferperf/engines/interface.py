@@ -120,6 +120,9 @@ class Serving:
     encode: Callable[[str], Sequence[int]] | None = None
     """Tokenizes a text of the model, without special tokens; None where no tokenizer is at hand."""
 
+    chat: Callable[[], Serving] | None = None
+    """Returns how to reach the same server's chat endpoint; None where it has none."""
+
 
 class Engine(ABC):
     """A model loaded and ready to generate. A context manager; `close` is idempotent."""

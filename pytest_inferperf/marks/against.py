@@ -17,7 +17,9 @@ from typing import Any, cast
 from pytest_inferperf.baselines.against import RunReference
 from pytest_inferperf.baselines.result_file import read_result_file
 from pytest_inferperf.errors import MarkError, ResultFileError, SettingsError, choices
-from pytest_inferperf.marks.cases import KEYWORDS, Origin, check_value, engine_like
+from pytest_inferperf.marks.engines import engine_like
+from pytest_inferperf.marks.keywords import KEYWORDS, check_value
+from pytest_inferperf.marks.origin import Origin
 from pytest_inferperf.model.case import EngineSpec, ReferenceEngine, Scalar
 from pytest_inferperf.model.gates import AccuracyLossCeiling, Gate, PerformanceGate, SpeedupFloor
 

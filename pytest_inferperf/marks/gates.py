@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_inferperf.errors import MarkError, choices
 from pytest_inferperf.marks.arguments import article, keywords_of, number
-from pytest_inferperf.marks.cases import KEYWORDS, Origin, check_value, engine_like
+from pytest_inferperf.marks.engines import engine_like
+from pytest_inferperf.marks.keywords import KEYWORDS, check_value
+from pytest_inferperf.marks.origin import Origin
 from pytest_inferperf.model.case import Case, EngineSpec, ReferenceEngine
 from pytest_inferperf.model.gates import (
     AccuracyFloor,

@@ -87,6 +87,11 @@ def check_needs(workload: Workload, engine: EngineSpec) -> None:
     """Refuse a load that this engine of ours cannot be put under. Raises `MarkError`."""
     if engine.server:
         return
+    if workload.endpoint != "completions":
+        raise MarkError(
+            f"inferperf: endpoint={workload.endpoint!r}: only a server has one, and the engine runs in a process of our "
+            'own. Say which server to start (serve="vllm"), or where one runs (url="http://host:8000").'
+        )
     if workload.is_open_loop:
         raise MarkError(
             f"inferperf: request_rate={workload.request_rate:g}: an open loop needs a server, and the engine runs in a "

@@ -10,6 +10,7 @@ from pytest_inferperf.engines.interface import Engine, Generation, GenerationReq
 from pytest_inferperf.errors import InvalidRun, MarkError
 from pytest_inferperf.measure.energy import energy_meter
 from pytest_inferperf.measure.interruption import MeasurementInterrupted
+from pytest_inferperf.measure.serving import serving_of
 from pytest_inferperf.measure.summary import summarise_round, with_costs
 from pytest_inferperf.measure.telemetry import Telemetry
 from pytest_inferperf.measure.witness import Honesty, Witness, with_agreement
@@ -115,7 +116,7 @@ def run_round(
     """
     gpus = engine.watched_hardware.count if engine.watched_hardware.kind == "gpu" else 0
     per_hour = gpu_hour_price * gpus
-    serving = engine.serving
+    serving = serving_of(engine, workload)
     if serving is not None:
         from pytest_inferperf.measure.load.rounds import load_round
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from pytest_inferperf.engines.interface import Engine, Generation, GenerationRequest
+from pytest_inferperf.engines.interface import Engine, Generation, GenerationRequest, Serving
 from pytest_inferperf.errors import InvalidRun
 from pytest_inferperf.measure.agreement import Agreement, generations_alone
+from pytest_inferperf.measure.serving import serving_of
 from pytest_inferperf.model.case import Workload
 from pytest_inferperf.model.results import Round
 
@@ -44,22 +45,28 @@ class Witness:
         self._random = random.Random(f"{seed}/witness")
         self._generations: list[tuple[GenerationRequest, Generation]] = []
         self._outputs: list[Output] = []
+        self._served: Workload | None = None
 
     def saw(self, requests: Sequence[GenerationRequest], answers: Sequence[Generation]) -> None:
         """Take the answers of a round of an engine in this process or a process of its own."""
         given = [item for item in zip(requests, answers, strict=True) if item[1].token_ids]
         self._generations += self._draw(given)
 
-    def saw_outputs(self, outputs: Sequence[Output]) -> None:
-        """Take the sample of a round that a server answered."""
+    def saw_outputs(self, outputs: Sequence[Output], workload: Workload) -> None:
+        """Take the sample of a round of a workload that a server answered."""
         self._outputs += outputs
+        self._served = workload
+
+    def _serving(self, engine: Engine) -> Serving | None:
+        """How the answers were asked for; None where no server gave any."""
+        return serving_of(engine, self._served) if self._outputs and self._served is not None else None
 
     def ask_again(self, engine: Engine) -> Agreement | None:
         """Ask for the sample again at concurrency 1; None where nothing was seen.
 
         Raises `InvalidRun` for a server whose answers contradict each other, `EngineError` where the engine fails.
         """
-        serving = engine.serving if self._outputs else None
+        serving = self._serving(engine)
         if serving is not None:
             from pytest_inferperf.measure.load.honesty import ask_alone, check_outputs, outputs_agreement
 
@@ -79,7 +86,7 @@ class Witness:
         from pytest_inferperf.measure.audit import PAIRS, audit_prompts, new_requests, timed_generation
 
         new = new_requests(engine, workload)
-        serving = engine.serving if self._outputs else None
+        serving = self._serving(engine)
         if serving is not None:
             from pytest_inferperf.measure.load.honesty import timed_answer
 

@@ -8,12 +8,16 @@ from typing import Any
 
 from pytest_inferperf.model.lengths import Lengths, parse_lengths
 
-__all__ = ["OPEN_LOOP_REQUESTS", "WORKLOAD_IDENTITY", "Workload", "spell"]
+__all__ = ["ENDPOINTS", "OPEN_LOOP_REQUESTS", "WORKLOAD_IDENTITY", "Workload", "spell"]
 
 OPEN_LOOP_REQUESTS = 100
 """Requests of a round under open loop, where the mark says nothing."""
 
+ENDPOINTS = ("completions", "chat")
+"""Where requests of a server go."""
+
 WORKLOAD_IDENTITY = (
+    "endpoint",
     "isl",
     "osl",
     "concurrency",
@@ -51,6 +55,9 @@ class Workload:
 
     shared_prefix: float = 0.0
     """Share of each prompt, from its start, that all prompts have in common."""
+
+    endpoint: str = "completions"
+    """One of `ENDPOINTS`: `chat` sends each prompt as the message of a user."""
 
     swept: str = ""
     """The loop that is swept, `concurrency` or `request_rate`; "" for one load. The field itself then has the first value."""
@@ -116,11 +123,14 @@ class Workload:
     def words(self) -> str:
         """The load as a line of progress names it."""
         loop = f"request rate {spell(self.request_rate)}" if self.is_open_loop else f"concurrency {self.concurrency}"
-        return f"isl {self.isl} osl {self.osl} {loop}"
+        chat = f"{self.endpoint} " if self.endpoint != "completions" else ""
+        return f"{chat}isl {self.isl} osl {self.osl} {loop}"
 
     def identity(self) -> dict[str, str | int]:
         """Return the names of `WORKLOAD_IDENTITY` that have a meaning. A rate is a string such as "2.5": `-m` takes no float."""
         found: dict[str, str | int] = {"isl": self.isl, "osl": self.osl}
+        if self.endpoint != "completions":
+            found["endpoint"] = self.endpoint
         if self.is_open_loop:
             found |= {"request_rate": spell(self.request_rate), "arrival": self.arrival}
             if self.arrival == "gamma":
@@ -138,7 +148,7 @@ class Workload:
     def from_identity(cls, identity: Mapping[str, Any]) -> Workload:
         """Make the workload that has this identity."""
         values = {name: identity[name] for name in ("isl", "osl", "num_requests", "seed")}
-        values |= {name: identity[name] for name in ("arrival",) if name in identity}
+        values |= {name: identity[name] for name in ("arrival", "endpoint") if name in identity}
         values |= {
             name: float(identity[name]) for name in ("request_rate", "burstiness", "shared_prefix") if name in identity
         }
@@ -148,7 +158,8 @@ class Workload:
         """List the parts of an id that are always there: `isl1024`, `osl1024`, and `c64` or `r2.5`."""
         lengths = [f"isl{self.input_lengths.short}", f"osl{self.output_lengths.short}"]
         prefix = [f"prefix{spell(self.shared_prefix)}"] if self.shared_prefix else []
-        return [*lengths, *prefix, *self._loop_names()]
+        endpoint = [self.endpoint] if self.endpoint != "completions" else []
+        return [*endpoint, *lengths, *prefix, *self._loop_names()]
 
     def _loop_names(self) -> list[str]:
         values = "-".join(map(spell, self.sweep or (self.request_rate or self.concurrency,)))

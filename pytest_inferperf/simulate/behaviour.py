@@ -33,6 +33,7 @@ class Behaviour:
     max_output_tokens: int = _option(0, "Stop after this many tokens, whatever was asked for; 0 for no limit")
     reasoning_tokens: int = _option(0, "Tokens of a chat answer that are reasoning_content")
     role_chunk: bool = field(default=True, metadata={"help": "Send a role-only chunk at once in chat streams"})
+    chat_only: bool = field(default=False, metadata={"help": "Answer chats alone: /v1/completions is not there"})
     usage: bool = field(default=True, metadata={"help": "Send usage where a stream asks for it"})
     error_rate: float = _option(0.0, "Share of requests refused with --error-status", high=1)
     error_status: int = _option(503, "Status of refused requests", low=400, high=599)

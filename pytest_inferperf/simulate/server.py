@@ -258,7 +258,7 @@ class SimulatedServer:
                     self._reset_stats(_now())
             else:
                 self._refuse(connection, 404, f"no such path: {path}")
-        elif method == "POST" and (chat or path == "/v1/completions"):
+        elif method == "POST" and (chat or (path == "/v1/completions" and not self.behaviour.chat_only)):
             self._complete(connection, body, chat=chat)
         else:
             self._refuse(connection, 404, f"no such path: {method} {path}")

@@ -10,6 +10,7 @@ for _name in (
     "engines.launch",
     "engines.openai.engine",
     "engines.openai.served",
+    "measure.serving",
     "measure.load.arrivals",
     "measure.load.rounds",
 ):

@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from pytest_inferperf.engines.interface import (
     Serving,
     TokenChunk,
 )
+from pytest_inferperf.engines.openai.chat import words_of
 from pytest_inferperf.engines.openai.client import exchange, fetch
 from pytest_inferperf.engines.openai.endpoint import Endpoint
 from pytest_inferperf.engines.openai.http import ResponseReader
@@ -50,6 +51,9 @@ _EXACT: tuple[str, ...] = ("ignore_eos", "generation_config")
 """The ways to ask for an exact length: fields of their own (vLLM, SGLang, TensorRT-LLM), or transformers' one."""
 
 
+_NO_SUCH_PATH = (404, 405, 501)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Abilities:
     token_ids: bool
@@ -57,6 +61,9 @@ class _Abilities:
 
     exact: str
     """One of `_EXACT`."""
+
+    completions: bool = True
+    """Whether it answers anything but chats."""
 
 
 def open_url(spec: EngineSpec, *, timeout_s: float = 600.0) -> OpenAIEngine:
@@ -130,7 +137,7 @@ def max_model_len(spec: EngineSpec, listed: object) -> int:
 
 
 class OpenAIEngine(Engine):
-    """Speaks to `/completions` of an endpoint. The endpoint is not its own: `close` leaves it running."""
+    """Speaks to `/completions` of an endpoint, and to its `/chat/completions` for a load of chats. The endpoint is not its own: `close` leaves it running."""
 
     def __init__(
         self, spec: EngineSpec, endpoint: Endpoint, *, info: EngineInfo, timeout_s: float = 600.0, tokenizer: str = ""
@@ -159,9 +166,21 @@ class OpenAIEngine(Engine):
                 if answer.status == 200:
                     return found
                 refusals.append(f"HTTP {answer.status}: {_shown(answer)}")
+                if answer.status in _NO_SUCH_PATH and (chat := self._probe_chat()) is not None:
+                    return chat
                 if answer.status not in (400, 422):
                     raise EngineError(f"{self._endpoint.shown} answers no completion: {refusals[-1]}")
         raise EngineError(f"{self._endpoint.shown} answers no completion of an exact length: {'; '.join(refusals)}")
+
+    def _probe_chat(self) -> _Abilities | None:
+        """Ask an endpoint without `/completions` for a chat; None where it has none either."""
+        endpoint = replace(self._endpoint, chat=True)
+        for exact in _EXACT:
+            asked = {"model": endpoint.model, "messages": _messages("a"), "stream": False, **_length(exact, 1)}
+            body = json.dumps(asked).encode()
+            if fetch(endpoint, endpoint.post(body), timeout_s=self._timeout_s).status == 200:
+                return _Abilities(token_ids=False, exact=exact, completions=False)
+        return None
 
     def _fetch(self, asked: Mapping[str, Any]) -> ResponseReader:
         body = json.dumps({"model": self._endpoint.model, "temperature": 0, **asked}).encode()
@@ -173,6 +192,15 @@ class OpenAIEngine(Engine):
         return Serving(
             endpoint=self._endpoint,
             body=self._body,
+            fresh_prompts=not self.can_relaunch,
+            encode=(lambda text: self.encode([text])[0]) if self._has_tokenizer else None,
+            chat=self._chat_serving,
+        )
+
+    def _chat_serving(self) -> Serving:
+        return Serving(
+            endpoint=replace(self._endpoint, chat=True),
+            body=self._chat_body,
             fresh_prompts=not self.can_relaunch,
             encode=(lambda text: self.encode([text])[0]) if self._has_tokenizer else None,
         )
@@ -247,7 +275,8 @@ class OpenAIEngine(Engine):
 
     @property
     def _needs_tokenizer(self) -> bool:
-        return self._has_tokenizer or not self._abilities.token_ids
+        # To a chat endpoint words can stand for tokens.
+        return self._has_tokenizer or (self._abilities.completions and not self._abilities.token_ids)
 
     @cached_property
     def special_token_ids(self) -> frozenset[int]:
@@ -261,17 +290,28 @@ class OpenAIEngine(Engine):
         special = frozenset(map(int, self._tokenizer.all_special_ids))
         if self._abilities.token_ids:
             return special
+        return frozenset(range(self.vocab_size)).difference(self._whole_words)
+
+    @cached_property
+    def _whole_words(self) -> tuple[int, ...]:
+        special = frozenset(map(int, self._tokenizer.all_special_ids))
         texts = self.decode([[token] for token in range(self.vocab_size)], skip_special_tokens=False)
-        words = {token for token, text in enumerate(texts) if text[:1] == " " and text[1:].isalpha()} - special
-        if not words:
+        words = [token for token, text in enumerate(texts) if text[:1] == " " and text[1:].isalpha()]
+        found = tuple(token for token in words if token not in special)
+        if not found:
             raise EngineError(
                 f"{self._endpoint.shown} takes text and no token ids, and {self._tokenizer_name} has no tokens for whole "
                 "words: no prompt of an exact length can be written"
             )
-        return frozenset(range(self.vocab_size)) - words
+        return found
 
     def _prompt(self, prompt: tuple[int, ...]) -> str | list[int]:
         """Return the prompt as the server takes it. Raises `EngineError` where text would be read as other tokens."""
+        if not self._abilities.completions:
+            raise EngineError(
+                f"{self._endpoint.shown}: the server has no such path and answers chats alone: measure it with "
+                '@pytest.mark.inferperf(endpoint="chat", …)'
+            )
         if self._abilities.token_ids:
             return list(prompt)
         text = self.decode([prompt])[0]
@@ -286,10 +326,21 @@ class OpenAIEngine(Engine):
     # Requests.
 
     def _body(self, request: GenerationRequest) -> bytes:
+        return self._asked(request, {"prompt": self._prompt(request.prompt)})
+
+    def _chat_body(self, request: GenerationRequest) -> bytes:
+        """Write a chat of one message: as many whole words as the prompt has tokens, each of them one token."""
+        if not self._needs_tokenizer:
+            return self._asked(request, {"messages": _messages(words_of(request.prompt))})
+        words = self._whole_words
+        text = self.decode([[words[token % len(words)] for token in request.prompt]])[0]
+        return self._asked(request, {"messages": _messages(text)})
+
+    def _asked(self, request: GenerationRequest, prompt: Mapping[str, Any]) -> bytes:
         self._check_length(len(request.prompt) + request.max_tokens)
         asked: dict[str, Any] = {
             "model": self._endpoint.model,
-            "prompt": self._prompt(request.prompt),
+            **prompt,
             "temperature": request.temperature,
             "stream": True,
             "stream_options": {"include_usage": True},
@@ -430,6 +481,10 @@ class OpenAIEngine(Engine):
 
     def close(self) -> None:
         """See `Engine.close`."""
+
+
+def _messages(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
 
 
 def _length(exact: str, tokens: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 
+from pytest_inferperf.engines.openai.chat import CHAT_WORDS
 from pytest_inferperf.engines.openai.endpoint import Endpoint
 from pytest_inferperf.errors import SettingsError
 
@@ -11,8 +12,6 @@ __all__ = ["SyntheticBodies"]
 
 _DRAWN = 8192
 """Numbers that are drawn at once: one at a time they would cost more than all the rest of a request."""
-
-_WORDS = tuple(f"{a}{b}{c}{d}" for a in "bdfgklmnprst" for b in "aeiou" for c in "bdglmnrst" for d in "aeiou")
 
 
 class SyntheticBodies:
@@ -34,7 +33,7 @@ class SyntheticBodies:
         self._random = np.random.default_rng(seed)
         self._drawn: list[list[int]] = []
         if endpoint.chat:
-            self._units: tuple[str, ...] = _WORDS
+            self._units: tuple[str, ...] = CHAT_WORDS
             self._glue = " "
             head, tail = endpoint.body("\x00", osl=osl).split(b"\\u0000")
         else:

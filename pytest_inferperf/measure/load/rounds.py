@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import cast
 
 from pytest_inferperf.engines.interface import Engine, GenerationRequest, Serving
@@ -66,6 +67,8 @@ def load_round(
 
     for _ in range(more + len(requests)):
         write()
+    # What the template of a chat adds to a prompt is the server's.
+    chat = serving.endpoint.chat
     runs: list[LoadRun] = []
 
     def body(index: int) -> bytes:
@@ -74,7 +77,7 @@ def load_round(
         return bodies[index]
 
     def sizes(index: int) -> tuple[int, int]:
-        return len(sent[index].prompt), sent[index].max_tokens
+        return -1 if chat else len(sent[index].prompt), sent[index].max_tokens
 
     def target() -> None:
         runs.append(run_load(serving.endpoint, plan, body, sizes_of=sizes))
@@ -87,7 +90,9 @@ def load_round(
     devices = engine.info.hardware.count if engine.info.hardware.kind == "gpu" else 1
 
     def summary() -> Round:
-        found = summarise_load(run, isl=0, slos=rules.slos, devices=devices, check=False)
+        found = summarise_load(
+            run, isl=round(fmean(len(item.prompt) for item in requests)), slos=rules.slos, devices=devices, check=False
+        )
         return replace(found, records=keep_records(run.records))
 
     if run.interrupted:
@@ -101,7 +106,7 @@ def load_round(
         _ = engine.serving
         raise InvalidRun(cause)
     if witness is not None:
-        witness.saw_outputs(run.outputs)
+        witness.saw_outputs(run.outputs, workload)
     return summary()
 
 

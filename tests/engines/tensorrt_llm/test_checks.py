@@ -12,7 +12,8 @@ from pytest_inferperf.engines.backends import BACKENDS, resolve_backend, runs_te
 from pytest_inferperf.engines.checkpoint.shape import read_shape
 from pytest_inferperf.engines.tensorrt_llm.options import arguments_of
 from pytest_inferperf.errors import EngineError, MarkError, MissingExtra
-from pytest_inferperf.marks.cases import Origin, parse_cases
+from pytest_inferperf.marks.cases import parse_cases
+from pytest_inferperf.marks.origin import Origin
 from pytest_inferperf.model.case import Case, EngineSpec
 from tests.engines.tensorrt_llm.conftest import spec_of
 

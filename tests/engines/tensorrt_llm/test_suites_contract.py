@@ -12,7 +12,8 @@ from pytest_inferperf.engines.backends import BACKENDS
 from pytest_inferperf.engines.tensorrt_llm.options import arguments_of
 from pytest_inferperf.engines.tensorrt_llm.served import served_arguments
 from pytest_inferperf.engines.tensorrt_llm.versions import Package
-from pytest_inferperf.marks.cases import Origin, parse_cases
+from pytest_inferperf.marks.cases import parse_cases
+from pytest_inferperf.marks.origin import Origin
 from pytest_inferperf.model.case import Case
 
 SUITES = Path(__file__).parents[3] / "suites"
