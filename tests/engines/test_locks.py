@@ -127,7 +127,7 @@ def test_a_folder_that_cannot_be_made_is_named(machine: Path, monkeypatch: pytes
 
 def test_a_folder_that_others_closed_is_named(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine.mkdir()
-    monkeypatch.setattr(locks.os, "access", lambda *_: False)
+    monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(HardwareError, match=r"is for its owner alone\. chmod 1777 "):
         lock_folder()
 
