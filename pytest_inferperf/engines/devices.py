@@ -1,6 +1,6 @@
-"""GPUs handed out to engines: one engine a card, over all pytest processes of a user on this machine.
+"""GPUs handed out to engines: one engine a card, over all pytest processes on this machine, whoever started them.
 
-A card is held by a lock on its file in a folder of the user. The kernel frees it when the last process that has the file
+A card is held by a lock on its file in `locks.lock_folder`. The kernel frees it when the last process that has the file
 open is gone: the engine inherits it, so that a card is not given away while the engine of a killed pytest still dies.
 Whoever waits holds a queue, so that an engine that needs many cards is not overtaken for ever by those that need one.
 """
@@ -8,21 +8,19 @@ Whoever waits holds a queue, so that an engine that needs many cards is not over
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import stat
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pytest_inferperf.engines.hardware import Gpu, need_words, why_missing
 from pytest_inferperf.engines.interface import Progress
+from pytest_inferperf.engines.locks import lock_folder, open_lock, opened, read_holder, try_lock, unlock, write_holder
 from pytest_inferperf.engines.needs import implied_need
 from pytest_inferperf.errors import HardwareError
 from pytest_inferperf.model.case import EngineSpec, GpuRequirement
 
-__all__ = ["DeviceLease", "gpus_to_lease", "lease_devices", "runtime_folder"]
+__all__ = ["DeviceLease", "gpus_to_lease", "lease_devices"]
 
 _POLL_S = 0.1
 _PROGRESS_S = 10.0
@@ -49,7 +47,7 @@ class DeviceLease:
     def release(self) -> None:
         """Give the cards back."""
         for descriptor in self._locks.values():
-            _unlock(descriptor)
+            unlock(descriptor)
         self._locks = {}
 
 
@@ -62,23 +60,6 @@ def gpus_to_lease(spec: EngineSpec, gpus: Sequence[Gpu]) -> GpuRequirement | Non
     if spec.url or not gpus or why_missing(need, tuple(gpus)) or not all(gpu.uuid for gpu in gpus):
         return None
     return need
-
-
-def runtime_folder() -> Path:
-    """Return the user's folder for locks, made where it is missing.
-
-    Raises `HardwareError` for one that is not the user's own: others could hold its locks.
-    """
-    base = os.environ.get("XDG_RUNTIME_DIR")
-    folder = Path(base) / "inferperf" if base else Path(tempfile.gettempdir()) / f"inferperf-{os.getuid()}"
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
-    except OSError as error:
-        raise HardwareError(f"GPUs cannot be handed out: {folder}: {error.strerror or error}") from error
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        raise HardwareError(f"GPUs cannot be handed out: {folder} is not a folder of this user. Remove it.")
-    return folder
 
 
 def lease_devices(
@@ -98,14 +79,14 @@ def lease_devices(
     lacking = why_missing(need, tuple(gpus))
     if lacking:
         raise HardwareError(lacking)
-    where = folder if folder is not None else runtime_folder()
+    where = folder if folder is not None else lock_folder()
     fit = [gpu.uuid for gpu in gpus if not gpu.mig and gpu.sm >= need.sm and gpu.memory_gib >= need.memory_gib]
     start = shown = time.monotonic()
     with contextlib.ExitStack() as stack:
-        queue = stack.enter_context(_opened(where / "queue.lock"))
+        queue = stack.enter_context(opened(where / "queue.lock"))
         queued = False
         while True:
-            queued = queued or _try_lock(queue)
+            queued = queued or try_lock(queue)
             locks = _take(where, fit, need.count, holder) if queued else {}
             if locks:
                 return DeviceLease(locks)
@@ -124,18 +105,17 @@ def _take(folder: Path, uuids: Sequence[str], count: int, holder: str) -> dict[s
     """Lock `count` of the cards; none where so many are not free."""
     locks: dict[str, int] = {}
     for uuid in uuids:
-        descriptor = _open(_path(folder, uuid))
-        if not _try_lock(descriptor):
+        descriptor = open_lock(_path(folder, uuid))
+        if not try_lock(descriptor):
             os.close(descriptor)
             continue
         locks[uuid] = descriptor
         if len(locks) == count:
             for taken in locks.values():
-                os.ftruncate(taken, 0)
-                os.pwrite(taken, f"process {os.getpid()}, {holder}".encode(), 0)
+                write_holder(taken, holder)
             return locks
     for descriptor in locks.values():
-        _unlock(descriptor)
+        unlock(descriptor)
     return {}
 
 
@@ -143,41 +123,13 @@ def _holders(folder: Path, uuids: Sequence[str]) -> str:
     """Say who holds which of the cards."""
     found = []
     for uuid in uuids:
-        with _opened(_path(folder, uuid)) as descriptor:
-            if _try_lock(descriptor):
+        with opened(_path(folder, uuid)) as descriptor:
+            if try_lock(descriptor):
                 continue
-            text = os.pread(descriptor, 200, 0).decode(errors="replace") or "someone"
+            text = read_holder(descriptor) or "someone"
             found.append(f"{uuid} is held by {text}")
     return "; ".join(found) or "others wait in front"
 
 
 def _path(folder: Path, uuid: str) -> Path:
     return folder / f"{uuid.replace('/', '-')}.lock"
-
-
-def _open(path: Path) -> int:
-    # A link that someone else put there is not followed.
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    descriptor = _open(path)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _unlock(descriptor: int) -> None:
-    # Also where a child has inherited it: the engine is closed by then.
-    fcntl.flock(descriptor, fcntl.LOCK_UN)
-    os.close(descriptor)

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from pytest_inferperf.engines.backends import resolve_backend
 from pytest_inferperf.engines.hardware import GpuMachine
+from pytest_inferperf.engines.servers.presets import server_name
 from pytest_inferperf.errors import EngineError
 from pytest_inferperf.model.case import EngineSpec, GpuRequirement
 from pytest_inferperf.model.quant import KV_CACHE_DTYPES, QUANTIZATIONS
@@ -35,12 +36,12 @@ def needs_gpu(spec: EngineSpec) -> bool:
     """Whether the engine runs on NVIDIA GPUs of this machine, and on nothing else."""
     if spec.url:
         return False
-    if spec.serve:
-        return spec.serve.split()[0] in _GPU_SERVERS
     try:
+        if spec.serve:
+            return server_name(spec.serve) in _GPU_SERVERS
         return resolve_backend(spec.backend, installed=False).needs_gpu
     except EngineError:
-        # A backend that a hook brings.
+        # A backend that a hook brings, or no command line at all, which is refused elsewhere.
         return False
 
 

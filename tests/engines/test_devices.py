@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_inferperf.engines.devices import DeviceLease, gpus_to_lease, lease_devices, runtime_folder
+from pytest_inferperf.engines.devices import DeviceLease, gpus_to_lease, lease_devices
 from pytest_inferperf.engines.hardware import Gpu
 from pytest_inferperf.engines.supervisor import WorkerProcess
 from pytest_inferperf.errors import HardwareError
@@ -187,14 +187,3 @@ def test_who_gets_cards(values: dict[str, object], count: int | None) -> None:
     need = gpus_to_lease(spec, GPUS)
     assert (need.count if need is not None else None) == count
     assert gpus_to_lease(spec, ()) is None
-
-
-def test_the_folder_is_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    assert runtime_folder() == tmp_path / "inferperf"
-    assert (tmp_path / "inferperf").stat().st_mode & 0o777 == 0o700
-    (tmp_path / "inferperf").rmdir()
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "inferperf").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(HardwareError, match="is not a folder of this user"):
-        runtime_folder()

@@ -62,7 +62,7 @@ del pytest_inferperf_make_engine
 
 @pytest.fixture
 def machine(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(project.path))
+    monkeypatch.setenv("INFERPERF_LOCK_DIR", str(project.path / "locks"))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return project
 
@@ -102,8 +102,8 @@ def test_workers_on_one_card_take_turns(machine: Project) -> None:
 
 def test_a_wait_that_is_too_long_fails_and_names_the_holder(machine: Project) -> None:
     write(machine, gpus=1)
-    folder = machine.path / "inferperf"
-    folder.mkdir(mode=0o700)
+    folder = machine.path / "locks"
+    folder.mkdir()
     gpu = Gpu(name="NVIDIA B200", sm=100, memory_gib=178.0, uuid="GPU-a")
     held = lease_devices(GpuRequirement(), [gpu], holder="BF16 neighbour", timeout_s=1, folder=folder)
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ __all__ = [
     "command_with_config",
     "loads_model",
     "plan_launch",
+    "server_name",
     "takes_engine_options",
 ]
 
@@ -159,19 +161,19 @@ class Launch:
 def plan_launch(serve: str, spec: EngineSpec, *, model: str, port: int, ready_path: str = "") -> Launch:
     """Turn `serve` into a command line for `spec`.
 
-    `serve` is the name of a preset, a command line that begins like one (`vllm serve --max-num-seqs 64`), or any other
-    command line with `{port}` and, where it takes them, `{host}`, `{model}` and `{served_model_name}` in it. `model` is
+    `serve` is the name of a preset, a command line that begins like one (`vllm serve --max-num-seqs 64`), either with
+    the path of its program (`/opt/venv/bin/vllm serve`), or any other command line with `{port}` and, where it takes them, `{host}`, `{model}` and `{served_model_name}` in it. `model` is
     the folder or hub id to load. Raises `EngineError` for a command that names no port, and for a spec that the server
     has no flag for.
     """
     words = _words(serve)
-    preset = _preset(serve, words)
-    if preset is None:
+    found = _preset(words)
+    if found is None:
         return _own_command(serve, words, spec, model=model, port=port, ready_path=ready_path or "/health")
+    preset, program, given = found
     if spec.quant != "BF16" and not preset.reads_modelopt:
         able = ", ".join(row.name for row in PRESETS.values() if row.reads_modelopt)
         raise EngineError(f"{preset.name} cannot load a checkpoint in {spec.quant}. Servers that can: {able}.")
-    given = () if serve == preset.name else words[len(preset.program) :]
     added: list[str] = []
 
     def add(flag: str, value: str = "") -> None:
@@ -204,7 +206,7 @@ def plan_launch(serve: str, spec: EngineSpec, *, model: str, port: int, ready_pa
     filled = {name: value.format(host=HOST, port=port) for name, value in preset.environment.items()}
     base_url = f"http://{HOST}:{port}"
     return Launch(
-        command=(*preset.program, *added, *given),
+        command=(*program, *added, *given),
         environment=filled,
         base_url=base_url,
         ready_url=base_url + (ready_path or preset.ready_path),
@@ -236,8 +238,14 @@ def _tensorrt_llm(preset: Preset, spec: EngineSpec, given: Sequence[str], add: C
 
 def takes_engine_options(serve: str) -> bool:
     """Whether the server that `serve` starts is given the mark's `engine_options`."""
-    preset = _preset(serve, _words(serve))
-    return preset is not None and bool(preset.config)
+    found = _preset(_words(serve))
+    return found is not None and bool(found[0].config)
+
+
+def server_name(serve: str) -> str:
+    """Return the name of the preset that `serve` starts; "" for a command line of the user's own."""
+    found = _preset(_words(serve))
+    return found[0].name if found is not None else ""
 
 
 @contextlib.contextmanager
@@ -258,12 +266,28 @@ def loads_model(spec: EngineSpec) -> bool:
     if not spec.serve:
         return not spec.url
     words = _words(spec.serve)
-    preset = _preset(spec.serve, words)
-    return preset.takes_model if preset is not None else any("{model}" in word for word in words)
+    found = _preset(words)
+    return found[0].takes_model if found is not None else any("{model}" in word for word in words)
 
 
-def _preset(serve: str, words: tuple[str, ...]) -> Preset | None:
-    return PRESETS.get(serve) or next((row for row in PRESETS.values() if _begins(words, row.program)), None)
+def _preset(words: tuple[str, ...]) -> tuple[Preset, tuple[str, ...], tuple[str, ...]] | None:
+    """Return the preset, its program as it is to be started, and the user's own flags; None for another command line."""
+    first = Path(words[0])
+    for row in PRESETS.values():
+        size = len(row.program)
+        if words == (row.name,):
+            return row, row.program, ()
+        if (_is_program(first.name, row.program[0]), *words[1:size]) == (True, *row.program[1:]):
+            return row, words[:size], words[size:]
+        # The path of a program alone: what is started with it is said by the preset.
+        if words == (str(first),) and first.name == row.name == row.program[0]:
+            return row, (words[0], *row.program[1:]), ()
+    return None
+
+
+def _is_program(name: str, program: str) -> bool:
+    """Whether a file name is that of a program; of Python, also one with a version."""
+    return name == program or (program == "python" and re.fullmatch(r"python3(\.\d+)?", name) is not None)
 
 
 def _words(serve: str) -> tuple[str, ...]:
@@ -274,10 +298,6 @@ def _words(serve: str) -> tuple[str, ...]:
     if not words:
         raise EngineError(f"serve is empty. {choices('', PRESETS, what='Servers')} Or a command line with {{port}}.")
     return words
-
-
-def _begins(words: tuple[str, ...], program: tuple[str, ...]) -> bool:
-    return words[: len(program)] == program
 
 
 def _need(flag: str, asked: str, preset: Preset) -> None:

@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 
-from pytest_inferperf.engines.servers.presets import PRESETS, Launch, command_with_config, plan_launch
+from pytest_inferperf.engines.needs import needs_gpu
+from pytest_inferperf.engines.servers.presets import (
+    PRESETS,
+    Launch,
+    command_with_config,
+    plan_launch,
+    takes_engine_options,
+)
 from pytest_inferperf.errors import EngineError
 from pytest_inferperf.model.case import EngineSpec
 
@@ -48,6 +55,42 @@ def test_a_users_own_flags_stay_and_are_not_doubled() -> None:
     assert command("vllm serve --max-num-seqs 64 --served-model-name=mine") == (
         "vllm serve /ckpt --host 127.0.0.1 --port 4321 --max-num-seqs 64 --served-model-name=mine"
     )
+
+
+@pytest.mark.parametrize(
+    ("serve", "begins"),
+    [
+        ("/opt/trt/bin/trtllm-serve", "/opt/trt/bin/trtllm-serve /ckpt --host"),
+        ("./trtllm-serve --max_beam_width 1", "./trtllm-serve /ckpt --host"),
+        ("/opt/vllm/bin/vllm", "/opt/vllm/bin/vllm serve /ckpt --host"),
+        ("/opt/vllm/bin/vllm serve --seed 1", "/opt/vllm/bin/vllm serve /ckpt --host"),
+        ("/opt/hf/transformers serve", "/opt/hf/transformers serve /ckpt --host"),
+        ("/opt/hf/transformers", "/opt/hf/transformers serve /ckpt --host"),
+        ("/opt/llama/llama-server -ngl 99", "/opt/llama/llama-server --model /ckpt --host"),
+        ("/usr/bin/ollama", "/usr/bin/ollama serve"),
+        (
+            "/opt/sg/bin/python3.12 -m sglang.launch_server",
+            "/opt/sg/bin/python3.12 -m sglang.launch_server --model-path",
+        ),
+    ],
+)
+def test_a_program_is_known_by_its_name_wherever_it_lies(serve: str, begins: str) -> None:
+    assert command(serve).startswith(begins)
+
+
+def test_a_preset_that_is_given_by_its_path_is_given_everything_the_name_gets() -> None:
+    named, placed = served(ep=8), served("/opt/trt/bin/trtllm-serve", ep=8)
+    assert placed.command == ("/opt/trt/bin/trtllm-serve", *named.command[1:])
+    assert (placed.config, placed.environment) == (named.config, named.environment)
+    assert takes_engine_options("/opt/trt/bin/trtllm-serve --max_beam_width 1")
+    assert needs_gpu(replace(LLAMA, serve="/opt/trt/bin/trtllm-serve"))
+    assert not needs_gpu(replace(LLAMA, serve="/opt/vllm/bin/vllm serve"))
+
+
+@pytest.mark.parametrize("serve", ["/opt/trtllm-serve-wrapper", "/opt/vllm/bin/vllm bench", "/opt/trtllm-serve/run"])
+def test_a_program_with_another_name_says_where_its_port_goes(serve: str) -> None:
+    with pytest.raises(EngineError, match=r"says \{port\} where the server takes its port"):
+        command(serve)
 
 
 def test_every_preset_binds_the_loopback_interface_at_the_given_port() -> None:

@@ -51,6 +51,13 @@ def write_checkpoint(folder: Path, quant: str | None = None, kv_cache: str | Non
     return folder
 
 
+def write_weights(folder: Path) -> Path:
+    """Add one plain matrix: what is checked of a checkpoint before an engine loads it."""
+    header = json.dumps({"model.weight": {"dtype": "BF16", "shape": [2, 2], "data_offsets": [0, 8]}}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("checkpoints")
