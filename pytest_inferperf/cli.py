@@ -22,7 +22,7 @@ from pytest_inferperf.cli_report import add_report_commands
 from pytest_inferperf.cli_upkeep import add_upkeep_commands
 from pytest_inferperf.errors import InferperfError, ResultFileError, SettingsError
 from pytest_inferperf.report.selftest import report_json, report_lines
-from pytest_inferperf.selftest import SelfTest
+from pytest_inferperf.selftest.run import SelfTest
 
 __all__ = ["main"]
 

@@ -121,7 +121,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         metavar="KIND:SIZE",
         help="Make the engine worse on purpose, to see gates fail (repeatable), such as latency:20ms; kinds: slowdown, "
-        "latency, accuracy, memory, noise",
+        "latency, accuracy, errors, agreement, memory, noise",
     )
     parser.addini("inferperf_backend", "Engine backend", default="auto")
     parser.addini("inferperf_baselines", "Folder of the baseline files, relative to the rootdir", default="baselines")

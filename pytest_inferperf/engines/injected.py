@@ -27,6 +27,7 @@ from pytest_inferperf.engines.interface import (
     TokenChunk,
 )
 from pytest_inferperf.model.injection import Injection
+from pytest_inferperf.model.metrics import COMPARED_TOKENS
 from pytest_inferperf.model.results import Hardware
 
 __all__ = ["InjectedEngine", "wrong_text"]
@@ -57,6 +58,10 @@ class InjectedEngine(Engine):
         self._noise = size.get(("noise", "%"), 0.0) / 100
         self._memory = 1 + size.get(("memory", "%"), 0.0) / 100
         self._loss = size.get(("accuracy", "pt"), 0.0) / 100
+        self._errors = size.get(("errors", "%"), 0.0) / 100
+        self._due_errors = 0.0
+        self._disagreement = size.get(("agreement", "%"), 0.0) / 100
+        self._answered: set[tuple[int, ...]] = set()
         self._score = score if score else 1.0
         self._saved_s = 0.0
 
@@ -109,6 +114,8 @@ class InjectedEngine(Engine):
         # A slot answers its requests one after the other, and each of them is late.
         self._spend(self._engine.clock_s() - start, turns=math.ceil(len(requests) / max(1, concurrency)))
         late = [replace(item, token_times_s=tuple(map(self._late, item.token_times_s))) for item in answers]
+        if self._is_load(requests, concurrency):
+            return [self._fail(self._garble(item)) for item in late]
         return self._spoil(requests, late)
 
     def stream(self, request: GenerationRequest) -> Iterator[TokenChunk]:
@@ -168,6 +175,7 @@ class InjectedEngine(Engine):
         self._engine.relaunch()
         self.info = self._engine.info
         self._launch += 1
+        self._answered.clear()
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -191,6 +199,40 @@ class InjectedEngine(Engine):
             time.sleep(extra_s)
         else:
             self._saved_s -= extra_s
+
+    def _is_load(self, requests: Sequence[GenerationRequest], concurrency: int) -> bool:
+        """Whether requests are those of a workload, and not some of them asked for again to compare the answers."""
+        if not requests or not all(request.ignore_eos for request in requests):
+            return False
+        prompts = {tuple(request.prompt) for request in requests}
+        if concurrency == 1 and prompts <= self._answered:
+            self._answered.clear()
+            return False
+        self._answered |= prompts
+        return True
+
+    def _fail(self, answer: Generation) -> Generation:
+        """Let every so many requests fail, exactly as many as the share says."""
+        self._due_errors += self._errors
+        if self._due_errors < 1 - 1e-9:
+            return answer
+        self._due_errors -= 1
+        return replace(answer, text="", token_ids=(), token_times_s=())
+
+    def _garble(self, answer: Generation) -> Generation:
+        """Change the last part of an answer, counted back from as much of it as is compared."""
+        if not self._disagreement or not answer.token_ids:
+            return answer
+        compared = min(len(answer.token_ids), COMPARED_TOKENS)
+        kept = math.floor(compared * (1 - self._disagreement) + 1e-9)
+        ids = tuple(
+            token if index < kept or token < 0 else (token + 1) % self.vocab_size
+            for index, token in enumerate(answer.token_ids)
+        )
+        # Where ids are not known, texts are compared.
+        start = len(answer.text) * kept // len(answer.token_ids)
+        other = "*" if answer.text[start : start + 1] != "*" else "#"
+        return replace(answer, token_ids=ids, text=answer.text[:start] + other + answer.text[start + 1 :])
 
     def _share(self, choices: int = 1) -> float:
         """Return the share of prompts to spoil.

@@ -12,12 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pytest_inferperf.engines.interface import Engine, Generation, GenerationRequest
+from pytest_inferperf.model.metrics import COMPARED_TOKENS
 from pytest_inferperf.model.results import Round
 
-__all__ = ["COMPARED_TOKENS", "Agreement", "check_agreement", "common_prefix", "compare", "generations_alone"]
-
-COMPARED_TOKENS = 128
-"""An answer is compared up to here. Asking for 1024 tokens 16 times, one after the other, would outlast the rounds."""
+__all__ = ["Agreement", "check_agreement", "common_prefix", "compare", "generations_alone"]
 
 
 @dataclass(frozen=True, kw_only=True)

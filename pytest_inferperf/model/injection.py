@@ -48,6 +48,18 @@ _ROWS = (
         effect="the score falls by about so many points: a share of the prompts is answered wrong",
     ),
     InjectionKind(
+        name="errors",
+        units={"%": 100.0},
+        example="errors:5%",
+        effect="a share of the requests of a workload fails",
+    ),
+    InjectionKind(
+        name="agreement",
+        units={"%": 100.0},
+        example="agreement:20%",
+        effect="answers under load end otherwise than those at concurrency 1: their last part, of this share, is wrong",
+    ),
+    InjectionKind(
         name="memory",
         units={"%": 10_000.0},
         example="memory:20%",

@@ -12,6 +12,7 @@ from pytest_inferperf.errors import MarkError, choices
 from pytest_inferperf.model.workload import spell
 
 __all__ = [
+    "COMPARED_TOKENS",
     "METRICS",
     "SLO_METRICS",
     "STATISTICS",
@@ -26,6 +27,9 @@ __all__ = [
 
 STATISTICS = ("mean", "p50", "p90", "p95", "p99")
 """Summaries of a per-request or per-token sample. Percentiles interpolate linearly between order statistics."""
+
+COMPARED_TOKENS = 128
+"""Answers are compared up to here. Asking for 1024 tokens 16 times, one after the other, would outlast the rounds."""
 
 SLO_METRICS = ("ttft_ms", "tpot_ms", "e2e_latency_ms")
 """What an SLO can limit: the latencies of a request."""

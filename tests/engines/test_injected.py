@@ -19,9 +19,11 @@ from pytest_inferperf.engines.interface import (
     LogLikelihoodRequest,
     TokenChunk,
 )
+from pytest_inferperf.measure.agreement import common_prefix
 from pytest_inferperf.measure.session import measure_session
 from pytest_inferperf.model.case import EngineSpec, Workload
 from pytest_inferperf.model.injection import parse_injections
+from pytest_inferperf.model.metrics import COMPARED_TOKENS
 from pytest_inferperf.model.results import EngineInfo, Hardware
 
 Tokens = tuple[int, ...]
@@ -177,6 +179,37 @@ def test_metrics_are_worse_by_what_was_asked_for() -> None:
     assert late["e2e_latency_ms.p99"] == pytest.approx(clean["e2e_latency_ms.p99"] + 30)
     assert late["tpot_ms.p50"] == pytest.approx(clean["tpot_ms.p50"])
     assert late["output_throughput"] < clean["output_throughput"]
+
+
+@pytest.mark.parametrize(("share", "calls", "failed"), [(25, 4, 4), (10, 10, 4), (100, 1, 4), (0.5, 50, 1)])
+def test_as_many_requests_fail_as_the_share_says(share: float, calls: int, failed: int) -> None:
+    engine = injected(f"errors:{share}%")
+    found = [item for _ in range(calls) for item in engine.generate(load(4), concurrency=2)]
+    assert sum(not item.token_ids for item in found) == failed
+    assert all(len(item.token_ids) == len(item.token_times_s) for item in found)
+    # Questions are no load.
+    assert all(item.token_ids for item in engine.generate(questions(8), concurrency=2))
+
+
+@pytest.mark.parametrize(("size", "kept"), [(20, 8), (25, 7), (100, 0), (1, 9)])
+def test_answers_under_load_end_otherwise_than_alone(size: int, kept: int) -> None:
+    engine = injected(f"agreement:{size}%")
+    requests = load(4, tokens=10)
+    loaded = engine.generate(requests, concurrency=1)
+    again = engine.generate(requests[:2], concurrency=1)
+    assert [item.token_ids for item in again] == [(65,) * 10] * 2
+    assert all(common_prefix(item.token_ids, again[0].token_ids) == kept for item in loaded)
+    assert all(len(item.token_ids) == 10 for item in loaded)
+    # A new launch has answered nothing yet.
+    engine.generate(requests, concurrency=2)
+    engine.relaunch()
+    assert engine.generate(requests[:1], concurrency=1)[0].token_ids != (65,) * 10
+
+
+def test_long_answers_differ_where_they_are_compared() -> None:
+    engine = injected("agreement:50%")
+    (loaded,) = engine.generate(load(1, tokens=1000), concurrency=4)
+    assert common_prefix(loaded.token_ids, (65,) * 1000) == COMPARED_TOKENS / 2
 
 
 def test_memory() -> None:

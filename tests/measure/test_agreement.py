@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 
 from pytest_inferperf.engines.interface import Generation, GenerationRequest
-from pytest_inferperf.measure.agreement import COMPARED_TOKENS, check_agreement, common_prefix, compare
+from pytest_inferperf.measure.agreement import check_agreement, common_prefix, compare
 from pytest_inferperf.measure.session import measure_session
 from pytest_inferperf.measure.witness import Honesty
 from pytest_inferperf.model.case import Workload
+from pytest_inferperf.model.metrics import COMPARED_TOKENS
 from pytest_inferperf.model.results import Round
 from tests.measure.test_session import StubEngine, good
 

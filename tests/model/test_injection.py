@@ -31,7 +31,7 @@ def test_every_kind_has_an_example_that_is_valid() -> None:
 
 
 _FORMS = (
-    "Write slowdown:SIZE%, latency:SIZE% or ms, accuracy:SIZEpt, memory:SIZE%, noise:SIZE%. "
+    "Write slowdown:SIZE%, latency:SIZE% or ms, accuracy:SIZEpt, errors:SIZE%, agreement:SIZE%, memory:SIZE%, noise:SIZE%. "
     "Example: --inferperf-inject=slowdown:5%"
 )
 
@@ -43,7 +43,7 @@ _FORMS = (
         ("slowdown", "it has no size."),
         (
             "slow:5%",
-            "unknown kind 'slow'. Did you mean 'slowdown'? Kinds: accuracy, latency, memory, noise, slowdown.",
+            "unknown kind 'slow'. Did you mean 'slowdown'? Kinds: accuracy, agreement, errors, latency, memory, noise, slowdown.",
         ),
         ("slowdown:", "'' is not a number with a unit, as in slowdown:5%."),
         ("slowdown:fast%", "'fast%' is not a number with a unit, as in slowdown:5%."),

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from pytest_inferperf.selftest import FOLDER
+from pytest_inferperf.selftest.run import FOLDER
 from tests.plugin.conftest import PERFORMANCE, Project
 
 FLOOR = 'throughput_floor("output_throughput_per_user")'

@@ -16,9 +16,10 @@ from pytest_inferperf.engines.openai.client import fetch
 from pytest_inferperf.engines.openai.endpoint import Endpoint
 from pytest_inferperf.engines.openai.sse import StreamError, decode_stream
 from pytest_inferperf.errors import InvalidRun
-from pytest_inferperf.measure.agreement import COMPARED_TOKENS, Agreement, compare
+from pytest_inferperf.measure.agreement import Agreement, compare
 from pytest_inferperf.measure.audit import Timed
 from pytest_inferperf.measure.load.outputs import Output
+from pytest_inferperf.model.metrics import COMPARED_TOKENS
 
 __all__ = ["Encode", "Whole", "ask_alone", "check_outputs", "outputs_agreement", "timed_answer"]
 
