@@ -27,6 +27,7 @@ from pytest_inferperf.measure.load.clock import ClockMeter
 from pytest_inferperf.measure.load.interrupt import Interrupt
 from pytest_inferperf.measure.load.plan import Failure, LoadPlan, LoadRun
 from pytest_inferperf.measure.load.records import FILLER, MEASURED, WARMUP
+from pytest_inferperf.measure.load.rest import Rest
 from pytest_inferperf.measure.load.slots import CONNECT_TIMEOUT_S, Request, Slot, Slots
 from pytest_inferperf.measure.load.supply import SizesOf, Supply
 from pytest_inferperf.polling import WRITE
@@ -90,6 +91,7 @@ class _Generator:
         self._slots = Slots(endpoint, concurrency=plan.concurrency)
         self._accounts = Accounts(count_tokens=count_tokens, kept=plan.kept)
         self._meter = ClockMeter()
+        self._rest = Rest()
         self._idle: list[Slot] = []
         """Open loop: slots without a request."""
 
@@ -133,7 +135,7 @@ class _Generator:
         (self._idle if plan.arrivals is not None else self._free).extend(self._slots.all)
         due = next(planned, float("inf")) + begin
         next_scan = begin + _SCAN_S
-        poller, meter, supply = self._slots.poller, self._meter, self._supply
+        poller, meter, supply, rest = self._slots.poller, self._meter, self._supply, self._rest
         now = begin
         while not self._stop and not interrupt.seen:
             while due <= now:
@@ -153,10 +155,17 @@ class _Generator:
             else:
                 upcoming = min(due, meter.next_beat, self._timers[0][0] if self._timers else due)
                 timeout = upcoming - _clock()
-            ready = poller.wait(timeout, _AT_ONCE)
+            resting = rest.left(_clock())
+            if resting > 0 and not behind and timeout > 0:
+                time.sleep(min(resting, timeout))
+                timeout -= resting
+                resting = 0.0
+            # While sockets may rest, there is time to read what has ended.
+            ready = [] if resting > 0 else poller.wait(timeout, _AT_ONCE)
             now, wall_ns = _clock(), time.time_ns()
             meter.beat(now)
             if ready:
+                rest.looked(now, more=len(ready) == _AT_ONCE)
                 self._receive(ready, now, wall_ns)
             elif behind:
                 if self._ended:
@@ -201,6 +210,7 @@ class _Generator:
                 came.append((slot, data, now - waited))
             else:
                 meter.bound(now - since)
+                self._rest.untimed()
                 came.append((slot, data, now))
         if waits:
             meter.waited(waits)
@@ -398,6 +408,8 @@ class _Generator:
     ) -> None:
         """Count a request that has ended, and keep it for reading."""
         self._ended.append((request, reader, now, error))
+        if error is None:
+            self._rest.answered(now - request.sent, request.osl)
         self._supply.warm = True
         if request.kind == MEASURED:
             self._left -= 1
