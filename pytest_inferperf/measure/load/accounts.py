@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Sequence
 
 from pytest_inferperf.engines.openai.connection import ConnectionFailed
-from pytest_inferperf.engines.openai.http import ResponseReader
+from pytest_inferperf.engines.openai.http import HttpError
+from pytest_inferperf.engines.openai.late import LateReader
 from pytest_inferperf.engines.openai.sse import CountTokens, Decoded, StreamError, decode_stream
 from pytest_inferperf.measure.load.outputs import OutputSample
 from pytest_inferperf.measure.load.plan import Failure
@@ -28,7 +29,7 @@ class Accounts:
         self.sources: dict[str, int] = {}
         self.cached_tokens = 0
 
-    def read(self, request: Request, reader: ResponseReader, done: float, error: ConnectionFailed | None) -> None:
+    def read(self, request: Request, reader: LateReader, done: float, error: ConnectionFailed | None) -> None:
         """Read a response that ended at `done`, or did not come because of `error`, and keep what it says."""
         kind = request.kind
         try:
@@ -70,8 +71,12 @@ class Accounts:
             asked_prompt=request.isl,
         )
 
-    def _decode(self, reader: ResponseReader, osl: int) -> Decoded:
+    def _decode(self, reader: LateReader, osl: int) -> Decoded:
         """Read the answer in a response. Raises `StreamError` for anything but a whole one of the length asked for."""
+        try:
+            reader.finish()
+        except HttpError as error:
+            raise StreamError("malformed", str(error)) from None
         if reader.status != 200:
             body = b"".join(reader.pieces)[:200].decode(errors="replace").strip()
             raise StreamError(f"http_{reader.status}", f"HTTP {reader.status}: {body}")

@@ -20,13 +20,15 @@ from collections.abc import Callable, Iterator
 
 from pytest_inferperf.engines.openai.connection import ConnectionFailed
 from pytest_inferperf.engines.openai.endpoint import Endpoint
-from pytest_inferperf.engines.openai.http import HttpError, ResponseReader
+from pytest_inferperf.engines.openai.http import HttpError
+from pytest_inferperf.engines.openai.late import LateReader
 from pytest_inferperf.engines.openai.sse import CountTokens
 from pytest_inferperf.measure.load.accounts import Accounts, in_window
 from pytest_inferperf.measure.load.clock import ClockMeter
 from pytest_inferperf.measure.load.interrupt import Interrupt
 from pytest_inferperf.measure.load.plan import Failure, LoadPlan, LoadRun
 from pytest_inferperf.measure.load.records import FILLER, MEASURED, WARMUP
+from pytest_inferperf.measure.load.rest import Rest
 from pytest_inferperf.measure.load.slots import CONNECT_TIMEOUT_S, Request, Slot, Slots
 from pytest_inferperf.measure.load.supply import SizesOf, Supply
 from pytest_inferperf.polling import WRITE
@@ -40,8 +42,8 @@ _AT_ONCE = 64
 """Sockets that are received from before the next requests go out on those that are done: after a burst of a thousand, the
 first would else wait for the last."""
 
-_UNREAD = 256
-"""Responses that may wait to be read, besides two per stream."""
+_UNREAD_BYTES = 32 * 2**20
+"""What responses that wait to be read may hold: those that find no idle moment are read after the window."""
 
 _RETRIED = (429, 503)
 
@@ -90,6 +92,7 @@ class _Generator:
         self._slots = Slots(endpoint, concurrency=plan.concurrency)
         self._accounts = Accounts(count_tokens=count_tokens, kept=plan.kept)
         self._meter = ClockMeter()
+        self._rest = Rest()
         self._idle: list[Slot] = []
         """Open loop: slots without a request."""
 
@@ -102,10 +105,8 @@ class _Generator:
         self._timers: list[tuple[float, int, Slot, Request]] = []
         """Requests to be sent again, by time."""
 
-        self._ended: collections.deque[tuple[Request, ResponseReader, float, ConnectionFailed | None]] = (
-            collections.deque()
-        )
-        self._max_unread = _UNREAD + 2 * plan.concurrency
+        self._ended: collections.deque[tuple[Request, LateReader, float, ConnectionFailed | None]] = collections.deque()
+        self._unread_bytes = 0
         self._serial = 0
         self._left = plan.num_requests
         self._warming = plan.concurrency
@@ -133,7 +134,7 @@ class _Generator:
         (self._idle if plan.arrivals is not None else self._free).extend(self._slots.all)
         due = next(planned, float("inf")) + begin
         next_scan = begin + _SCAN_S
-        poller, meter, supply = self._slots.poller, self._meter, self._supply
+        poller, meter, supply, rest = self._slots.poller, self._meter, self._supply, self._rest
         now = begin
         while not self._stop and not interrupt.seen:
             while due <= now:
@@ -153,14 +154,21 @@ class _Generator:
             else:
                 upcoming = min(due, meter.next_beat, self._timers[0][0] if self._timers else due)
                 timeout = upcoming - _clock()
-            ready = poller.wait(timeout, _AT_ONCE)
+            resting = rest.left(_clock())
+            if resting > 0 and not behind and timeout > 0:
+                time.sleep(min(resting, timeout))
+                timeout -= resting
+                resting = 0.0
+            # While sockets may rest, there is time to read what has ended.
+            ready = [] if resting > 0 else poller.wait(timeout, _AT_ONCE)
             now, wall_ns = _clock(), time.time_ns()
             meter.beat(now)
             if ready:
+                rest.looked(now, more=len(ready) == _AT_ONCE)
                 self._receive(ready, now, wall_ns)
             elif behind:
                 if self._ended:
-                    self._accounts.read(*self._ended.popleft())
+                    self._read_one()
                 if supply.behind:
                     supply.write_one()
             self._looked = now
@@ -201,6 +209,7 @@ class _Generator:
                 came.append((slot, data, now - waited))
             else:
                 meter.bound(now - since)
+                self._rest.untimed()
                 came.append((slot, data, now))
         if waits:
             meter.waited(waits)
@@ -226,8 +235,8 @@ class _Generator:
         for slot in others:
             self._advance(slot, now)
         # Where there is never an idle moment, what has ended must be read all the same.
-        while len(self._ended) > self._max_unread:
-            self._accounts.read(*self._ended.popleft())
+        while self._unread_bytes > _UNREAD_BYTES:
+            self._read_one()
 
     # Connections.
 
@@ -309,7 +318,7 @@ class _Generator:
         request, connection = slot.request, slot.connection
         assert request is not None
         assert connection is not None
-        slot.reader = ResponseReader()
+        slot.reader = LateReader()
         now = _clock()
         if not request.sent:
             # Sent again, it still counts from the first time.
@@ -346,7 +355,7 @@ class _Generator:
         else:
             self._give_back(slot)
 
-    def _retry(self, slot: Slot, request: Request, reader: ResponseReader, now: float) -> None:
+    def _retry(self, slot: Slot, request: Request, reader: LateReader, now: float) -> None:
         """Send a request again later, on the same slot, after the time that the server names or a growing one."""
         asked = reader.headers.get(b"retry-after", b"")
         delay = float(asked) if asked.isdigit() else 0.1 * 2**request.attempts
@@ -386,6 +395,11 @@ class _Generator:
                 if now - slot.since > CONNECT_TIMEOUT_S:
                     self._broken(slot, ConnectionFailed("timeout", "no connection in time"), now)
             elif request is not None and now - request.sent > self._plan.timeout_s and request.sent:
+                try:
+                    slot.reader.catch_up()
+                except HttpError as error:
+                    self._broken(slot, ConnectionFailed("malformed", str(error)), now)
+                    continue
                 size = sum(map(len, slot.reader.pieces))
                 what = f"{size} bytes of the body had come" if slot.reader.status else "no status had come"
                 detail = f"no complete answer within {self._plan.timeout_s:g} s; {what}"
@@ -393,11 +407,12 @@ class _Generator:
         if self._progress is not None:
             self._progress(self._plan.num_requests - self._left, self._plan.num_requests)
 
-    def _close_request(
-        self, request: Request, reader: ResponseReader, now: float, error: ConnectionFailed | None
-    ) -> None:
+    def _close_request(self, request: Request, reader: LateReader, now: float, error: ConnectionFailed | None) -> None:
         """Count a request that has ended, and keep it for reading."""
         self._ended.append((request, reader, now, error))
+        self._unread_bytes += reader.held
+        if error is None:
+            self._rest.answered(now - request.sent, request.osl)
         self._supply.warm = True
         if request.kind == MEASURED:
             self._left -= 1
@@ -409,11 +424,17 @@ class _Generator:
             if not self._warming:
                 self._start = self._warmed
 
+    def _read_one(self) -> None:
+        """Read the response that has waited longest."""
+        request, reader, done, error = self._ended.popleft()
+        self._unread_bytes -= reader.held
+        self._accounts.read(request, reader, done, error)
+
     def _result(self, interrupted: bool) -> LoadRun:
         stop = self._last if self._stop else self._looked
         clock = self._meter.report()
         while self._ended:
-            self._accounts.read(*self._ended.popleft())
+            self._read_one()
         if self._start is None or self._start >= stop:
             # The measured requests were faster than the slowest of the warm-up.
             self._start = min(stop, self._first_measured if self._first_measured is not None else stop)
@@ -445,7 +466,7 @@ class _Generator:
         )
 
 
-def _cut_off(reader: ResponseReader) -> ConnectionFailed:
+def _cut_off(reader: LateReader) -> ConnectionFailed:
     size = sum(map(len, reader.pieces))
     when = f"after {size} bytes of the body" if reader.begun else "before it answered"
     return ConnectionFailed("closed", f"the server closed the connection {when}")

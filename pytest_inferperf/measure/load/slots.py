@@ -6,7 +6,7 @@ import time
 
 from pytest_inferperf.engines.openai.connection import Connection, ConnectionFailed
 from pytest_inferperf.engines.openai.endpoint import Endpoint
-from pytest_inferperf.engines.openai.http import ResponseReader
+from pytest_inferperf.engines.openai.late import LateReader
 from pytest_inferperf.errors import EngineError
 from pytest_inferperf.polling import READ, WRITE, Poller, raise_file_limit
 
@@ -45,7 +45,7 @@ class Slot:
     def __init__(self) -> None:
         self.connection: Connection | None = None
         self.descriptor = -1
-        self.reader = ResponseReader()
+        self.reader = LateReader()
         self.request: Request | None = None
         self.since = 0.0
         """When the connection was begun."""

@@ -9,7 +9,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from pytest_inferperf.engines.openai.http import ResponseReader
+from pytest_inferperf.engines.openai.late import LateReader
 from pytest_inferperf.measure.load import records as records_module
 from pytest_inferperf.measure.load.accounts import Accounts
 from pytest_inferperf.measure.load.records import MEASURED, Records, Sample
@@ -62,7 +62,7 @@ def test_nothing_but_the_row_is_kept_of_a_request(monkeypatch: pytest.MonkeyPatc
 
     def read(count: int) -> None:
         for _ in range(count):
-            reader = ResponseReader()
+            reader = LateReader()
             assert reader.feed(answer(40), 2.0)
             accounts.read(Request(MEASURED, b"x" * 1000, 1.0, isl=2, osl=40), reader, 2.0, None)
 
