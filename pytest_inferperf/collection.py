@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pytest_inferperf.marks.against import EngineReference
     from pytest_inferperf.model.case import Case, EngineSpec, GpuRequirement
     from pytest_inferperf.model.gates import Gate
-    from pytest_inferperf.planning import PlannedTest
+    from pytest_inferperf.planning.conditions import PlannedTest
 
 __all__ = [
     "brought_by_hook",
@@ -269,7 +269,7 @@ def group_by_engine(items: list[pytest.Item]) -> None:
 
 def planned_tests(items: Sequence[pytest.Item]) -> list[PlannedTest]:
     """Describe the tests of ours for a plan, in the order in which they would run."""
-    from pytest_inferperf.planning import PlannedTest
+    from pytest_inferperf.planning.conditions import PlannedTest
 
     found = []
     for item in items:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pytest_inferperf.model.case import EngineSpec, GpuRequirement
     from pytest_inferperf.model.results import Comparison
     from pytest_inferperf.model.verdicts import GateVerdict
-    from pytest_inferperf.planning import PlannedTest
+    from pytest_inferperf.planning.conditions import PlannedTest
     from pytest_inferperf.report.progress import ProgressLine
     from pytest_inferperf.settings import Settings
 
@@ -122,7 +122,8 @@ def plan_report(config: pytest.Config, tests: Sequence[PlannedTest]) -> list[str
     """
     from pytest_inferperf.baselines.past import Past, read_past
     from pytest_inferperf.engines.hardware import find_gpus
-    from pytest_inferperf.planning import Conditions, make_plan
+    from pytest_inferperf.planning.conditions import Conditions
+    from pytest_inferperf.planning.plan import make_plan
     from pytest_inferperf.report.plan import plan_lines
 
     settings = state_of(config).settings

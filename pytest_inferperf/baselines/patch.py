@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pytest_inferperf.baselines.planner import PlannedFile, UpdatePlan
+from pytest_inferperf.baselines.update_plan import PlannedFile, UpdatePlan
 from pytest_inferperf.baselines.write import write_atomic
 from pytest_inferperf.errors import SettingsError
 

@@ -47,7 +47,7 @@ for _name in (
     "measure.validity",
     "model.injection",
     "model.limits",
-    "planning",
+    "planning.plan",
     "replay",
     "report.ci",
     "report.junit",
