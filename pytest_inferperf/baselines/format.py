@@ -26,6 +26,7 @@ from pytest_inferperf.baselines.outcomes import (
     encode_logprobs,
 )
 from pytest_inferperf.errors import BaselineError, MarkError, SettingsError, choices
+from pytest_inferperf.hiding import Hide, hide_in, hider
 from pytest_inferperf.model.case import Case, EngineSpec, Task, Workload
 from pytest_inferperf.model.metrics import parse_metric
 from pytest_inferperf.model.quant import KV_CACHE_DTYPES, check_quant, precision_key, split_precision
@@ -64,24 +65,29 @@ class AccuracyFile:
 
 
 def dump_performance(file: PerformanceFile) -> str:
-    """Write out a performance file; `read_performance` is its inverse."""
+    """Write out a performance file; `read_performance` is its inverse. Secrets in reasons and context are hidden."""
+    hide = hider()
     return dump_json(
         {
             "schema_version": SCHEMA_VERSION,
             "model": file.model,
             "hardware": {"name": file.hardware.name, "count": file.hardware.count, "kind": file.hardware.kind},
-            "entries": {key: _performance_to_json(entry) for key, entry in file.entries.items()},
+            "entries": {key: _performance_to_json(entry, hide) for key, entry in file.entries.items()},
         }
     )
 
 
 def dump_accuracy(file: AccuracyFile) -> str:
-    """Write out an accuracy file; `read_accuracy` is its inverse, but for scores beyond float16's precision."""
+    """Write out an accuracy file; `read_accuracy` is its inverse, but for scores beyond float16's precision.
+
+    Secrets in reasons and context are hidden.
+    """
+    hide = hider()
     return dump_json(
         {
             "schema_version": SCHEMA_VERSION,
             "model": file.model,
-            "tasks": {key: _accuracy_to_json(entry) for key, entry in file.tasks.items()},
+            "tasks": {key: _accuracy_to_json(entry, hide) for key, entry in file.tasks.items()},
         }
     )
 
@@ -146,11 +152,10 @@ def _performance_from_json(shown: str, key: str, data: dict[str, Any]) -> Perfor
     )
 
 
-def _performance_to_json(entry: PerformanceEntry) -> dict[str, Any]:
+def _performance_to_json(entry: PerformanceEntry, hide: Hide) -> dict[str, Any]:
     data: dict[str, Any] = {
         "identity": dict(entry.identity),
-        "provenance": _provenance_to_json(entry.provenance),
-        "context": dict(entry.context),
+        **_told(entry, hide),
         "metrics": {name: _metric_to_json(item) for name, item in entry.metrics.items()},
     }
     if entry.provenance.kind == "measured":
@@ -214,22 +219,21 @@ def _score_from_json(where: str, precision: str, data: dict[str, Any], count: in
     )
 
 
-def _accuracy_to_json(entry: AccuracyEntry) -> dict[str, Any]:
+def _accuracy_to_json(entry: AccuracyEntry, hide: Hide) -> dict[str, Any]:
     data: dict[str, Any] = {
         "identity": dict(entry.identity),
         "higher_is_better": entry.higher_is_better,
-        "scores": {precision: _score_to_json(score) for precision, score in entry.scores.items()},
+        "scores": {precision: _score_to_json(score, hide) for precision, score in entry.scores.items()},
     }
     if entry.documents_digest:
         data["documents"] = {"count": entry.num_documents, "digest": entry.documents_digest}
     return data
 
 
-def _score_to_json(score: ScoreEntry) -> dict[str, Any]:
+def _score_to_json(score: ScoreEntry, hide: Hide) -> dict[str, Any]:
     data: dict[str, Any] = {
         "score": score.score,
-        "provenance": _provenance_to_json(score.provenance),
-        "context": dict(score.context),
+        **_told(score, hide),
     }
     if score.provenance.kind == "measured":
         data["outcomes"] = encode(score.outcomes)
@@ -239,6 +243,12 @@ def _score_to_json(score: ScoreEntry) -> dict[str, Any]:
     if score.logprobs is not None:
         data["logprobs"] = encode_logprobs(score.logprobs)
     return data | _anchor_to_json(score.anchor)
+
+
+def _told(entry: PerformanceEntry | ScoreEntry, hide: Hide) -> dict[str, Any]:
+    """Return what people and programs said of an entry. Its identity is as it is: a secret in one is refused."""
+    told = {"provenance": _provenance_to_json(entry.provenance), "context": dict(entry.context)}
+    return cast("dict[str, Any]", hide_in(told, hide))
 
 
 def _provenance_to_json(provenance: Provenance) -> dict[str, Any]:

@@ -55,6 +55,7 @@ for _name in (
     "report.plan",
     "report.progress",
     "report.run",
+    "hiding",
     "report.secrets",
     "session",
     "settings",
