@@ -29,13 +29,15 @@ from pytest_inferperf.baselines.entries import (
     accuracy_key,
     performance_key,
 )
-from pytest_inferperf.baselines.store import (
+from pytest_inferperf.baselines.format import (
     AccuracyFile,
     PerformanceFile,
-    accuracy_identity,
-    accuracy_path,
     dump_accuracy,
     dump_performance,
+)
+from pytest_inferperf.baselines.store import (
+    accuracy_identity,
+    accuracy_path,
     performance_identity,
     performance_path,
 )

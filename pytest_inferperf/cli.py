@@ -21,6 +21,7 @@ from pytest_inferperf.cli_load import add_clock_options, add_load_commands, chec
 from pytest_inferperf.cli_report import add_report_commands
 from pytest_inferperf.cli_upkeep import add_upkeep_commands
 from pytest_inferperf.errors import InferperfError, ResultFileError, SettingsError
+from pytest_inferperf.hiding import hidden_output, hide_in, hider
 from pytest_inferperf.report.selftest import report_json, report_lines
 from pytest_inferperf.selftest.run import SelfTest
 
@@ -33,12 +34,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A name that the terminal's encoding lacks is shown escaped, not as a traceback.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    parser = _parser()
+    with hidden_output():
+        arguments = _arguments(_parser(), argv)
+    with hidden_output(also=[getattr(arguments, "api_key_env", None) or ""]):
+        return _run(arguments)
+
+
+def _arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     arguments, rest = parser.parse_known_args(argv)
     if "pytest_arguments" in arguments:
         arguments.pytest_arguments = [item for index, item in enumerate(rest) if item != "--" or "--" in rest[:index]]
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return arguments
+
+
+def _run(arguments: argparse.Namespace) -> int:
     run: Callable[[argparse.Namespace], int] = arguments.run
     try:
         status = run(arguments)
@@ -139,7 +150,7 @@ def _selftest(arguments: argparse.Namespace) -> int:
         return 1
     print("\n".join(["", *report_lines(report)]))
     if arguments.json is not None:
-        text = json.dumps(report_json(report), indent=2, sort_keys=True) + "\n"
+        text = json.dumps(hide_in(report_json(report), hider()), indent=2, sort_keys=True) + "\n"
         write_atomic(arguments.json, text, shown=str(arguments.json), error=ResultFileError)
     return 0 if report.proven and not (arguments.strict and report.unreliable) else 1
 

@@ -11,19 +11,18 @@ from pathlib import Path
 
 from pytest_inferperf.baselines.changes import Evidence, compare
 from pytest_inferperf.baselines.entries import LEAST_BASELINE_SESSIONS, Provenance
+from pytest_inferperf.baselines.format import AccuracyFile, PerformanceFile
 from pytest_inferperf.baselines.origin import Origin, find_author, results_digest
 from pytest_inferperf.baselines.patch import write_patch
-from pytest_inferperf.baselines.planner import MODES, UpdatePlan
 from pytest_inferperf.baselines.result_file import ResultFile, read_result_file
 from pytest_inferperf.baselines.store import (
-    AccuracyFile,
-    PerformanceFile,
     baseline_files,
     read_accuracy,
     read_performance,
     shown_path,
 )
 from pytest_inferperf.baselines.update import plan_update, update
+from pytest_inferperf.baselines.update_plan import MODES, UpdatePlan
 from pytest_inferperf.errors import InferperfError, SettingsError, choices
 from pytest_inferperf.gates.intervals import accuracy_interval, outdone, performance_interval
 from pytest_inferperf.gates.sessions import doubt_gain

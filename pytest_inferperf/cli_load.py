@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_inferperf.errors import EngineError, SettingsError
+from pytest_inferperf.hiding import Hide, hide_in, hider
 from pytest_inferperf.model.metrics import METRICS, STATISTICS
 from pytest_inferperf.report.lines import number, plural
 
@@ -136,7 +137,7 @@ def check_clock_command(arguments: argparse.Namespace) -> int:
     print("\n".join(["", *clock_summary(points)]))
     document = clock_json(points)
     if path is not None:
-        _save(path, document)
+        _save(path, document, hide=hider())
     return 0 if document["trusted"] else 1
 
 
@@ -348,11 +349,11 @@ def _write(
         document["tokens_counted_by"] = run.count_sources
         document["cached_tokens"] = run.cached_tokens
         document["clock"] = asdict(run.clock)
-    _save(path, document)
+    _save(path, document, hide=hider(also=[endpoint.api_key_env]))
 
 
-def _save(path: Path, document: dict[str, Any]) -> None:
+def _save(path: Path, document: dict[str, Any], *, hide: Hide) -> None:
     try:
-        path.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")
+        path.write_text(json.dumps(hide_in(document, hide), indent=2, allow_nan=False) + "\n")
     except OSError as error:
         raise SettingsError(f"{path}: cannot be written: {error.strerror}.") from None

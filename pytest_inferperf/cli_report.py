@@ -10,12 +10,12 @@ from typing import Any
 from pytest_inferperf.baselines.result_file import ResultFile, ResultRecord, read_result_file
 from pytest_inferperf.baselines.write import write_atomic
 from pytest_inferperf.errors import MarkError, ResultFileError
+from pytest_inferperf.hiding import hider
 from pytest_inferperf.model.case import Case
 from pytest_inferperf.model.metrics import parse_metric
 from pytest_inferperf.report.lines import aligned, number, plural, summary_lines
 from pytest_inferperf.report.markdown import markdown
 from pytest_inferperf.report.run import RunReport, run_report
-from pytest_inferperf.report.secrets import hider
 
 __all__ = ["add_report_commands"]
 

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_inferperf.errors import MarkError, SettingsError
+from pytest_inferperf.hiding import finder, hider
 from pytest_inferperf.marks.cases import BoundCase, parse_cases
 from pytest_inferperf.marks.gates import GATES, NO_BLOCKS, parse_gates
 from pytest_inferperf.marks.origin import Origin
 from pytest_inferperf.marks.requirements import parse_requires_gpu
+from pytest_inferperf.marks.secrets import refuse_secrets
 from pytest_inferperf.model.gates import SpeedupFloor
-from pytest_inferperf.session import bound_of, state_of
+from pytest_inferperf.session import STATE, bound_of, state_of
 
 if TYPE_CHECKING:
     from pytest_inferperf.baselines.against import RunReference
     from pytest_inferperf.marks.against import EngineReference
     from pytest_inferperf.model.case import Case, EngineSpec, GpuRequirement
     from pytest_inferperf.model.gates import Gate
-    from pytest_inferperf.planning import PlannedTest
+    from pytest_inferperf.planning.conditions import PlannedTest
 
 __all__ = [
     "brought_by_hook",
@@ -78,7 +81,7 @@ def generate_cases(metafunc: pytest.Metafunc) -> str:
         _check_module(definition)
         params = _params(metafunc, marks[::-1], gates[::-1], uses)
     except (MarkError, SettingsError) as error:
-        return str(error)
+        return state_of(metafunc.config).hide(str(error)) if STATE in metafunc.config.stash else hider()(str(error))
     # One explicit session scope: left to pytest, the narrowest fixture would rebuild the engine for every test.
     metafunc.parametrize(uses, params, indirect=True, scope="session")
     return ""
@@ -107,12 +110,16 @@ def _params(
     )
     parse_requires_gpu(marks_of(definition, "requires_gpu"))
     params = []
-    for case_id, case in parse_cases(marks, origin):
+    cases = parse_cases(marks, origin)
+    state.key_names |= {case.engine.api_key_env for _, case in cases}
+    find = finder(also=state.key_names)
+    for case_id, case in cases:
         bound = _bind(case, parse_gates(gates, case, origin), state.settings.against, origin)
         speedups = [gate.reference for gate in bound.gates if isinstance(gate, SpeedupFloor)]
-        for reference in (*speedups, *filter(None, [bound.against])):
-            _remember_hook(definition, reference.spec)
-        _remember_hook(definition, case.engine)
+        references = [reference.spec for reference in (*speedups, *filter(None, [bound.against]))]
+        for spec in (*references, case.engine):
+            refuse_secrets(replace(case, engine=spec), find)
+            _remember_hook(definition, spec)
         values = {"inferperf_engine": case.engine, "inferperf_case": bound}
         resolved = pytest.mark.inferperf(**case.identity())
         state.resolved[id(resolved.mark)] = resolved.mark
@@ -269,7 +276,7 @@ def group_by_engine(items: list[pytest.Item]) -> None:
 
 def planned_tests(items: Sequence[pytest.Item]) -> list[PlannedTest]:
     """Describe the tests of ours for a plan, in the order in which they would run."""
-    from pytest_inferperf.planning import PlannedTest
+    from pytest_inferperf.planning.conditions import PlannedTest
 
     found = []
     for item in items:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_inferperf.errors import EngineError, HardwareError, InferperfError, InvalidRun, MarkError, SettingsError
+from pytest_inferperf.hidden_reports import HiddenReports
+from pytest_inferperf.hiding import hide_in, hider
 from pytest_inferperf.model.limits import LIMITS
 from pytest_inferperf.selection import SELECTION, Selection
 from pytest_inferperf.session import (
@@ -159,6 +161,7 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     for line in _MARKS:
         config.addinivalue_line("markers", line)
+    config.pluginmanager.register(HiddenReports(), "inferperf-hidden-reports")
     config.stash[SELECTION] = Selection(config)
     config.pluginmanager.register(config.stash[SELECTION], "inferperf-selection")
     if not hasattr(config, "workerinput"):
@@ -176,7 +179,7 @@ def pytest_configure(config: pytest.Config) -> None:
         try:
             state_of(config)
         except SettingsError as error:
-            raise pytest.UsageError(str(error)) from None
+            raise pytest.UsageError(hider()(str(error))) from None
 
 
 # Collection: marks become frozen cases, once.
@@ -231,10 +234,10 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     try:
         lines = plan_report(config, planned_tests(session.items))
     except InferperfError as error:
-        raise pytest.UsageError(str(error)) from None
+        raise pytest.UsageError(hider()(str(error))) from None
     reporter = config.pluginmanager.getplugin("terminalreporter")
     for line in lines if reporter is not None else ():
-        reporter.write_line(line)
+        reporter.write_line(state_of(config).hide(line))
     return True
 
 
@@ -601,7 +604,8 @@ def _context(config: pytest.Config, engine: Engine) -> dict[str, str]:
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     if STATE in config.stash and config.stash[STATE].context:
-        machine_info["inferperf"] = dict(config.stash[STATE].context or {})
+        context = {"context": dict(config.stash[STATE].context or {})}
+        machine_info["inferperf"] = hide_in(context, state_of(config).hide)["context"]
 
 
 # Judgement: once, in the call phase, after the body.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_inferperf.errors import BaselineError, InferperfError
+from pytest_inferperf.hiding import Hide, hider
 from pytest_inferperf.selection import SELECTION, bound_of
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from pytest_inferperf.model.case import EngineSpec, GpuRequirement
     from pytest_inferperf.model.results import Comparison
     from pytest_inferperf.model.verdicts import GateVerdict
-    from pytest_inferperf.planning import PlannedTest
+    from pytest_inferperf.planning.conditions import PlannedTest
     from pytest_inferperf.report.progress import ProgressLine
     from pytest_inferperf.settings import Settings
 
@@ -83,6 +84,14 @@ class State:
     answers: dict[Any, Comparison] = field(default_factory=dict)
     """What reference engines answered in this run, by engine, task and metric."""
 
+    key_names: set[str] = field(default_factory=set)
+    """Environment variables that hold the API keys of the session's endpoints, whatever they are called."""
+
+    @property
+    def hide(self) -> Hide:
+        """What hides secrets in everything that the session says."""
+        return hider(also=self.key_names)
+
     def add(self, record: ResultRecord) -> None:
         """Keep a record; the last attempt of a test that is run again counts."""
         self.records = [item for item in self.records if item.nodeid != record.nodeid]
@@ -122,7 +131,8 @@ def plan_report(config: pytest.Config, tests: Sequence[PlannedTest]) -> list[str
     """
     from pytest_inferperf.baselines.past import Past, read_past
     from pytest_inferperf.engines.hardware import find_gpus
-    from pytest_inferperf.planning import Conditions, make_plan
+    from pytest_inferperf.planning.conditions import Conditions
+    from pytest_inferperf.planning.plan import make_plan
     from pytest_inferperf.report.plan import plan_lines
 
     settings = state_of(config).settings
@@ -222,7 +232,7 @@ def judge_item(item: pytest.Item, run: Inferperf, *, invalid: str = "", body_fai
     # What a body failed with, Ctrl-C above all, must not be replaced by a warning that -W error turns into an error.
     if status is Status.INCONCLUSIVE and settings.on_inconclusive == "warn" and not body_failed:
         try:
-            warnings.warn(pytest.PytestWarning(f"{item.nodeid}: {message}"), stacklevel=2)
+            warnings.warn(pytest.PytestWarning(state_of(item.config).hide(f"{item.nodeid}: {message}")), stacklevel=2)
         except pytest.PytestWarning:
             return message
         return ""
@@ -321,7 +331,8 @@ class Recorder:
         settings = state_of(self._config).settings
         line += f", against {settings.against.label}" if settings.against is not None else ""
         line += "".join(f", {name}={value} by --inferperf-set" for name, value in settings.overrides)
-        return line + "".join(f", {item} injected" for item in settings.injections)
+        line += "".join(f", {item} injected" for item in settings.injections)
+        return state_of(self._config).hide(line)
 
     @pytest.hookimpl
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -410,9 +421,8 @@ class Recorder:
             return
         from pytest_inferperf.report.ci import write_ci_files
         from pytest_inferperf.report.run import run_report
-        from pytest_inferperf.report.secrets import hider
 
-        report = run_report(state.kept(), created=_now(), environment=state.context or {}, hide=hider())
+        report = run_report(state.kept(), created=_now(), environment=state.context or {}, hide=state.hide)
         try:
             state.commands = write_ci_files(report, os.environ, self._config.rootpath)
         except OSError as problem:
@@ -471,11 +481,12 @@ class Recorder:
         ]
         for line in state.commands:
             terminalreporter.write_line(line)
+        hide = state.hide
         lines = summary_lines(cases, injected=shown(state.settings.injections)) + state.lines
         if lines and self._config.get_verbosity() > -2:
             terminalreporter.section("inferperf", sep="=")
             for line in lines:
-                terminalreporter.write_line(line)
+                terminalreporter.write_line(hide(line))
 
     def _shown(self, path: Path) -> str:
         root = self._config.rootpath

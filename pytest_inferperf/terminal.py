@@ -21,7 +21,10 @@ def shown_progress(config: pytest.Config) -> Iterator[Callable[[str], None]]:
     """Give a callable that shows a line of progress, and remove the line when the block is done."""
     quiet = config.get_verbosity() < 0 or hasattr(config, "workerinput")
 
+    hide = state_of(config).hide
+
     def show(text: str) -> None:
+        text = hide(text)
         logging.getLogger("pytest_inferperf").info(text)
         if not quiet:
             with _uncaptured(config):

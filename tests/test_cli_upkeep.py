@@ -28,15 +28,13 @@ from pytest_inferperf.baselines.entries import (
     accuracy_key,
     performance_key,
 )
-from pytest_inferperf.baselines.store import (
+from pytest_inferperf.baselines.format import (
     AccuracyFile,
     PerformanceFile,
-    accuracy_identity,
     dump_accuracy,
     dump_performance,
-    performance_identity,
-    performance_path,
 )
+from pytest_inferperf.baselines.store import accuracy_identity, performance_identity, performance_path
 from pytest_inferperf.cli import main
 from pytest_inferperf.model.case import Case, EngineSpec, Task, Workload
 from pytest_inferperf.model.gates import AccuracyLossCeiling

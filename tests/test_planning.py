@@ -11,9 +11,10 @@ import pytest
 
 from pytest_inferperf.baselines.against import RunReference
 from pytest_inferperf.baselines.entries import MetricBaseline, PerformanceEntry, Provenance, performance_key
+from pytest_inferperf.baselines.format import PerformanceFile, dump_performance
 from pytest_inferperf.baselines.past import Past
 from pytest_inferperf.baselines.result_file import ResultFile, ResultRecord
-from pytest_inferperf.baselines.store import PerformanceFile, dump_performance, performance_identity, performance_path
+from pytest_inferperf.baselines.store import performance_identity, performance_path
 from pytest_inferperf.engines.backends import BACKENDS, Backend
 from pytest_inferperf.engines.hardware import Gpu, cpu_hardware
 from pytest_inferperf.model.case import Case, EngineSpec, GpuRequirement, ReferenceEngine, Task, Workload
@@ -31,7 +32,8 @@ from pytest_inferperf.model.results import (
     Round,
     Session,
 )
-from pytest_inferperf.planning import Conditions, PlannedTest, make_plan
+from pytest_inferperf.planning.conditions import Conditions, PlannedTest
+from pytest_inferperf.planning.plan import make_plan
 
 B200 = Gpu(name="NVIDIA B200", sm=100, memory_gib=178.0)
 EIGHT = Hardware(name="NVIDIA B200", count=8, kind="gpu")

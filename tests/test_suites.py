@@ -23,7 +23,7 @@ SUITES = ("blackwell_smoke", "deepseek_r1", "llama_3_1_405b", "llama_3_3_70b", "
 REQUIRED = " (--inferperf-require-gpu forbids to skip)"
 
 # pytester takes modules that a run imported out of sys.modules again; a second import would make second classes.
-for _name in ("collection", "planning", "report.plan", "engines.needs", "marks.cases", "baselines.store"):
+for _name in ("collection", "planning.plan", "report.plan", "engines.needs", "marks.cases", "baselines.store"):
     importlib.import_module(f"pytest_inferperf.{_name}")
 
 

@@ -18,6 +18,7 @@ from pytest_inferperf.baselines.store import (
     performance_path,
     shown_path,
 )
+from pytest_inferperf.hiding import HIDDEN, finder
 from pytest_inferperf.model.gates import rules_of
 from pytest_inferperf.model.injection import CONTEXT_KEY
 from pytest_inferperf.model.metrics import parse_metric
@@ -199,6 +200,12 @@ def why_unusable(record: ResultRecord) -> str:
         )
     if result.performance is not None and result.engine is None:
         return "the result does not say which hardware it ran on"
+    find = finder()
+    for name, value in result.case.identity().items():
+        # A key must not depend on what one machine takes for a secret, and a secret must not be in git.
+        secret = find(str(value)) or ("held a secret, which is hidden" if HIDDEN in str(value) else "")
+        if secret:
+            return f"{name} {secret}, and a baseline is filed under it; take it out of the mark"
     return ""
 
 

@@ -13,9 +13,8 @@ from packaging.version import InvalidVersion, Version
 
 from pytest_inferperf.baselines.cases import CollectedCase, unreachable
 from pytest_inferperf.baselines.entries import AccuracyEntry, PerformanceEntry, Provenance, ScoreEntry
+from pytest_inferperf.baselines.format import AccuracyFile, PerformanceFile
 from pytest_inferperf.baselines.store import (
-    AccuracyFile,
-    PerformanceFile,
     baseline_files,
     read_accuracy,
     read_performance,

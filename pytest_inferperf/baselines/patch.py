@@ -8,9 +8,10 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pytest_inferperf.baselines.planner import PlannedFile, UpdatePlan
+from pytest_inferperf.baselines.update_plan import PlannedFile, UpdatePlan
 from pytest_inferperf.baselines.write import write_atomic
 from pytest_inferperf.errors import SettingsError
+from pytest_inferperf.hiding import finder
 
 __all__ = ["patch_text", "write_patch"]
 
@@ -20,10 +21,21 @@ _NO_NEWLINE = "\\ No newline at end of file\n"
 def write_patch(plan: UpdatePlan, path: Path) -> None:
     """Write what a plan would change as a patch; nothing where it changes nothing.
 
-    Raises `SettingsError` for a file that cannot be written.
+    Raises `SettingsError` for a file that cannot be written, and for a secret in what the patch would quote.
     """
-    if plan.files:
-        write_atomic(path, patch_text(plan.files, plan.root), shown=str(path), error=SettingsError)
+    if not plan.files:
+        return
+    text = patch_text(plan.files, plan.root)
+    find = finder()
+    secret = find(text)
+    if secret:
+        # Hidden, the patch would not apply: what it quotes is the file that it is made for.
+        names = ", ".join(file.shown for file in plan.files if file.before and find(file.before.decode("utf-8")))
+        raise SettingsError(
+            f"{path}: not written: it would quote {names}, which {secret}. Revoke the secret and take it out of the file, "
+            "then make the patch again."
+        )
+    write_atomic(path, text, shown=str(path), error=SettingsError)
 
 
 def patch_text(files: Sequence[PlannedFile], root: Path) -> str:

@@ -19,6 +19,7 @@ from pytest_inferperf.baselines.outcomes import (
 )
 from pytest_inferperf.baselines.write import write_atomic
 from pytest_inferperf.errors import MarkError, ResultFileError
+from pytest_inferperf.hiding import hide_in, hider
 from pytest_inferperf.model.case import Case, EngineSpec, ReferenceEngine, Task, Workload
 from pytest_inferperf.model.gates import (
     AccuracyFloor,
@@ -99,9 +100,11 @@ def record_points(record: ResultRecord) -> tuple[ResultRecord, ...]:
 def write_result_file(path: Path, file: ResultFile) -> None:
     """Write the file whole or not at all.
 
+    Secrets in its texts are hidden: the file is an artifact that anybody may be handed.
     A record with a figure that is not finite is left out, and after the others are written `ResultFileError` names it.
     Raises `ResultFileError` also for a file that cannot be written.
     """
+    hide = hider(also=[record.result.case.engine.api_key_env for record in file.records])
     records, problems = [], []
     for record in file.records:
         data = record_to_json(record)
@@ -116,7 +119,7 @@ def write_result_file(path: Path, file: ResultFile) -> None:
         "environment": dict(file.environment),
         "records": records,
     }
-    write_atomic(path, dump_json(whole), shown=str(path), error=ResultFileError)
+    write_atomic(path, dump_json(hide_in(whole, hide)), shown=str(path), error=ResultFileError)
     if problems:
         cure = "Whatever could not be measured is left out, not NaN; repair what measures it, and run the test again."
         raise ResultFileError("\n".join([*problems, cure]))

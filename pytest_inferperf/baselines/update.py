@@ -6,11 +6,13 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
+from pytest_inferperf.baselines.ledger import Ledger
 from pytest_inferperf.baselines.losses import Doubt, Outdone, no_doubt, not_outdone
 from pytest_inferperf.baselines.origin import Origin
-from pytest_inferperf.baselines.planner import DEFAULT_TOLERANCE, Mode, Planner, UpdatePlan
+from pytest_inferperf.baselines.planner import Planner
 from pytest_inferperf.baselines.result_file import ResultRecord
 from pytest_inferperf.baselines.store import read_bytes
+from pytest_inferperf.baselines.update_plan import DEFAULT_TOLERANCE, Mode, UpdatePlan
 from pytest_inferperf.baselines.write import locked, remove_file, remove_leftovers, write_atomic
 from pytest_inferperf.errors import UpdateRefused
 
@@ -42,7 +44,7 @@ def plan_update(
     Of a test that was run again, the last attempt counts. A baseline file that cannot be read is a refusal, and does
     not keep the others from being updated.
     """
-    planner = Planner(
+    ledger = Ledger(
         root,
         mode=mode,
         reason=reason.strip(),
@@ -54,8 +56,9 @@ def plan_update(
         least_sessions=least_sessions,
         origin=origin,
     )
-    if mode == "all" and not planner.reason:
-        planner.refusals.append('mode "all" may loosen baselines and needs a reason: add --reason "…"')
+    planner = Planner(ledger)
+    if mode == "all" and not ledger.reason:
+        ledger.refusals.append('mode "all" may loosen baselines and needs a reason: add --reason "…"')
     else:
         for record in planner.usable(records):
             planner.add(record)

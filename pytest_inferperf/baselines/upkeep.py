@@ -9,18 +9,20 @@ from typing import Any
 
 from pytest_inferperf.baselines.cases import CollectedCases, Unreachable, unreachable
 from pytest_inferperf.baselines.documents import SCHEMA_VERSION, SchemaName, parse_json
-from pytest_inferperf.baselines.planner import PlannedFile, UpdatePlan
-from pytest_inferperf.baselines.store import (
-    baseline_files,
+from pytest_inferperf.baselines.format import (
     dump_accuracy,
     dump_performance,
     parse_accuracy,
     parse_performance,
+)
+from pytest_inferperf.baselines.store import (
+    baseline_files,
     read_accuracy,
     read_bytes,
     read_performance,
     shown_path,
 )
+from pytest_inferperf.baselines.update_plan import PlannedFile, UpdatePlan
 from pytest_inferperf.errors import BaselineError, UpdateRefused
 
 __all__ = ["MIGRATIONS", "plan_migration", "plan_prune"]

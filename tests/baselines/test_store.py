@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 
 from pytest_inferperf.baselines.entries import AccuracyEntry, Missing, PerformanceEntry
+from pytest_inferperf.baselines.format import dump_accuracy, dump_performance
 from pytest_inferperf.baselines.result_file import ResultRecord
 from pytest_inferperf.baselines.store import (
     accuracy_path,
-    dump_accuracy,
-    dump_performance,
     lookup_accuracy,
     lookup_performance,
     performance_path,

@@ -17,18 +17,12 @@ import pytest
 
 from pytest_inferperf.baselines.changes import compare
 from pytest_inferperf.baselines.entries import Missing, Provenance
+from pytest_inferperf.baselines.format import PerformanceFile, dump_accuracy, dump_performance
 from pytest_inferperf.baselines.patch import write_patch
-from pytest_inferperf.baselines.planner import UpdatePlan
 from pytest_inferperf.baselines.result_file import ResultFile, ResultRecord, write_result_file
-from pytest_inferperf.baselines.store import (
-    PerformanceFile,
-    dump_accuracy,
-    dump_performance,
-    lookup_performance,
-    read_accuracy,
-    read_performance,
-)
+from pytest_inferperf.baselines.store import lookup_performance, read_accuracy, read_performance
 from pytest_inferperf.baselines.update import apply_update, plan_update, update
+from pytest_inferperf.baselines.update_plan import UpdatePlan
 from pytest_inferperf.errors import BaselineError, UpdateRefused
 from pytest_inferperf.gates.intervals import outdone
 from pytest_inferperf.model.case import Case

@@ -1,0 +1,1 @@
+"""What a run would build, find and take, known before anything is built."""
