@@ -104,6 +104,7 @@ def _params(
     state = state_of(metafunc.config)
     origin = Origin(
         folder=definition.path.parent,
+        root=state.settings.root.resolve(),
         overrides=state.settings.overrides,
         backends=_backends(definition),
         default_backend=state.settings.backend,

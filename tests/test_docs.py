@@ -246,7 +246,7 @@ def test_keywords_of_the_inferperf_mark() -> None:
         also = f" or {keyword.also.__name__}" if keyword.also is not None else ""
         assert row["type"] == keyword.kind.__name__ + minimum + also, name
         item = {item.name: item for item in fields(owners[keyword.target])}["name" if name == "task" else name]
-        if name in ("served_model_name", "engine_options", "num_requests", "backend"):
+        if name in ("served_model_name", "engine_options", "num_requests", "backend", "isl", "osl"):
             continue  # worked out from other keywords and settings; described in words
         assert row["default"] == default_of(item), name
 

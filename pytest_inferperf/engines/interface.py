@@ -22,10 +22,14 @@ __all__ = [
     "GenerationRequest",
     "LogLikelihood",
     "LogLikelihoodRequest",
+    "Message",
     "Progress",
     "Serving",
     "TokenChunk",
 ]
+
+Message = tuple[str, str]
+"""The role and the content of one message of a chat."""
 
 Progress = Callable[[str], None]
 """Receives one line of progress ("quantize NVFP4: calibrating 64/128") during a build or a load."""
@@ -39,6 +43,9 @@ class GenerationRequest:
     """Token ids. Longer than the engine's `max_model_len - max_tokens` is an `EngineError`, never truncated."""
 
     max_tokens: int
+    messages: tuple[Message, ...] = ()
+    """What a server is sent in place of the ids: a chat as it is, or its contents as one text; none for the ids."""
+
     ignore_eos: bool = False
     """True makes the output exactly `max_tokens` long."""
 

@@ -124,7 +124,7 @@ def _override(merged: dict[str, Any], origin: Origin) -> None:
             check_value(name, value)
         except MarkError as error:
             raise MarkError(f"--inferperf-set: {str(error).removeprefix('inferperf: ')}") from None
-        if keyword.target == "workload" and "isl" not in merged and "osl" not in merged:
+        if keyword.target == "workload" and not {"isl", "osl", "dataset"} & merged.keys():
             continue
         if keyword.target == "task" and "task" not in merged:
             continue
@@ -147,7 +147,7 @@ def _case(values: Mapping[str, Any], origin: Origin) -> Case:
         )
     if task and "task" not in task:
         raise MarkError(f'inferperf: {", ".join(sorted(task))} need a task: task="gsm8k", or a YAML file.')
-    load = make_workload(workload) if workload else None
+    load = make_workload(workload, origin) if workload else None
     case = Case(engine=make_engine(pick("engine"), origin), workload=load, task=_task(task, origin) if task else None)
     if load is not None and origin.backends:
         # An engine that a hook brings may be a server too.
@@ -199,7 +199,7 @@ def _case_id(case: Case, varied: set[str]) -> str:
     shown.add("kv_cache_dtype")
     if case.workload is not None:
         parts += case.workload.names()
-        shown |= {"isl", "osl", *LOOPS, "arrival", "burstiness", "shared_prefix", "endpoint"}
+        shown |= {"isl", "osl", *LOOPS, "arrival", "burstiness", "shared_prefix", "endpoint", "dataset"}
     if case.task is not None:
         parts.append(case.task.name)
         shown.add("task")

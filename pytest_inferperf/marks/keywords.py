@@ -62,6 +62,7 @@ KEYWORDS: dict[str, Keyword] = {
     "burstiness": Keyword(target="workload", kind=float, also=int),
     "shared_prefix": Keyword(target="workload", kind=float, also=int),
     "endpoint": Keyword(target="workload", kind=str),
+    "dataset": Keyword(target="workload", kind=str),
     "num_requests": Keyword(target="workload", kind=int, minimum=1),
     "rounds": Keyword(target="workload", kind=int, minimum=1),
     "warmup_rounds": Keyword(target="workload", kind=int),

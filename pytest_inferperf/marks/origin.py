@@ -18,6 +18,9 @@ class Origin:
     folder: Path
     """The folder of the test file."""
 
+    root: Path | None = None
+    """pytest's rootdir, which files of workloads lie within; None where nothing is confined."""
+
     overrides: tuple[tuple[str, Scalar], ...] = ()
     """`--inferperf-set` pairs; a dotted `engine_options.NAME` sets one option."""
 

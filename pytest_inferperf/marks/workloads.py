@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from pytest_inferperf.errors import MarkError, SettingsError
+from pytest_inferperf.marks.origin import Origin
+from pytest_inferperf.marks.recorded import check_only_file, with_dataset
 from pytest_inferperf.model.case import EngineSpec
 from pytest_inferperf.model.lengths import parse_lengths
 from pytest_inferperf.model.sweep import Sweep
@@ -18,18 +20,22 @@ LOOPS = ("concurrency", "request_rate")
 """Closed loop or open loop: a workload has one of them."""
 
 
-def make_workload(values: Mapping[str, Any]) -> Workload:
+def make_workload(values: Mapping[str, Any], origin: Origin) -> Workload:
     """Make the workload of checked keywords, one value each. Raises `MarkError` where they do not fit together."""
     for name, value in values.items():
         if isinstance(value, Sweep):
             ((_, axis),) = value.axes
-            first, *_ = [make_workload({**values, name: item}) for item in axis]
+            first, *_ = [make_workload({**values, name: item}, origin) for item in axis]
             return replace(first, swept=name, sweep=axis)
     values = dict(values)
+    from_file = "dataset" in values
     for name in ("isl", "osl"):
-        if name not in values:
-            raise MarkError(f"inferperf: {name} is missing; a workload needs isl= and osl=, in tokens.")
-        values[name] = _lengths(name, values[name])
+        if name in values:
+            values[name] = _lengths(name, values[name])
+        elif not from_file:
+            raise MarkError(
+                f"inferperf: {name} is missing; a workload needs isl= and osl=, in tokens, or dataset=, a file of prompts."
+            )
     if not 0 <= values.get("shared_prefix", 0.0) < 1:
         raise MarkError(
             f"inferperf: shared_prefix={values['shared_prefix']!r} must be from 0 to below 1; 0.5 is half of each prompt."
@@ -49,6 +55,9 @@ def make_workload(values: Mapping[str, Any]) -> Workload:
             f"inferperf: num_requests={values['num_requests']} is below concurrency={concurrency}: that concurrency "
             "would never be held."
         )
+    if from_file:
+        check_only_file(values)
+        return with_dataset(values, origin)
     return Workload(**values)
 
 

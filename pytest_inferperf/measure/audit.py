@@ -9,6 +9,7 @@ from statistics import median
 
 from pytest_inferperf.engines.interface import Engine, GenerationRequest
 from pytest_inferperf.errors import InvalidRun
+from pytest_inferperf.measure.recorded.requests import new_from_file
 from pytest_inferperf.measure.workload import make_requests
 from pytest_inferperf.model.case import Workload
 
@@ -34,6 +35,8 @@ class Timed:
 
 def new_requests(engine: Engine, workload: Workload) -> list[GenerationRequest]:
     """Draw prompts that no run has sent before: one to warm up, and `PAIRS`. Raises like `make_requests`."""
+    if workload.dataset:
+        return new_from_file(engine, workload, count=PAIRS + 1)
     # An endpoint that outlives the run knows the prompts of every seed that was used.
     fresh = replace(workload, seed=random.SystemRandom().randrange(2**31), num_requests=PAIRS + 1)
     return make_requests(engine, fresh, round_index=0)

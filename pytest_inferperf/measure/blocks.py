@@ -18,7 +18,7 @@ from pytest_inferperf.measure.session import run_round
 from pytest_inferperf.measure.telemetry import Telemetry
 from pytest_inferperf.measure.validity import check_engine
 from pytest_inferperf.measure.witness import Honesty, Witness, with_agreement
-from pytest_inferperf.measure.workload import draw_requests, vocabulary_of
+from pytest_inferperf.measure.workload import draw_requests, make_requests, vocabulary_of
 from pytest_inferperf.model.case import ReferenceEngine, Workload
 from pytest_inferperf.model.gates import NO_RULES, MeasureRules
 from pytest_inferperf.model.results import Abba, Comparison, Round
@@ -267,7 +267,11 @@ class _Blocks:
             self._round(engine, index)
 
     def _round(self, engine: Engine, index: int, witness: Witness | None = None) -> Round:
-        requests = draw_requests(self._vocabulary, self._workload, round_index=index)
+        requests = (
+            make_requests(engine, self._workload, round_index=index)
+            if self._workload.dataset
+            else draw_requests(self._vocabulary, self._workload, round_index=index)
+        )
         return run_round(
             engine,
             self._workload,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from pytest_inferperf.engines.interface import Engine, GenerationRequest
 from pytest_inferperf.errors import InvalidRun
+from pytest_inferperf.measure.recorded.requests import dataset_requests
 from pytest_inferperf.model.case import Workload
 
 __all__ = ["draw_requests", "make_requests", "vocabulary_of"]
@@ -15,14 +16,21 @@ __all__ = ["draw_requests", "make_requests", "vocabulary_of"]
 def make_requests(engine: Engine, workload: Workload, *, round_index: int) -> list[GenerationRequest]:
     """Build one round of requests: `isl` random token ids each, `osl` tokens out, or as many as are drawn for each.
 
+    A workload with a data set takes its prompts from there: see `dataset_requests`.
+
     Every round and request has its own prompt, so that no prefix cache can answer more than the share that the workload
     wants shared; the same seed gives the same prompts. Raises `InvalidRun` when a request does not fit the engine's context.
     """
+    if workload.dataset:
+        return dataset_requests(engine, workload, round_index=round_index)
     return draw_requests(vocabulary_of(engine, workload), workload, round_index=round_index)
 
 
 def vocabulary_of(engine: Engine, workload: Workload) -> list[int]:
     """Return the tokens a prompt may hold. Raises `InvalidRun` when a request does not fit the engine's context."""
+    if workload.dataset:
+        # What it holds is checked request by request, by the engine that gets it.
+        return []
     isl, osl = workload.input_lengths.largest, workload.output_lengths.largest
     if isl + osl > engine.info.max_model_len:
         raise InvalidRun(

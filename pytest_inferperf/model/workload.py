@@ -18,6 +18,7 @@ ENDPOINTS = ("completions", "chat")
 
 WORKLOAD_IDENTITY = (
     "endpoint",
+    "dataset",
     "isl",
     "osl",
     "concurrency",
@@ -35,11 +36,18 @@ WORKLOAD_IDENTITY = (
 class Workload:
     """What is sent to the engine, and how often."""
 
-    isl: int | str
-    """Input sequence length, tokens, or a distribution: "uniform(819,1024)", "normal(1024,100)"."""
+    isl: int | str = 0
+    """Input sequence length, tokens, or a distribution: "uniform(819,1024)", "normal(1024,100)"; 0 where a file says it."""
 
-    osl: int | str
-    """Output sequence length, tokens, or a distribution; each request gets exactly what was drawn (`ignore_eos`)."""
+    osl: int | str = 0
+    """Output sequence length, tokens, or a distribution; each request gets exactly what was drawn (`ignore_eos`); 0 where
+    a file says it."""
+
+    dataset: str = ""
+    """The file that prompts are read from, known by its stem and content: `prompts-1a2b3c4d`. "" for synthetic prompts."""
+
+    dataset_path: str = ""
+    """Where that file is (absolute). Context, not identity."""
 
     concurrency: int = 1
     """Closed loop: requests in flight. 0 under open loop."""
@@ -124,11 +132,14 @@ class Workload:
         """The load as a line of progress names it."""
         loop = f"request rate {spell(self.request_rate)}" if self.is_open_loop else f"concurrency {self.concurrency}"
         chat = f"{self.endpoint} " if self.endpoint != "completions" else ""
-        return f"{chat}isl {self.isl} osl {self.osl} {loop}"
+        osl = f" osl {self.osl}" if self.osl else ""
+        return f"{chat}{self.dataset or f'isl {self.isl}'}{osl} {loop}"
 
     def identity(self) -> dict[str, str | int]:
         """Return the names of `WORKLOAD_IDENTITY` that have a meaning. A rate is a string such as "2.5": `-m` takes no float."""
-        found: dict[str, str | int] = {"isl": self.isl, "osl": self.osl}
+        found: dict[str, str | int] = {"dataset": self.dataset} if self.dataset else {"isl": self.isl}
+        if self.osl:
+            found["osl"] = self.osl
         if self.endpoint != "completions":
             found["endpoint"] = self.endpoint
         if self.is_open_loop:
@@ -147,16 +158,19 @@ class Workload:
     @classmethod
     def from_identity(cls, identity: Mapping[str, Any]) -> Workload:
         """Make the workload that has this identity."""
-        values = {name: identity[name] for name in ("isl", "osl", "num_requests", "seed")}
-        values |= {name: identity[name] for name in ("arrival", "endpoint") if name in identity}
+        values = {name: identity[name] for name in ("num_requests", "seed")}
+        values |= {
+            name: identity[name] for name in ("isl", "osl", "dataset", "arrival", "endpoint") if name in identity
+        }
         values |= {
             name: float(identity[name]) for name in ("request_rate", "burstiness", "shared_prefix") if name in identity
         }
         return cls(**values, concurrency=identity.get("concurrency", 0))
 
     def names(self) -> list[str]:
-        """List the parts of an id that are always there: `isl1024`, `osl1024`, and `c64` or `r2.5`."""
-        lengths = [f"isl{self.input_lengths.short}", f"osl{self.output_lengths.short}"]
+        """List the parts of an id that are always there: `isl1024` or the name of a file, `osl1024`, and `c64` or `r2.5`."""
+        lengths = [self.dataset or f"isl{self.input_lengths.short}"]
+        lengths += [f"osl{self.output_lengths.short}"] if self.osl else []
         prefix = [f"prefix{spell(self.shared_prefix)}"] if self.shared_prefix else []
         endpoint = [self.endpoint] if self.endpoint != "completions" else []
         return [*endpoint, *lengths, *prefix, *self._loop_names()]

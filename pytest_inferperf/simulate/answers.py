@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["WORDS", "Answer", "chunk", "error_body", "prompt_of"]
+__all__ = ["WORDS", "Answer", "chunk", "error_body", "prompt_of", "prompt_units"]
 
 WORDS = tuple(f" {a}{b}{c}" for a in "bdgk" for b in "aeio" for c in "lmns")
 """One word, four bytes, per token id from 0 to 63."""
@@ -49,6 +49,12 @@ def prompt_of(body: Mapping[str, Any]) -> tuple[bytes, int]:
     raise ValueError("prompt must be text or a list of token ids")
 
 
+def prompt_units(body: Mapping[str, Any]) -> Sequence[Any]:
+    """Return the tokens of a prompt that `prompt_of` has read: its ids, or its words."""
+    prompt = body.get("prompt")
+    return prompt if isinstance(prompt, list) else prompt_of(body)[0].split()
+
+
 _quoted = functools.cache(json.dumps)
 
 
@@ -56,7 +62,7 @@ class Answer:
     """The answer to one request: which tokens, and what each event looks like on the wire."""
 
     __slots__ = (
-        "_choice", "_first", "_head", "_ids", "_reasoning", "_tail", "chat", "claimed", "count", "digest", "prompt_tokens"
+        "_choice", "_first", "_head", "_ids", "_reasoning", "_tail", "cached", "chat", "claimed", "count", "digest", "prompt_tokens"
     )  # fmt: skip
 
     def __init__(
@@ -79,6 +85,9 @@ class Answer:
         self.digest = digest = zlib.crc32(prompt)
         self._first = (digest + shift) % len(WORDS)
         self.count = count
+        self.cached: int | None = None
+        """Tokens of the prompt that usage says came from a cache; None says nothing."""
+
         self.claimed = count if claimed is None else claimed
         self.chat = chat
         self._reasoning = reasoning_tokens if chat else 0
@@ -129,7 +138,9 @@ class Answer:
         empty = b'"delta":{}' if self.chat else b'"text":""'
         parts = [chunk(self._head + b'{"index":0,"finish_reason":"length",' + empty + b"}" + self._tail)]
         if usage:
-            parts.append(chunk(self._head + b'],"usage":%b}\n\n' % _usage_text(self.prompt_tokens, self.claimed)))
+            parts.append(
+                chunk(self._head + b'],"usage":%b}\n\n' % _usage_text(self.prompt_tokens, self.claimed, self.cached))
+            )
         return b"".join([*parts, _DONE])
 
     def whole(self) -> bytes:
@@ -152,14 +163,15 @@ class Answer:
     def _words(self, indices: Sequence[int]) -> list[str]:
         return [WORDS[(self._first + index) & 63] for index in indices if index < self.count]
 
-    def _usage(self) -> dict[str, int]:
-        return _usage(self.prompt_tokens, self.claimed)
+    def _usage(self) -> dict[str, Any]:
+        return _usage(self.prompt_tokens, self.claimed, self.cached)
 
 
-def _usage(prompt: int, output: int) -> dict[str, int]:
-    return {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
+def _usage(prompt: int, output: int, cached: int | None) -> dict[str, Any]:
+    counts = {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
+    return counts if cached is None else {**counts, "prompt_tokens_details": {"cached_tokens": cached}}
 
 
 @functools.lru_cache(1024)
-def _usage_text(prompt: int, output: int) -> bytes:
-    return json.dumps(_usage(prompt, output)).encode()
+def _usage_text(prompt: int, output: int, cached: int | None) -> bytes:
+    return json.dumps(_usage(prompt, output, cached)).encode()

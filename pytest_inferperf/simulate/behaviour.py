@@ -49,6 +49,9 @@ class Behaviour:
     response_cache: bool = field(
         default=False, metadata={"help": "Send the answer to a prompt that was answered before at once"}
     )
+    prefix_cache: bool = field(
+        default=False, metadata={"help": "Report the blocks of 16 tokens with which an earlier prompt began as cached"}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of the jitter"})
 
     def __post_init__(self) -> None:

@@ -22,8 +22,9 @@ from typing import Any
 
 from pytest_inferperf.errors import EngineError
 from pytest_inferperf.polling import READ, WRITE, Poller, keep_times, receive
-from pytest_inferperf.simulate.answers import Answer, chunk, error_body
+from pytest_inferperf.simulate.answers import Answer, chunk, error_body, prompt_units
 from pytest_inferperf.simulate.behaviour import Behaviour
+from pytest_inferperf.simulate.prefix_cache import PrefixCache
 
 __all__ = ["SimulatedServer", "serve_in_thread"]
 
@@ -101,6 +102,7 @@ class SimulatedServer:
         self._active = 0
         self._late_sum = self._late_max = 0.0
         self._late_count = 0
+        self._prefixes = PrefixCache()
         self._answered: set[int] = set()
         """Digests of the prompts that were answered, for a server with a response cache."""
 
@@ -295,6 +297,8 @@ class SimulatedServer:
         except ValueError as error:
             self._refuse(connection, 400, str(error))
             return
+        if behaviour.prefix_cache:
+            answer.cached = self._prefixes.look(prompt_units(asked))
         options = asked.get("stream_options") or {}
         streams = asked.get("stream") is True
         usage = streams and behaviour.usage and options.get("include_usage") is True

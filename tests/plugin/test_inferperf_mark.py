@@ -70,7 +70,7 @@ WRONG = {
         [
             "test_it.py::test_it: inferperf: unknown keyword 'qant'.",
             "Did you mean 'quant'? Keywords: api_key_env, arrival, backend, burstiness, calib_dataset, calib_size, concurrency, "
-            "early_stop, endpoint, engine_options, ep, group_by, hardware, isl, kv_cache_dtype, limit, model, num_fewshot, "
+            "dataset, early_stop, endpoint, engine_options, ep, group_by, hardware, isl, kv_cache_dtype, limit, model, num_fewshot, "
             "num_requests, osl, pp, qat_dataset, qat_learning_rate, qat_steps, quant, recipe, request_rate, rounds, seed, "
             "serve, served_model_name, sessions, shared_prefix, task, tp, url, warmup_rounds.",
         ],
@@ -125,7 +125,7 @@ WRONG = {
     ),
     "osl missing": (
         'inferperf(model="tiny-llama", isl=1)',
-        ["*inferperf: osl is missing; a workload needs isl= and osl=, in tokens."],
+        ["*inferperf: osl is missing; a workload needs isl= and osl=, in tokens, or dataset=, a file of prompts."],
     ),
     "both": (
         'inferperf(model="tiny-llama", isl=1, osl=1, task="gsm8k")',

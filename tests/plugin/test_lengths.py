@@ -7,7 +7,7 @@ import json
 import pytest
 
 from pytest_inferperf.engines.interface import GenerationRequest
-from pytest_inferperf.measure.load.rounds import _prompts
+from pytest_inferperf.measure.load.round_prompts import _prompts
 from pytest_inferperf.measure.workload import draw_requests
 from pytest_inferperf.model.case import Workload
 from pytest_inferperf.simulate.behaviour import Behaviour

@@ -103,6 +103,21 @@ def test_a_chat_stream_opens_with_the_role_and_may_reason() -> None:
     assert "".join(item["reasoning_content"] for item in deltas[1:3]) == message["reasoning_content"]
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_prefix_cache_knows_the_whole_blocks_of_earlier_prompts(path: str) -> None:
+    words = [f"w{number}" for number in range(40)]
+
+    def cached(it: Client, prompt: list[str]) -> int:
+        text = " ".join(prompt)
+        body = {"prompt": text} if path.endswith("1/completions") else {"messages": [{"role": "user", "content": text}]}
+        usage = it.events(path, {**body, "max_tokens": 1})[-1]["usage"]
+        return int(usage["prompt_tokens_details"]["cached_tokens"])
+
+    with client(prefix_cache=True) as it:
+        found = [cached(it, prompt) for prompt in (words, words, words[:20] + ["other"] * 20, words[1:], words[:15])]
+    assert found == [0, 32, 16, 0, 0]
+
+
 def test_usage_and_role_can_be_left_out() -> None:
     with client(usage=False, role_chunk=False) as it:
         events = it.events("/v1/chat/completions", CHAT)

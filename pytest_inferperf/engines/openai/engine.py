@@ -23,7 +23,7 @@ from pytest_inferperf.engines.interface import (
     Serving,
     TokenChunk,
 )
-from pytest_inferperf.engines.openai.chat import words_of
+from pytest_inferperf.engines.openai.chat import text_of, words_of
 from pytest_inferperf.engines.openai.client import exchange, fetch
 from pytest_inferperf.engines.openai.endpoint import Endpoint
 from pytest_inferperf.engines.openai.http import ResponseReader
@@ -305,13 +305,16 @@ class OpenAIEngine(Engine):
             )
         return found
 
-    def _prompt(self, prompt: tuple[int, ...]) -> str | list[int]:
-        """Return the prompt as the server takes it. Raises `EngineError` where text would be read as other tokens."""
+    def _check_completions(self) -> None:
         if not self._abilities.completions:
             raise EngineError(
                 f"{self._endpoint.shown}: the server has no such path and answers chats alone: measure it with "
                 '@pytest.mark.inferperf(endpoint="chat", …)'
             )
+
+    def _prompt(self, prompt: tuple[int, ...]) -> str | list[int]:
+        """Return the prompt as the server takes it. Raises `EngineError` where text would be read as other tokens."""
+        self._check_completions()
         if self._abilities.token_ids:
             return list(prompt)
         text = self.decode([prompt])[0]
@@ -326,10 +329,16 @@ class OpenAIEngine(Engine):
     # Requests.
 
     def _body(self, request: GenerationRequest) -> bytes:
+        if request.messages:
+            self._check_completions()
+            return self._asked(request, {"prompt": text_of(request.messages)})
         return self._asked(request, {"prompt": self._prompt(request.prompt)})
 
     def _chat_body(self, request: GenerationRequest) -> bytes:
-        """Write a chat of one message: as many whole words as the prompt has tokens, each of them one token."""
+        """Write a chat: the messages as they are, else one of as many whole words as the prompt has tokens, a token each."""
+        if request.messages:
+            messages = [{"role": role, "content": content} for role, content in request.messages]
+            return self._asked(request, {"messages": messages})
         if not self._needs_tokenizer:
             return self._asked(request, {"messages": _messages(words_of(request.prompt))})
         words = self._whole_words

@@ -30,7 +30,7 @@ from pytest_inferperf.measure.load.plan import Failure, LoadPlan, LoadRun
 from pytest_inferperf.measure.load.records import FILLER, MEASURED, WARMUP
 from pytest_inferperf.measure.load.rest import Rest
 from pytest_inferperf.measure.load.slots import CONNECT_TIMEOUT_S, Request, Slot, Slots
-from pytest_inferperf.measure.load.supply import SizesOf, Supply
+from pytest_inferperf.measure.load.supply import SizesOf, Spare, Supply
 from pytest_inferperf.polling import WRITE
 
 __all__ = ["Failure", "LoadPlan", "LoadRun", "run_load"]
@@ -54,17 +54,21 @@ def run_load(
     make_body: Callable[[int], bytes],
     *,
     sizes_of: SizesOf | None = None,
+    make_spare: Spare | None = None,
     count_tokens: CountTokens | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> LoadRun:
     """Send the load that `plan` describes and return what happened; `LoadRun` is judged by `summary`.
 
     `make_body(i)` returns the body of request i, counted over warm-up, measured and fillers; `sizes_of(i)` says how many
-    tokens its prompt has and its answer must have, where that is not `plan.osl` for all. `progress(done, of)` is
+    tokens its prompt has and its answer must have, where that is not `plan.osl` for all. With `make_spare` both are of
+    measured requests alone, counted from 0, and it writes the others. `progress(done, of)` is
     called now and then with the number of measured requests that have ended. Ctrl-C ends the run and keeps what was
     measured. Raises `EngineError` where no connection can be opened, or the limit of open files is too low.
     """
-    generator = _Generator(endpoint, plan, make_body, sizes_of, count_tokens, progress)
+    generator = _Generator(
+        endpoint, plan, Supply(endpoint, plan, make_body, sizes_of, make_spare), count_tokens, progress
+    )
     collecting = gc.isenabled()
     # A collection in a process that holds a large heap stops the clock for tens of milliseconds.
     gc.disable()
@@ -82,13 +86,12 @@ class _Generator:
         self,
         endpoint: Endpoint,
         plan: LoadPlan,
-        make_body: Callable[[int], bytes],
-        sizes_of: SizesOf | None,
+        supply: Supply,
         count_tokens: CountTokens | None,
         progress: Callable[[int, int], None] | None,
     ) -> None:
         self._plan, self._progress = plan, progress
-        self._supply = Supply(endpoint, plan, make_body, sizes_of)
+        self._supply = supply
         self._slots = Slots(endpoint, concurrency=plan.concurrency)
         self._accounts = Accounts(count_tokens=count_tokens, kept=plan.kept)
         self._meter = ClockMeter()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import cast
@@ -14,6 +13,7 @@ from pytest_inferperf.measure.interruption import MeasurementInterrupted
 from pytest_inferperf.measure.load.arrivals import ArrivalKind, Arrivals
 from pytest_inferperf.measure.load.generator import LoadPlan, LoadRun, run_load
 from pytest_inferperf.measure.load.kept_records import keep_records
+from pytest_inferperf.measure.load.round_prompts import RecordedPrompts, SyntheticPrompts
 from pytest_inferperf.measure.load.summary import check_load, summarise_load
 from pytest_inferperf.measure.witness import Witness
 from pytest_inferperf.model.case import Workload
@@ -22,11 +22,8 @@ from pytest_inferperf.model.results import Round
 
 __all__ = ["load_round"]
 
-_OPEN_LOOP_SPARE_S = 2.0
-"""Seconds of warm-up and fillers that requests are written for ahead of time."""
-
-_MOST_SPARE = 1000
-_THIS_PROCESS = random.SystemRandom().random()
+_CACHED = 0.01
+"""Share of the prompt tokens that may come from a cache though nobody asked for it."""
 
 
 def load_round(
@@ -47,40 +44,19 @@ def load_round(
     Raises `InvalidRun` where the load or its clock cannot be trusted, `EngineError` where the server cannot be reached
     or has ended, and `MeasurementInterrupted` on Ctrl-C.
     """
-    prompts = _prompts(requests, workload, fresh=serving.fresh_prompts)
+    source = RecordedPrompts if workload.dataset else SyntheticPrompts
+    prompts = source(serving, workload, requests)
     plan = LoadPlan(
         num_requests=len(requests),
-        osl=workload.output_lengths.largest,
+        osl=max(item.max_tokens for item in requests),
         concurrency=workload.concurrency,
         arrivals=_arrivals(workload, round_index),
         kept=witness.honesty.compared if witness is not None else 0,
     )
-    # Written before the clock starts: tokenizing is not part of the load. Fillers are as many as there are slots,
-    # unless some requests take several times as long as others; under open loop nobody knows.
-    more = 2 * workload.concurrency or min(int(_OPEN_LOOP_SPARE_S * workload.request_rate) + 1, _MOST_SPARE)
-    sent: list[GenerationRequest] = []
-    bodies: list[bytes] = []
-
-    def write() -> None:
-        sent.append(next(prompts))
-        bodies.append(serving.body(sent[-1]))
-
-    for _ in range(more + len(requests)):
-        write()
-    # What the template of a chat adds to a prompt is the server's.
-    chat = serving.endpoint.chat
     runs: list[LoadRun] = []
 
-    def body(index: int) -> bytes:
-        while index >= len(bodies):
-            write()
-        return bodies[index]
-
-    def sizes(index: int) -> tuple[int, int]:
-        return -1 if chat else len(sent[index].prompt), sent[index].max_tokens
-
     def target() -> None:
-        runs.append(run_load(serving.endpoint, plan, body, sizes_of=sizes))
+        runs.append(run_load(serving.endpoint, plan, prompts.body, sizes_of=prompts.sizes, make_spare=prompts.spare))
 
     if timer is None:
         target()
@@ -100,7 +76,8 @@ def load_round(
     # Where a gate judges failures, how many there may be is its matter.
     allowed = 1.0 if rules.judges_failures else rules.max_failed_share
     # What was asked to be shared may come from a cache.
-    cause = check_load(run, max_failed_share=allowed, max_cached_share=workload.shared_prefix + 0.01)
+    cause = check_load(run, max_failed_share=allowed, max_cached_share=prompts.shared_share + _CACHED)
+    cause = cause or _uncounted(run, requests)
     if cause:
         # A server that has died says more than the requests that it took along.
         _ = engine.serving
@@ -108,6 +85,17 @@ def load_round(
     if witness is not None:
         witness.saw_outputs(run.outputs, workload)
     return summary()
+
+
+def _uncounted(run: LoadRun, requests: Sequence[GenerationRequest]) -> str:
+    """Say that nobody knows how long prompts of text are; "" where the server or a tokenizer counts them."""
+    columns = run.records.columns()
+    if all(item.prompt for item in requests) or (columns["prompt_tokens"][columns["ok"]] >= 0).all():
+        return ""
+    return (
+        "the server counts no prompt tokens (usage), and there is no tokenizer that could: name one "
+        '(engine_options={"tokenizer": "folder or hub id"})'
+    )
 
 
 def _arrivals(workload: Workload, round_index: int) -> Arrivals | None:
@@ -119,27 +107,3 @@ def _arrivals(workload: Workload, round_index: int) -> Arrivals | None:
         burstiness=workload.burstiness,
         seed=1_000_003 * workload.seed + round_index,
     )
-
-
-def _prompts(requests: Sequence[GenerationRequest], workload: Workload, *, fresh: bool) -> Iterator[GenerationRequest]:
-    """Yield the prompts of a round and ever more like them: their tokens in another order, but for a shared prefix.
-
-    `fresh` prompts are shuffled by chance from the start: no earlier run has sent them. Their shared prefix, too, is
-    one of this process.
-    """
-    shuffle = random.Random() if fresh else random.Random(repr(requests[0].prompt))
-    longest = max(requests, key=lambda request: len(request.prompt)).prompt
-    common = longest[: workload.shared_tokens(len(longest))]
-    if fresh:
-        common = tuple(random.Random(_THIS_PROCESS).sample(common, len(common)))
-
-    def other(request: GenerationRequest) -> GenerationRequest:
-        size = len(request.prompt)
-        shared = workload.shared_tokens(size)
-        own = request.prompt[shared:]
-        return replace(request, prompt=(*common[:shared], *shuffle.sample(own, len(own))))
-
-    if not fresh:
-        yield from requests
-    while True:
-        yield from map(other, requests)

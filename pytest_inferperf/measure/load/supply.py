@@ -10,20 +10,31 @@ from pytest_inferperf.measure.load.plan import LoadPlan
 from pytest_inferperf.measure.load.records import FILLER, MEASURED, WARMUP
 from pytest_inferperf.measure.load.slots import Request
 
-__all__ = ["SizesOf", "Supply"]
+__all__ = ["SizesOf", "Spare", "Supply"]
 
 SizesOf = Callable[[int], tuple[int, int]]
 """Says how many tokens request i sends and must get."""
+
+Spare = Callable[[int], tuple[bytes, tuple[int, int]]]
+"""Writes the body of the ith request that is not measured, with its sizes."""
 
 _AHEAD, _MAX_AHEAD = 64, 1024
 """Requests written ahead."""
 
 
 class Supply:
-    """Writes requests and hands them out: warm-up, then the measured ones, then fillers without end."""
+    """Writes requests and hands them out: warm-up, then the measured ones, then fillers without end.
+
+    With `make_spare` warm-up and fillers are of their own, and `make_body` writes measured requests alone.
+    """
 
     def __init__(
-        self, endpoint: Endpoint, plan: LoadPlan, make_body: Callable[[int], bytes], sizes_of: SizesOf | None
+        self,
+        endpoint: Endpoint,
+        plan: LoadPlan,
+        make_body: Callable[[int], bytes],
+        sizes_of: SizesOf | None,
+        make_spare: Spare | None = None,
     ) -> None:
         self._sizes_of: SizesOf = sizes_of or (lambda _: (-1, plan.osl))
         self._head = endpoint.head()
@@ -31,6 +42,9 @@ class Supply:
         self._ahead = max(_AHEAD, min(plan.concurrency, _MAX_AHEAD))
         self._prepared: collections.deque[bytes] = collections.deque()
         self._bodies = 0
+        self._make_spare = make_spare
+        self._spares: collections.deque[tuple[bytes, tuple[int, int]]] = collections.deque()
+        self._spare_bodies = 0
         self.issued = [0, 0, 0]
         """How many of each kind were handed out."""
 
@@ -40,7 +54,16 @@ class Supply:
     @property
     def behind(self) -> bool:
         """Whether there is something to write."""
-        return len(self._prepared) < self._ahead
+        return self._lacks_spares or self._lacks_bodies
+
+    @property
+    def _lacks_spares(self) -> bool:
+        return self._make_spare is not None and len(self._spares) < self._ahead
+
+    @property
+    def _lacks_bodies(self) -> bool:
+        ended = self._make_spare is not None and self._bodies == self._plan.num_requests
+        return len(self._prepared) < self._ahead and not ended
 
     def fill(self) -> None:
         """Write all that is written ahead."""
@@ -49,9 +72,23 @@ class Supply:
 
     def write_one(self) -> None:
         """Write one request ahead of its time."""
-        body = self._make_body(self._bodies)
-        self._prepared.append(b"%b%d\r\n\r\n%b" % (self._head, len(body), body))
+        if self._lacks_spares:
+            self._write_spare()
+        else:
+            self._write_body()
+
+    def _write_body(self) -> None:
+        self._prepared.append(self._request(self._make_body(self._bodies)))
         self._bodies += 1
+
+    def _write_spare(self) -> None:
+        assert self._make_spare is not None
+        body, sizes = self._make_spare(self._spare_bodies)
+        self._spares.append((self._request(body), sizes))
+        self._spare_bodies += 1
+
+    def _request(self, body: bytes) -> bytes:
+        return b"%b%d\r\n\r\n%b" % (self._head, len(body), body)
 
     def take(self, intended: float) -> Request:
         """Return the next request."""
@@ -62,7 +99,12 @@ class Supply:
         else:
             kind = MEASURED if issued[MEASURED] < plan.num_requests else FILLER
         issued[kind] += 1
+        if kind != MEASURED and self._make_spare is not None:
+            if not self._spares:
+                self._write_spare()
+            payload, (isl, osl) = self._spares.popleft()
+            return Request(kind, payload, intended, isl=isl, osl=osl)
         if not self._prepared:
-            self.write_one()
+            self._write_body()
         isl, osl = self._sizes_of(self._bodies - len(self._prepared))
         return Request(kind, self._prepared.popleft(), intended, isl=isl, osl=osl)

@@ -1,0 +1,118 @@
+"""What the requests of one round say, written before the clock starts: drawn prompts, or those of a file."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from pytest_inferperf.engines.interface import GenerationRequest, Serving
+from pytest_inferperf.measure.load.supply import Spare
+from pytest_inferperf.measure.recorded.requests import dataset_of, marked, reworded, shared_share
+from pytest_inferperf.model.case import Workload
+
+__all__ = ["RecordedPrompts", "SyntheticPrompts"]
+
+_OPEN_LOOP_SPARE_S = 2.0
+"""Seconds of warm-up and fillers that requests are written for ahead of time."""
+
+_MOST_SPARE = 1000
+_THIS_PROCESS = random.SystemRandom().random()
+
+
+def _spare_count(workload: Workload) -> int:
+    # As many as there are slots, unless some requests take several times as long as others; under open loop nobody knows.
+    return 2 * workload.concurrency or min(int(_OPEN_LOOP_SPARE_S * workload.request_rate) + 1, _MOST_SPARE)
+
+
+class SyntheticPrompts:
+    """The prompts of a round and ever more like them: warm-up and fillers come from the same stream."""
+
+    spare: Spare | None = None
+
+    def __init__(self, serving: Serving, workload: Workload, requests: Sequence[GenerationRequest]) -> None:
+        self._serving = serving
+        self._prompts = _prompts(requests, workload, fresh=serving.fresh_prompts)
+        self._sent: list[GenerationRequest] = []
+        self._bodies: list[bytes] = []
+        self.shared_share = workload.shared_prefix
+        """Share of the prompt tokens that a prefix cache may know."""
+
+        # Tokenizing is not part of the load.
+        for _ in range(len(requests) + _spare_count(workload)):
+            self._write()
+
+    def _write(self) -> None:
+        self._sent.append(next(self._prompts))
+        self._bodies.append(self._serving.body(self._sent[-1]))
+
+    def body(self, index: int) -> bytes:
+        """Return the body of request `index`."""
+        while index >= len(self._bodies):
+            self._write()
+        return self._bodies[index]
+
+    def sizes(self, index: int) -> tuple[int, int]:
+        """Return the tokens that it sends and must get; what the template of a chat adds to a prompt is the server's."""
+        request = self._sent[index]
+        return -1 if self._serving.endpoint.chat else len(request.prompt), request.max_tokens
+
+
+class RecordedPrompts:
+    """Every record of a round is a measured request; warm-up and fillers are the same in other words.
+
+    A server that outlives the run may have seen the file before: there every prompt begins with a mark of this process.
+    """
+
+    def __init__(self, serving: Serving, workload: Workload, requests: Sequence[GenerationRequest]) -> None:
+        self._serving = serving
+        self._requests = requests
+        self._random = random.Random(f"{requests[0].messages}")
+        mark = f"{random.Random(_THIS_PROCESS).getrandbits(32):08x}" if serving.fresh_prompts else ""
+        self.shared_share = shared_share(dataset_of(workload), requests, mark=mark)
+        if mark:
+            self._requests = [marked(request, mark) for request in requests]
+        self._bodies = [serving.body(request) for request in self._requests]
+        self._spares = [self._write_spare(index) for index in range(_spare_count(workload))]
+
+    def body(self, index: int) -> bytes:
+        """Return the body of measured request `index`."""
+        return self._bodies[index]
+
+    def sizes(self, index: int) -> tuple[int, int]:
+        """Return -1, since the server reads the text with a tokenizer and marks of its own, and the tokens it must get."""
+        return -1, self._requests[index].max_tokens
+
+    def spare(self, index: int) -> tuple[bytes, tuple[int, int]]:
+        """Return the body and the sizes of warm-up request or filler `index`."""
+        while index >= len(self._spares):
+            self._spares.append(self._write_spare(len(self._spares)))
+        return self._spares[index]
+
+    def _write_spare(self, index: int) -> tuple[bytes, tuple[int, int]]:
+        request = reworded(self._requests[index % len(self._requests)], self._random)
+        return self._serving.body(request), (-1, request.max_tokens)
+
+
+def _prompts(requests: Sequence[GenerationRequest], workload: Workload, *, fresh: bool) -> Iterator[GenerationRequest]:
+    """Yield the prompts of a round and ever more like them: their tokens in another order, but for a shared prefix.
+
+    `fresh` prompts are shuffled by chance from the start: no earlier run has sent them. Their shared prefix, too, is
+    one of this process.
+    """
+    shuffle = random.Random() if fresh else random.Random(repr(requests[0].prompt))
+    longest = max(requests, key=lambda request: len(request.prompt)).prompt
+    common = longest[: workload.shared_tokens(len(longest))]
+    if fresh:
+        common = tuple(random.Random(_THIS_PROCESS).sample(common, len(common)))
+
+    def other(request: GenerationRequest) -> GenerationRequest:
+        size = len(request.prompt)
+        shared = workload.shared_tokens(size)
+        own = request.prompt[shared:]
+        return replace(request, prompt=(*common[:shared], *shuffle.sample(own, len(own))))
+
+    if not fresh:
+        yield from requests
+    while True:
+        yield from map(other, requests)

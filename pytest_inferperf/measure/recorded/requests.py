@@ -1,0 +1,111 @@
+"""From the records of a file to the requests of a round, and to others like them that no run has sent."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pytest_inferperf.engines.interface import Engine, GenerationRequest, Message
+from pytest_inferperf.engines.openai.chat import text_of
+from pytest_inferperf.errors import InvalidRun
+from pytest_inferperf.measure.recorded.datasets import Dataset, Turn, read_dataset
+from pytest_inferperf.measure.serving import serving_of
+from pytest_inferperf.model.case import Workload
+
+__all__ = ["dataset_of", "dataset_requests", "marked", "new_from_file", "reworded", "shared_share"]
+
+_Encode = Callable[[str], Sequence[int]]
+
+
+def dataset_of(workload: Workload) -> Dataset:
+    """Read the file of a workload that has one. Raises `InvalidRun` where it is no longer the one that was collected."""
+    found = read_dataset(Path(workload.dataset_path))
+    if found.label != workload.dataset:
+        raise InvalidRun(f"{found.path}: the file has changed since the tests were collected: run them again.")
+    return found
+
+
+def dataset_requests(engine: Engine, workload: Workload, *, round_index: int) -> list[GenerationRequest]:
+    """Return the requests of one round: the records of its part of a permutation of the file, which the seed decides.
+
+    No two rounds have a record in common, and every session has the same. An output is as long as `osl` says, else as the
+    file says, else as its own answer is by the tokenizer. Raises `InvalidRun` where the file has no more records, or a
+    request does not fit the engine's context, and `EngineError` where an answer is to be counted without a tokenizer.
+    """
+    dataset = dataset_of(workload)
+    records = dataset.usable(needs_length=not workload.osl)
+    count = workload.requests_per_round
+    first, last = round_index * count, (round_index + 1) * count
+    if last > len(records):
+        raise InvalidRun(
+            f"round {round_index + 1}, warm-up rounds counted, needs the records {first + 1} to {last} of "
+            f"{workload.dataset}, and it has {len(records)} usable ones: lower num_requests, or give a longer file."
+        )
+    order = random.Random(f"{workload.seed}/dataset").sample(range(len(records)), len(records))
+    serving = serving_of(engine, workload)
+    encode: _Encode | None = serving.encode if serving is not None else _encode(engine)
+    lengths = random.Random(f"{workload.seed}/{round_index}")
+
+    def request(turn: Turn) -> GenerationRequest:
+        prompt = tuple(encode(text_of(turn.messages))) if encode is not None else ()
+        osl = workload.output_lengths.draw(lengths) if workload.osl else _length(turn, engine)
+        if len(prompt) + osl > engine.info.max_model_len:
+            raise InvalidRun(
+                f"{workload.dataset}: a prompt of {len(prompt)} tokens and an output of {osl} do not fit the engine's "
+                f"context of {engine.info.max_model_len} tokens: leave such records out of the file."
+            )
+        return GenerationRequest(prompt=prompt, messages=turn.messages, max_tokens=osl, ignore_eos=True)
+
+    return [request(records[at][0]) for at in order[first:last]]
+
+
+def new_from_file(engine: Engine, workload: Workload, *, count: int) -> list[GenerationRequest]:
+    """Return prompts of the file's words that no run has sent before. Raises like `dataset_requests`."""
+    known = itertools.cycle(dataset_requests(engine, workload, round_index=0))
+    generator = random.SystemRandom()
+    new = [reworded(request, generator) for request in itertools.islice(known, count)]
+    if serving_of(engine, workload) is not None:
+        return new
+    encode = _encode(engine)
+    return [replace(request, prompt=tuple(encode(text_of(request.messages)))) for request in new]
+
+
+def _encode(engine: Engine) -> _Encode:
+    return lambda text: engine.encode([text])[0]
+
+
+def _length(turn: Turn, engine: Engine) -> int:
+    return turn.output_tokens or max(1, len(engine.encode([turn.answer])[0]))
+
+
+def marked(request: GenerationRequest, mark: str) -> GenerationRequest:
+    """Return a request whose prompt begins with a mark, so that no cache knows it from a run with another one."""
+    (role, content), *rest = request.messages
+    return replace(request, messages=((role, f"{mark} {content}"), *rest))
+
+
+def reworded(request: GenerationRequest, generator: random.Random) -> GenerationRequest:
+    """Return a request for the same words of the user in another order, with a mark before them: nobody has sent it.
+
+    System messages stay, so that what prompts share remains shared. `prompt` has the tokens in another order, too.
+    """
+
+    def other(message: Message) -> Message:
+        role, content = message
+        if role != "user":
+            return message
+        words = content.split()
+        return role, " ".join([f"{generator.getrandbits(32):08x}", *generator.sample(words, len(words))])
+
+    prompt = tuple(generator.sample(request.prompt, len(request.prompt)))
+    return replace(request, prompt=prompt, messages=tuple(map(other, request.messages)))
+
+
+def shared_share(dataset: Dataset, requests: Sequence[GenerationRequest], *, mark: str = "") -> float:
+    """Return the share of the requests' characters with which another one of the file may begin, too, or all with a mark."""
+    texts = [text_of(request.messages) for request in requests]
+    marks = len(texts) * len(mark)
+    return (sum(map(dataset.shared_part, texts)) + marks) / (sum(map(len, texts)) + marks)
