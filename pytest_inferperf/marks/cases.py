@@ -12,6 +12,7 @@ from pytest_inferperf.errors import CheckpointError, EngineError, MarkError, cho
 from pytest_inferperf.marks.engines import SERVERS, make_engine
 from pytest_inferperf.marks.keywords import KEYWORDS, check_value
 from pytest_inferperf.marks.origin import Origin, existing
+from pytest_inferperf.marks.recorded import FILES
 from pytest_inferperf.marks.workloads import LOOPS, check_needs, make_workload
 from pytest_inferperf.model.case import Case, ReferenceEngine, Task
 from pytest_inferperf.model.gates import Gate
@@ -124,11 +125,11 @@ def _override(merged: dict[str, Any], origin: Origin) -> None:
             check_value(name, value)
         except MarkError as error:
             raise MarkError(f"--inferperf-set: {str(error).removeprefix('inferperf: ')}") from None
-        if keyword.target == "workload" and not {"isl", "osl", "dataset"} & merged.keys():
+        if keyword.target == "workload" and not {"isl", "osl", *FILES} & merged.keys():
             continue
         if keyword.target == "task" and "task" not in merged:
             continue
-        for either in (SERVERS, LOOPS):
+        for either in (SERVERS, LOOPS, FILES):
             # The command line says where the engine is, and which loop it is under, whatever the mark said.
             for other in either if name in either else ():
                 merged.pop(other, None)
@@ -199,7 +200,18 @@ def _case_id(case: Case, varied: set[str]) -> str:
     shown.add("kv_cache_dtype")
     if case.workload is not None:
         parts += case.workload.names()
-        shown |= {"isl", "osl", *LOOPS, "arrival", "burstiness", "shared_prefix", "endpoint", "dataset"}
+        shown |= {
+            "isl",
+            "osl",
+            *LOOPS,
+            "arrival",
+            "burstiness",
+            "shared_prefix",
+            "endpoint",
+            "dataset",
+            "trace",
+            "trace_speed",
+        }
     if case.task is not None:
         parts.append(case.task.name)
         shown.add("task")

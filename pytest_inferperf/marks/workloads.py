@@ -8,7 +8,7 @@ from typing import Any
 
 from pytest_inferperf.errors import MarkError, SettingsError
 from pytest_inferperf.marks.origin import Origin
-from pytest_inferperf.marks.recorded import check_only_file, with_dataset
+from pytest_inferperf.marks.recorded import check_only_file, with_dataset, with_trace
 from pytest_inferperf.model.case import EngineSpec
 from pytest_inferperf.model.lengths import parse_lengths
 from pytest_inferperf.model.sweep import Sweep
@@ -28,19 +28,22 @@ def make_workload(values: Mapping[str, Any], origin: Origin) -> Workload:
             first, *_ = [make_workload({**values, name: item}, origin) for item in axis]
             return replace(first, swept=name, sweep=axis)
     values = dict(values)
-    from_file = "dataset" in values
+    from_file = check_only_file(values)
     for name in ("isl", "osl"):
         if name in values:
             values[name] = _lengths(name, values[name])
         elif not from_file:
             raise MarkError(
-                f"inferperf: {name} is missing; a workload needs isl= and osl=, in tokens, or dataset=, a file of prompts."
+                f"inferperf: {name} is missing; a workload needs isl= and osl=, in tokens, or a file: dataset= or "
+                "trace=."
             )
     if not 0 <= values.get("shared_prefix", 0.0) < 1:
         raise MarkError(
             f"inferperf: shared_prefix={values['shared_prefix']!r} must be from 0 to below 1; 0.5 is half of each prompt."
         )
-    if "request_rate" in values:
+    if from_file == "trace":
+        values["concurrency"] = 0
+    elif "request_rate" in values:
         _open_loop(values)
     else:
         for name in ("arrival", "burstiness"):
@@ -56,8 +59,7 @@ def make_workload(values: Mapping[str, Any], origin: Origin) -> Workload:
             "would never be held."
         )
     if from_file:
-        check_only_file(values)
-        return with_dataset(values, origin)
+        return {"dataset": with_dataset, "trace": with_trace}[from_file](values, origin)
     return Workload(**values)
 
 
@@ -103,7 +105,7 @@ def check_needs(workload: Workload, engine: EngineSpec) -> None:
         )
     if workload.is_open_loop:
         raise MarkError(
-            f"inferperf: request_rate={workload.request_rate:g}: an open loop needs a server, and the engine runs in a "
+            f"inferperf: {workload.open_loop_keyword}: an open loop needs a server, and the engine runs in a "
             'process of our own. Say which server to start (serve="vllm"), or where one runs (url="http://host:8000"); or '
             "give a concurrency."
         )

@@ -10,6 +10,7 @@ from statistics import median
 from pytest_inferperf.engines.interface import Engine, GenerationRequest
 from pytest_inferperf.errors import InvalidRun
 from pytest_inferperf.measure.recorded.requests import new_from_file
+from pytest_inferperf.measure.recorded.traces import trace_of
 from pytest_inferperf.measure.workload import make_requests
 from pytest_inferperf.model.case import Workload
 
@@ -37,6 +38,11 @@ def new_requests(engine: Engine, workload: Workload) -> list[GenerationRequest]:
     """Draw prompts that no run has sent before: one to warm up, and `PAIRS`. Raises like `make_requests`."""
     if workload.dataset:
         return new_from_file(engine, workload, count=PAIRS + 1)
+    if workload.trace:
+        # Prompts of a trace have much in common with each other: new ones are as long, and have nothing.
+        rows = trace_of(workload).rows[: workload.requests_per_round]
+        isl, osl = round(median(row.isl for row in rows)), round(median(row.osl for row in rows))
+        workload = replace(workload, trace="", isl=isl, osl=osl)
     # An endpoint that outlives the run knows the prompts of every seed that was used.
     fresh = replace(workload, seed=random.SystemRandom().randrange(2**31), num_requests=PAIRS + 1)
     return make_requests(engine, fresh, round_index=0)

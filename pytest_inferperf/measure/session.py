@@ -126,7 +126,7 @@ def run_round(
         return with_costs(found, energy_j=None, price_per_hour=per_hour)
     if workload.is_open_loop:
         raise MarkError(
-            f"request_rate={workload.request_rate:g}: an open loop needs a server, and {type(engine).__name__} is none. "
+            f"{workload.open_loop_keyword}: an open loop needs a server, and {type(engine).__name__} is none. "
             "Give a concurrency. (What --inferperf-inject makes worse is measured through the engine's own methods, too.)"
         )
     with energy_meter(engine) as meter:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pytest_inferperf.engines.interface import Engine, GenerationRequest
 from pytest_inferperf.errors import InvalidRun
 from pytest_inferperf.measure.recorded.requests import dataset_requests
+from pytest_inferperf.measure.recorded.traces import draw_trace, trace_of
 from pytest_inferperf.model.case import Workload
 
 __all__ = ["draw_requests", "make_requests", "vocabulary_of"]
@@ -31,7 +32,7 @@ def vocabulary_of(engine: Engine, workload: Workload) -> list[int]:
     if workload.dataset:
         # What it holds is checked request by request, by the engine that gets it.
         return []
-    isl, osl = workload.input_lengths.largest, workload.output_lengths.largest
+    isl, osl = _longest(workload)
     if isl + osl > engine.info.max_model_len:
         raise InvalidRun(
             f"isl {isl} + osl {osl} tokens do not fit the engine's context of {engine.info.max_model_len} tokens."
@@ -40,8 +41,18 @@ def vocabulary_of(engine: Engine, workload: Workload) -> list[int]:
     return [token for token in range(engine.vocab_size) if token not in special]
 
 
+def _longest(workload: Workload) -> tuple[int, int]:
+    if workload.trace:
+        rows = trace_of(workload).rows[: workload.requests_per_round]
+        longest = max(rows, key=lambda row: row.isl + row.osl)
+        return longest.isl, longest.osl
+    return workload.input_lengths.largest, workload.output_lengths.largest
+
+
 def draw_requests(vocabulary: Sequence[int], workload: Workload, *, round_index: int) -> list[GenerationRequest]:
     """Draw the prompts of one round from a vocabulary; see `make_requests`."""
+    if workload.trace:
+        return draw_trace(vocabulary, workload, round_index=round_index)
     # Text seeds: the same in every process, unlike hash().
     generator = random.Random(f"{workload.seed}/{round_index}")
     lengths, outputs = workload.input_lengths, workload.output_lengths

@@ -19,6 +19,8 @@ ENDPOINTS = ("completions", "chat")
 WORKLOAD_IDENTITY = (
     "endpoint",
     "dataset",
+    "trace",
+    "trace_speed",
     "isl",
     "osl",
     "concurrency",
@@ -48,6 +50,15 @@ class Workload:
 
     dataset_path: str = ""
     """Where that file is (absolute). Context, not identity."""
+
+    trace: str = ""
+    """The file that times and lengths of requests are read from, known as `dataset` is; "" for none."""
+
+    trace_path: str = ""
+    """Where that file is (absolute). Context, not identity."""
+
+    trace_speed: float = 1.0
+    """How many times as fast the trace is replayed."""
 
     concurrency: int = 1
     """Closed loop: requests in flight. 0 under open loop."""
@@ -90,7 +101,17 @@ class Workload:
     @property
     def is_open_loop(self) -> bool:
         """Whether requests are due by the clock, whether or not earlier ones were answered."""
-        return self.request_rate > 0
+        return self.request_rate > 0 or bool(self.trace)
+
+    @property
+    def open_loop_keyword(self) -> str:
+        """What makes it an open loop: `request_rate=20`, `trace=…`."""
+        return f"trace={self.trace!r}" if self.trace else f"request_rate={self.request_rate:g}"
+
+    @property
+    def file(self) -> str:
+        """What the file of the workload is called; "" where it has none."""
+        return self.dataset or self.trace
 
     def points(self) -> tuple[Workload, ...]:
         """Return the workload of each point of a sweep; itself where it is none."""
@@ -130,6 +151,8 @@ class Workload:
     @property
     def words(self) -> str:
         """The load as a line of progress names it."""
+        if self.trace:
+            return f"{self.endpoint} trace {self.trace} at {spell(self.trace_speed)} times its speed"
         loop = f"request rate {spell(self.request_rate)}" if self.is_open_loop else f"concurrency {self.concurrency}"
         chat = f"{self.endpoint} " if self.endpoint != "completions" else ""
         osl = f" osl {self.osl}" if self.osl else ""
@@ -137,12 +160,17 @@ class Workload:
 
     def identity(self) -> dict[str, str | int]:
         """Return the names of `WORKLOAD_IDENTITY` that have a meaning. A rate is a string such as "2.5": `-m` takes no float."""
-        found: dict[str, str | int] = {"dataset": self.dataset} if self.dataset else {"isl": self.isl}
+        found: dict[str, str | int] = {}
+        for name, value in (("dataset", self.dataset), ("trace", self.trace), ("isl", self.isl)):
+            if value:
+                found[name] = value
         if self.osl:
             found["osl"] = self.osl
         if self.endpoint != "completions":
             found["endpoint"] = self.endpoint
-        if self.is_open_loop:
+        if self.trace:
+            found |= {"trace_speed": spell(self.trace_speed)} if self.trace_speed != 1 else {}
+        elif self.is_open_loop:
             found |= {"request_rate": spell(self.request_rate), "arrival": self.arrival}
             if self.arrival == "gamma":
                 found["burstiness"] = spell(self.burstiness)
@@ -159,23 +187,26 @@ class Workload:
     def from_identity(cls, identity: Mapping[str, Any]) -> Workload:
         """Make the workload that has this identity."""
         values = {name: identity[name] for name in ("num_requests", "seed")}
+        plain = ("isl", "osl", "dataset", "trace", "arrival", "endpoint")
+        values |= {name: identity[name] for name in plain if name in identity}
         values |= {
-            name: identity[name] for name in ("isl", "osl", "dataset", "arrival", "endpoint") if name in identity
-        }
-        values |= {
-            name: float(identity[name]) for name in ("request_rate", "burstiness", "shared_prefix") if name in identity
+            name: float(identity[name])
+            for name in ("request_rate", "burstiness", "shared_prefix", "trace_speed")
+            if name in identity
         }
         return cls(**values, concurrency=identity.get("concurrency", 0))
 
     def names(self) -> list[str]:
         """List the parts of an id that are always there: `isl1024` or the name of a file, `osl1024`, and `c64` or `r2.5`."""
-        lengths = [self.dataset or f"isl{self.input_lengths.short}"]
+        lengths = [self.file or f"isl{self.input_lengths.short}"]
         lengths += [f"osl{self.output_lengths.short}"] if self.osl else []
         prefix = [f"prefix{spell(self.shared_prefix)}"] if self.shared_prefix else []
         endpoint = [self.endpoint] if self.endpoint != "completions" else []
         return [*endpoint, *lengths, *prefix, *self._loop_names()]
 
     def _loop_names(self) -> list[str]:
+        if self.trace:
+            return [f"x{spell(self.trace_speed)}"] if self.trace_speed != 1 else []
         values = "-".join(map(spell, self.sweep or (self.request_rate or self.concurrency,)))
         if not self.is_open_loop:
             return [f"c{values}"]

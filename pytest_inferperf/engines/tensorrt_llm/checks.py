@@ -53,7 +53,7 @@ def _draft_problem(draft: object, spec: EngineSpec) -> str:
 
 
 def _length_problem(limit: object, workload: Workload | None) -> str:
-    if workload is None or workload.dataset or not isinstance(limit, int) or _longest(workload) <= limit:
+    if workload is None or workload.file or not isinstance(limit, int) or _longest(workload) <= limit:
         # What a file holds is checked request by request: its tokens are not known yet.
         return ""
     return f"isl + osl = {_longest(workload)} tokens are more than max_seq_len={limit}"

@@ -1,15 +1,15 @@
-"""When requests are due under open loop: seeded arrival processes."""
+"""When requests are due under open loop: seeded arrival processes, and the times of a trace."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from pytest_inferperf.errors import SettingsError, choices
 
-__all__ = ["ARRIVALS", "ArrivalKind", "Arrivals"]
+__all__ = ["ARRIVALS", "ArrivalKind", "Arrivals", "TraceTimes"]
 
 ArrivalKind = Literal["poisson", "constant", "gamma"]
 ARRIVALS: tuple[ArrivalKind, ...] = get_args(ArrivalKind)
@@ -31,6 +31,8 @@ class Arrivals:
     """Shape of the gamma distribution of the gaps, as in vLLM: 1 is Poisson, below 1 comes in bursts, above is evener."""
 
     seed: int = 0
+    has_end: ClassVar[bool] = False
+    """Whether every request is measured, and none comes before or after."""
 
     def __post_init__(self) -> None:
         if self.kind not in ARRIVALS:
@@ -50,3 +52,23 @@ class Arrivals:
         while True:
             yield time_s
             time_s += gap if self.kind == "constant" else generator.gammavariate(shape, gap / shape)
+
+
+@dataclass(frozen=True)
+class TraceTimes:
+    """An open loop: requests are due when they came in a trace, all of them measured."""
+
+    times_s: tuple[float, ...]
+    """From the start, none before the one ahead of it; at least one."""
+
+    has_end: ClassVar[bool] = True
+
+    @property
+    def rate(self) -> float:
+        """Requests per second, in the mean; infinite where all come at once."""
+        span = self.times_s[-1] - self.times_s[0]
+        return (len(self.times_s) - 1) / span if span > 0 else float("inf")
+
+    def times(self) -> Iterator[float]:
+        """Yield the times at which requests are due, seconds from the start."""
+        return iter(self.times_s)

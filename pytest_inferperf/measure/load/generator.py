@@ -6,7 +6,7 @@ tokens, usage) and write one request ahead. So no timestamp waits for other sock
 
 The load has three parts. Closed loop: the first `concurrency` requests are warm-up (they start all at once, which no
 later ones do), then come the measured ones, and fillers keep the concurrency until the last measured request has ended.
-Open loop: warm-up lasts until the first answer. Latencies are of measured requests; rates and the concurrency held are of
+Open loop: warm-up lasts until the first answer; of a trace every request is measured. Latencies are of measured requests; rates and the concurrency held are of
 the window from the end of the warm-up to the end of the last measured request. Fillers under way are cut off then.
 """
 
@@ -142,7 +142,7 @@ class _Generator:
         while not self._stop and not interrupt.seen:
             while due <= now:
                 self._arrive(due)
-                due = next(planned) + begin
+                due = next(planned, float("inf")) + begin
             while self._waiting and self._idle:
                 self._launch(self._idle.pop(), self._waiting.popleft())
             for _ in range(len(self._free)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pytest_inferperf.errors import SettingsError
-from pytest_inferperf.measure.load.arrivals import Arrivals
+from pytest_inferperf.measure.load.arrivals import Arrivals, TraceTimes
 from pytest_inferperf.measure.load.clock import ClockReport
 from pytest_inferperf.measure.load.outputs import Output
 from pytest_inferperf.measure.load.records import Records, Sample
@@ -26,7 +26,7 @@ class LoadPlan:
     concurrency: int = 0
     """Closed loop: requests in flight."""
 
-    arrivals: Arrivals | None = None
+    arrivals: Arrivals | TraceTimes | None = None
     """Open loop: when requests are due."""
 
     timeout_s: float = 600.0

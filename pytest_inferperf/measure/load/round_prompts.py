@@ -5,13 +5,15 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from pytest_inferperf.engines.interface import GenerationRequest, Serving
 from pytest_inferperf.measure.load.supply import Spare
 from pytest_inferperf.measure.recorded.requests import dataset_of, marked, reworded, shared_share
+from pytest_inferperf.measure.recorded.traces import trace_of
 from pytest_inferperf.model.case import Workload
 
-__all__ = ["RecordedPrompts", "SyntheticPrompts"]
+__all__ = ["RoundPrompts", "prompts_of"]
 
 _OPEN_LOOP_SPARE_S = 2.0
 """Seconds of warm-up and fillers that requests are written for ahead of time."""
@@ -25,7 +27,33 @@ def _spare_count(workload: Workload) -> int:
     return 2 * workload.concurrency or min(int(_OPEN_LOOP_SPARE_S * workload.request_rate) + 1, _MOST_SPARE)
 
 
-class SyntheticPrompts:
+class RoundPrompts(Protocol):
+    """What the load generator asks of the prompts of a round."""
+
+    shared_share: float
+    """Share of the prompt tokens that a prefix cache may know."""
+
+    @property
+    def spare(self) -> Spare | None:
+        """Writes warm-up requests and fillers; None where they come from the same stream, or there are none."""
+
+    def body(self, index: int) -> bytes:
+        """Return the body of request `index`."""
+
+    def sizes(self, index: int) -> tuple[int, int]:
+        """Return the tokens that it sends, -1 where only the server knows, and must get."""
+
+
+def prompts_of(serving: Serving, workload: Workload, requests: Sequence[GenerationRequest]) -> RoundPrompts:
+    """Return the prompts of a round, those that are known to be needed already written."""
+    if workload.dataset:
+        return _RecordedPrompts(serving, workload, requests)
+    if workload.trace:
+        return _TracePrompts(serving, workload, requests)
+    return _SyntheticPrompts(serving, workload, requests)
+
+
+class _SyntheticPrompts:
     """The prompts of a round and ever more like them: warm-up and fillers come from the same stream."""
 
     spare: Spare | None = None
@@ -36,8 +64,6 @@ class SyntheticPrompts:
         self._sent: list[GenerationRequest] = []
         self._bodies: list[bytes] = []
         self.shared_share = workload.shared_prefix
-        """Share of the prompt tokens that a prefix cache may know."""
-
         # Tokenizing is not part of the load.
         for _ in range(len(requests) + _spare_count(workload)):
             self._write()
@@ -47,18 +73,18 @@ class SyntheticPrompts:
         self._bodies.append(self._serving.body(self._sent[-1]))
 
     def body(self, index: int) -> bytes:
-        """Return the body of request `index`."""
+        """See `RoundPrompts.body`."""
         while index >= len(self._bodies):
             self._write()
         return self._bodies[index]
 
     def sizes(self, index: int) -> tuple[int, int]:
-        """Return the tokens that it sends and must get; what the template of a chat adds to a prompt is the server's."""
+        """See `RoundPrompts.sizes`: what the template of a chat adds to a prompt is the server's."""
         request = self._sent[index]
         return -1 if self._serving.endpoint.chat else len(request.prompt), request.max_tokens
 
 
-class RecordedPrompts:
+class _RecordedPrompts:
     """Every record of a round is a measured request; warm-up and fillers are the same in other words.
 
     A server that outlives the run may have seen the file before: there every prompt begins with a mark of this process.
@@ -76,15 +102,15 @@ class RecordedPrompts:
         self._spares = [self._write_spare(index) for index in range(_spare_count(workload))]
 
     def body(self, index: int) -> bytes:
-        """Return the body of measured request `index`."""
+        """See `RoundPrompts.body`."""
         return self._bodies[index]
 
     def sizes(self, index: int) -> tuple[int, int]:
-        """Return -1, since the server reads the text with a tokenizer and marks of its own, and the tokens it must get."""
+        """See `RoundPrompts.sizes`: the server reads text with a tokenizer and a template of its own."""
         return -1, self._requests[index].max_tokens
 
     def spare(self, index: int) -> tuple[bytes, tuple[int, int]]:
-        """Return the body and the sizes of warm-up request or filler `index`."""
+        """See `RoundPrompts.spare`."""
         while index >= len(self._spares):
             self._spares.append(self._write_spare(len(self._spares)))
         return self._spares[index]
@@ -92,6 +118,34 @@ class RecordedPrompts:
     def _write_spare(self, index: int) -> tuple[bytes, tuple[int, int]]:
         request = reworded(self._requests[index % len(self._requests)], self._random)
         return self._serving.body(request), (-1, request.max_tokens)
+
+
+class _TracePrompts:
+    """The requests of a trace. For a server that outlives the run every token is another one, the same for all."""
+
+    spare: Spare | None = None
+
+    def __init__(self, serving: Serving, workload: Workload, requests: Sequence[GenerationRequest]) -> None:
+        self._requests = _renamed(requests) if serving.fresh_prompts else requests
+        self._chat = serving.endpoint.chat
+        self._bodies = [serving.body(request) for request in self._requests]
+        self.shared_share = trace_of(workload).shared_share(len(requests))
+
+    def body(self, index: int) -> bytes:
+        """See `RoundPrompts.body`."""
+        return self._bodies[index]
+
+    def sizes(self, index: int) -> tuple[int, int]:
+        """See `RoundPrompts.sizes`: what the template of a chat adds to a prompt is the server's."""
+        request = self._requests[index]
+        return -1 if self._chat else len(request.prompt), request.max_tokens
+
+
+def _renamed(requests: Sequence[GenerationRequest]) -> list[GenerationRequest]:
+    """Put another token in the place of each, by chance: what prompts have in common stays so, and no cache knows them."""
+    tokens = sorted({token for request in requests for token in request.prompt})
+    names = dict(zip(tokens, random.sample(tokens, len(tokens)), strict=True))
+    return [replace(request, prompt=tuple(names[token] for token in request.prompt)) for request in requests]
 
 
 def _prompts(requests: Sequence[GenerationRequest], workload: Workload, *, fresh: bool) -> Iterator[GenerationRequest]:

@@ -10,11 +10,12 @@ from typing import cast
 from pytest_inferperf.engines.interface import Engine, GenerationRequest, Serving
 from pytest_inferperf.errors import InvalidRun
 from pytest_inferperf.measure.interruption import MeasurementInterrupted
-from pytest_inferperf.measure.load.arrivals import ArrivalKind, Arrivals
+from pytest_inferperf.measure.load.arrivals import ArrivalKind, Arrivals, TraceTimes
 from pytest_inferperf.measure.load.generator import LoadPlan, LoadRun, run_load
 from pytest_inferperf.measure.load.kept_records import keep_records
-from pytest_inferperf.measure.load.round_prompts import RecordedPrompts, SyntheticPrompts
+from pytest_inferperf.measure.load.round_prompts import prompts_of
 from pytest_inferperf.measure.load.summary import check_load, summarise_load
+from pytest_inferperf.measure.recorded.traces import trace_of
 from pytest_inferperf.measure.witness import Witness
 from pytest_inferperf.model.case import Workload
 from pytest_inferperf.model.gates import NO_RULES, MeasureRules
@@ -44,8 +45,7 @@ def load_round(
     Raises `InvalidRun` where the load or its clock cannot be trusted, `EngineError` where the server cannot be reached
     or has ended, and `MeasurementInterrupted` on Ctrl-C.
     """
-    source = RecordedPrompts if workload.dataset else SyntheticPrompts
-    prompts = source(serving, workload, requests)
+    prompts = prompts_of(serving, workload, requests)
     plan = LoadPlan(
         num_requests=len(requests),
         osl=max(item.max_tokens for item in requests),
@@ -98,9 +98,12 @@ def _uncounted(run: LoadRun, requests: Sequence[GenerationRequest]) -> str:
     )
 
 
-def _arrivals(workload: Workload, round_index: int) -> Arrivals | None:
+def _arrivals(workload: Workload, round_index: int) -> Arrivals | TraceTimes | None:
     if not workload.is_open_loop:
         return None
+    if workload.trace:
+        rows = trace_of(workload).rows[: workload.requests_per_round]
+        return TraceTimes(tuple(row.time_s / workload.trace_speed for row in rows))
     return Arrivals(
         rate=workload.request_rate,
         kind=cast("ArrivalKind", workload.arrival),

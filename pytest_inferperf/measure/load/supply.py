@@ -48,8 +48,10 @@ class Supply:
         self.issued = [0, 0, 0]
         """How many of each kind were handed out."""
 
-        self.warm = False
-        """Open loop: an answer has come, so warm-up is over."""
+        self.warm = plan.arrivals is not None and plan.arrivals.has_end
+        """Open loop: an answer has come, or none is waited for, so warm-up is over."""
+
+        self._bodies_end = make_spare is not None or self.warm
 
     @property
     def behind(self) -> bool:
@@ -62,7 +64,7 @@ class Supply:
 
     @property
     def _lacks_bodies(self) -> bool:
-        ended = self._make_spare is not None and self._bodies == self._plan.num_requests
+        ended = self._bodies_end and self._bodies == self._plan.num_requests
         return len(self._prepared) < self._ahead and not ended
 
     def fill(self) -> None:
