@@ -12,7 +12,7 @@ import socket
 import struct
 import sys
 
-__all__ = ["READ", "WRITE", "Poller", "keep_times", "raise_file_limit", "receive"]
+__all__ = ["READ", "TIME_SPACE", "WRITE", "Poller", "keep_times", "raise_file_limit", "receive", "wall_time_ns"]
 
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
@@ -21,7 +21,9 @@ _FINE_S = 0.002
 _TIMESTAMPNS = 35
 """SO_TIMESTAMPNS on Linux, which the socket module does not name."""
 
-_SPACE = socket.CMSG_SPACE(16)
+TIME_SPACE = socket.CMSG_SPACE(16)
+"""Room for the kernel's time in `recvmsg`."""
+
 _unpack = struct.Struct("qq").unpack
 _MANY = 1 << 20
 """Open files to ask for where there is no hard limit."""
@@ -85,8 +87,14 @@ def receive(sock: socket.socket, size: int) -> tuple[bytes, int]:
 
     Raises what `socket.recv` raises.
     """
-    data, found, _, _ = sock.recvmsg(size, _SPACE)
+    data, found, _, _ = sock.recvmsg(size, TIME_SPACE)
+    return data, wall_time_ns(found)
+
+
+def wall_time_ns(found: list[tuple[int, int, bytes]]) -> int:
+    """Return the time in the ancillary data of `recvmsg(size, TIME_SPACE)`: nanoseconds, 0 if there is none."""
     if found and found[0][1] == _TIMESTAMPNS and len(found[0][2]) == 16:
         seconds, nanoseconds = _unpack(found[0][2])
-        return data, seconds * 1_000_000_000 + nanoseconds
-    return data, 0
+        since_epoch: int = seconds * 1_000_000_000 + nanoseconds
+        return since_epoch
+    return 0

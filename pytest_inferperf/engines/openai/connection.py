@@ -13,7 +13,7 @@ import ssl
 from typing import Literal
 
 from pytest_inferperf.engines.openai.endpoint import Address
-from pytest_inferperf.polling import keep_times, receive
+from pytest_inferperf.polling import TIME_SPACE, keep_times, receive, wall_time_ns
 
 __all__ = ["Connection", "ConnectionFailed"]
 
@@ -34,11 +34,12 @@ class Connection:
     Owns its socket: close it.
     """
 
-    __slots__ = ("_incoming", "_outbox", "_outgoing", "_tls", "sock", "state")
+    __slots__ = ("_incoming", "_outbox", "_outgoing", "_recvmsg", "_tls", "sock", "state")
 
     def __init__(self, address: Address, *, tls: ssl.SSLContext | None, host: str) -> None:
         self.state: Literal["connecting", "handshake", "ready"] = "connecting"
         self.sock = socket.socket(address.family, socket.SOCK_STREAM)
+        self._recvmsg = self.sock.recvmsg
         self._outbox = b""
         self._tls: ssl.SSLObject | None = None
         if tls is not None:
@@ -94,7 +95,10 @@ class Connection:
 
         Raises `BlockingIOError` when there is nothing.
         """
-        return receive(self.sock, _READ_SIZE) if self._tls is None else self._receive_tls()
+        if self._tls is not None:
+            return self._receive_tls()
+        data, found, _, _ = self._recvmsg(_READ_SIZE, TIME_SPACE)
+        return data, wall_time_ns(found)
 
     def close(self) -> None:
         """Close the socket. Idempotent."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["HttpError", "ResponseReader", "whole_chunks"]
+from collections.abc import Sequence
+
+__all__ = ["HttpError", "ResponseReader", "one_chunk_each", "whole_chunks"]
 
 _MAX_HEAD = 65536
 _HEX = frozenset(b"0123456789abcdefABCDEF")
@@ -223,6 +225,19 @@ def whole_chunks(data: bytes) -> tuple[bytes, bool] | None:
     if b"" in held or list(map(_SIZES.get, sizes)) != list(map(len, held)):
         return None
     return b"".join(held), done
+
+
+def one_chunk_each(arrivals: Sequence[bytes]) -> list[bytes] | None:
+    """Return what arrivals hold where each is one whole chunk, of a size read before; None for any other."""
+    parts = b"".join(arrivals).split(b"\r\n")
+    sizes, held = parts[:-1:2], parts[1::2]
+    if len(sizes) != len(arrivals) or parts[-1] or b"" in held:
+        return None
+    lengths = list(map(len, held))
+    # The same lengths: then each arrival begins and ends where a chunk does.
+    if list(map(len, arrivals)) != [len(size) + length + 4 for size, length in zip(sizes, lengths, strict=True)]:
+        return None
+    return held if list(map(_SIZES.get, sizes)) == lengths else None
 
 
 def _read_head(head: bytes) -> tuple[int, dict[bytes, bytes], bool]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_inferperf.engines.openai.http import HttpError, ResponseReader, whole_chunks
+from pytest_inferperf.engines.openai.http import HttpError, ResponseReader, one_chunk_each, whole_chunks
 
 __all__ = ["LateReader"]
 
@@ -63,6 +63,12 @@ class LateReader(ResponseReader):
         late, times = self._late, self._late_times
         self._late, self._late_times = [], []
         done = False
+        if len(late) > 1 and self._chunked and not self._buffer and not self._left:
+            held = one_chunk_each(late[:-1])
+            if held is not None:
+                self.pieces += held
+                self.times += times[:-1]
+                late, times = late[-1:], times[-1:]
         for data, time_s in zip(late, times, strict=True):
             if done:
                 raise HttpError("more came after the end of the response")

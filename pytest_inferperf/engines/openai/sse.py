@@ -22,6 +22,11 @@ CountTokens = Callable[[str], int]
 
 _REASONING = ("reasoning_content", "reasoning")
 _PROBE = "inferperf~probe"
+_ATTEMPTS = 3
+"""To read the rest of a stream at once, which a stream of events that all differ does not let."""
+
+_LAST_PIECES = 4
+"""At most so many at the end are others: the finish reason, usage, `[DONE]`."""
 
 
 class StreamError(Exception):
@@ -89,7 +94,10 @@ def decode_stream(
     head = close = b"\x00"
     sink = state.text
     carry = b""
-    for piece, time_s in zip(pieces, times, strict=True):
+    position, attempts = 0, _ATTEMPTS
+    while position < len(pieces):
+        piece, time_s = pieces[position], times[position]
+        position += 1
         if carry:
             piece = carry + piece
         if not separator:
@@ -106,6 +114,7 @@ def decode_stream(
                 sink.append(plain)
                 carry = b""
                 continue
+        templated = False
         while True:
             # Events that differ from an earlier one in nothing but their text are read without JSON, all at once.
             if piece.startswith(head):
@@ -130,6 +139,11 @@ def decode_stream(
                 sink = state.reasoning if found[1] else state.text
                 head, close = _template(event, *found)
                 close += separator
+                templated = True
+        if templated and not carry and attempts:
+            read = _read_alike(pieces[position:], times[position:], (head, close), separator, sink, state)
+            position += read
+            attempts -= not read
     if carry.strip() and not partial:
         _read_event(carry, state, times[-1])
     try:
@@ -156,6 +170,50 @@ def decode_stream(
         prompt_tokens=_whole(usage, "prompt_tokens"),
         cached_tokens=cached if isinstance(cached, int) else 0,
     )
+
+
+def _read_alike(
+    pieces: Sequence[bytes],
+    times: Sequence[float],
+    template: tuple[bytes, bytes],
+    separator: bytes,
+    sink: list[bytes],
+    state: _State,
+) -> int:
+    """Read pieces at once where each is one event that differs from the template in its text alone; return how many.
+
+    Those at the end may be others. A text that is not plain is read as the event that it is.
+    """
+    head, close = template
+    count = len(pieces)
+    least = max(0, count - _LAST_PIECES)
+    while count > least and not (pieces[count - 1].startswith(head) and pieces[count - 1].endswith(close)):
+        count -= 1
+    joined = b"".join(pieces[:count])
+    texts = joined[len(head) : -len(close)].split(close + head)
+    frame = len(head) + len(close)
+    # The same lengths: then each piece begins and ends where an event does.
+    if not joined.startswith(head) or list(map(len, pieces[:count])) != [frame + len(text) for text in texts]:
+        return 0
+    together = b"".join(texts)
+    if separator in together:
+        return 0
+    begin = 0
+    if not all(texts) or b'"' in together or b"\\" in together:
+        for index, text in enumerate(texts):
+            if not text or b'"' in text or b"\\" in text:
+                _keep_plain(texts[begin:index], times[begin:index], sink, state)
+                _read_event(pieces[index][: -len(separator)], state, times[index])
+                begin = index + 1
+    _keep_plain(texts[begin:], times[begin:count], sink, state)
+    return count
+
+
+def _keep_plain(texts: Sequence[bytes], times: Sequence[float], sink: list[bytes], state: _State) -> None:
+    """Keep texts that are plain: bytes which stand for themselves."""
+    state.times.extend(times)
+    state.sizes.extend(map(len, texts))
+    sink.extend(texts)
 
 
 def _read_event(event: bytes, state: _State, time_s: float) -> tuple[str, bool] | None:

@@ -90,9 +90,9 @@ class ClockMeter:
         """Take how long after its planned time a request was sent."""
         self._lateness.add(1000 * max(0.0, seconds))
 
-    def waited(self, seconds: Sequence[float]) -> None:
-        """Take how long arrivals had waited in the kernel when the generator looked at them."""
-        self._wait.extend([1000 * item if item > 0 else 0.0 for item in seconds])
+    def waited(self, waits_ms: Sequence[float]) -> None:
+        """Take how long arrivals had waited in the kernel when the generator looked at them, each at least 0."""
+        self._wait.extend(waits_ms)
         self._kernel = True
 
     def bound(self, seconds: float) -> None:

@@ -31,7 +31,7 @@ from pytest_inferperf.measure.load.records import FILLER, MEASURED, WARMUP
 from pytest_inferperf.measure.load.rest import Rest
 from pytest_inferperf.measure.load.slots import CONNECT_TIMEOUT_S, Request, Slot, Slots
 from pytest_inferperf.measure.load.supply import SizesOf, Spare, Supply
-from pytest_inferperf.polling import WRITE
+from pytest_inferperf.polling import READ, WRITE
 
 __all__ = ["Failure", "LoadPlan", "LoadRun", "run_load"]
 
@@ -181,9 +181,8 @@ class _Generator:
         return self._result(interrupt.seen)
 
     def _receive(self, ready: list[tuple[int, int]], now: float, wall_ns: int) -> None:
-        """Receive from every ready socket, then look at what came. `now` and `wall_ns` are one moment on two clocks."""
+        """Receive from every ready socket. `now` and `wall_ns` are one moment on two clocks."""
         slots, meter, since = self._slots.connected, self._meter, self._looked
-        came: list[tuple[Slot, bytes, float]] = []
         failed: list[tuple[Slot, ConnectionFailed]] = []
         others: list[Slot] = []
         waits: list[float] = []
@@ -191,8 +190,9 @@ class _Generator:
             slot = slots[descriptor]
             connection = slot.connection
             assert connection is not None
-            if mask & WRITE or connection.state != "ready":
-                others.append(slot)
+            if mask != READ or connection.state != "ready":
+                if mask & WRITE or connection.state != "ready":
+                    others.append(slot)
                 if connection.state != "ready" or not mask & ~WRITE:
                     continue
             try:
@@ -205,18 +205,15 @@ class _Generator:
             except ConnectionFailed as error:
                 failed.append((slot, error))
                 continue
-            waited = (wall_ns - came_ns) / 1e9
+            waited_ms = (wall_ns - came_ns) * 1e-6
             # Data may come after the poll returned; a wall clock that was set meanwhile says nothing.
-            if -1 < waited < 60:
-                waits.append(waited)
-                came.append((slot, data, now - waited))
+            if -1000 < waited_ms < 60_000:
+                waits.append(waited_ms if waited_ms > 0 else 0.0)
+                time_s = now - waited_ms * 1e-3
             else:
                 meter.bound(now - since)
                 self._rest.untimed()
-                came.append((slot, data, now))
-        if waits:
-            meter.waited(waits)
-        for slot, data, time_s in came:
+                time_s = now
             if slot.request is None:
                 # Nothing was asked: the server closes the connection, or says what nobody wants to hear.
                 self._lost(slot)
@@ -230,6 +227,8 @@ class _Generator:
                 self._finished(slot, time_s, alive=bool(data))
             elif not data:
                 self._broken(slot, _cut_off(slot.reader), now)
+        if waits:
+            meter.waited(waits)
         for slot, problem in failed:
             if slot.request is None:
                 self._lost(slot)
@@ -326,6 +325,7 @@ class _Generator:
         if not request.sent:
             # Sent again, it still counts from the first time.
             request.sent = now
+            self._rest.sent(now, request.osl)
             if self._plan.arrivals is None:
                 request.intended = now
             else:

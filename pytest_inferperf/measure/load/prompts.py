@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import operator
-
 from pytest_inferperf.engines.openai.chat import CHAT_WORDS
 from pytest_inferperf.engines.openai.endpoint import Endpoint
 from pytest_inferperf.errors import SettingsError
@@ -31,22 +29,24 @@ class SyntheticBodies:
 
         self._isl = isl
         self._random = np.random.default_rng(seed)
-        self._drawn: list[list[int]] = []
         if endpoint.chat:
-            self._units: tuple[str, ...] = CHAT_WORDS
-            self._glue = " "
+            units = [f"{word} " for word in CHAT_WORDS]
             head, tail = endpoint.body("\x00", osl=osl).split(b"\\u0000")
         else:
-            self._units = tuple(map(str, range(vocab_size // 10, vocab_size)))
-            self._glue = ","
+            # JSON takes spaces before a number: with units of one width a prompt is a slice.
+            width = len(f"{vocab_size},")
+            units = [f"{token},".rjust(width) for token in range(vocab_size // 10, vocab_size)]
             head, tail = endpoint.body([-1], osl=osl).split(b"-1")
+        self._units = np.array([unit.encode() for unit in units])
         self._head, self._tail = head, tail
+        self._drawn, self._at = b"", 0
 
     def __call__(self, index: int) -> bytes:
         """Return the body of the next request; `index` is its number, which the order already gives."""
-        if not self._drawn:
-            shape = (max(1, _DRAWN // self._isl), self._isl)
-            self._drawn = self._random.integers(len(self._units), size=shape).tolist()
-        # One more, that is left out: for a single index `itemgetter` returns no tuple.
-        prompt = self._glue.join(operator.itemgetter(*self._drawn.pop(), 0)(self._units)[:-1])
-        return self._head + prompt.encode() + self._tail
+        if self._at == len(self._drawn):
+            count = max(1, _DRAWN // self._isl) * self._isl
+            drawn = self._units.take(self._random.integers(len(self._units), size=count))
+            self._drawn, self._at = drawn.tobytes(), 0
+        begin, self._at = self._at, self._at + self._isl * self._units.itemsize
+        # Without the separator after the last one.
+        return b"%b%b%b" % (self._head, self._drawn[begin : self._at - 1], self._tail)

@@ -69,3 +69,36 @@ def test_a_connection_that_ends_early_is_no_complete_response() -> None:
     late.feed(EVENT, 1.0)
     assert not late.eof()
     assert len(late.pieces) == 2
+
+
+CHUNKS = [b"5\r\nhello\r\n", b"a\r\n0123456789\r\n", b"5\r\nagain\r\n"]
+
+
+@pytest.mark.parametrize(
+    "arrivals",
+    [
+        pytest.param(CHUNKS, id="one each"),
+        pytest.param([CHUNKS[0] + CHUNKS[1], CHUNKS[2]], id="two together"),
+        pytest.param([b"5\r\nhel", b"lo\r\n" + CHUNKS[1], CHUNKS[2]], id="one torn"),
+        pytest.param([b"9\r\na\r\n5\r\nbcd\r\n", CHUNKS[0]], id="one that looks like two"),
+    ],
+)
+def test_arrivals_keep_their_times_however_they_are_read(arrivals: list[bytes]) -> None:
+    now, late = ResponseReader(), LateReader()
+    for reader in (now, late):
+        reader.feed(HEAD, 0.0)
+        for time_s, data in enumerate([*CHUNKS, *arrivals], 1):
+            reader.feed(data, float(time_s))
+        assert reader.feed(END, 9.0)
+    late.finish()
+    assert (late.pieces, late.times) == (now.pieces, now.times)
+
+
+@pytest.mark.parametrize("wrong", [b"6\r\nhello\r\n", b"5\r\nhello!!", b"\r\nhello\r\n5\r\nhello\r\n"])
+def test_a_wrong_chunk_among_right_ones_is_found(wrong: bytes) -> None:
+    late = LateReader()
+    late.feed(HEAD, 0.0)
+    for data in (*CHUNKS, wrong, *CHUNKS, CHUNKS[0] + END):
+        late.feed(data, 1.0)
+    with pytest.raises(HttpError):
+        late.finish()

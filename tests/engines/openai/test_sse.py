@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -128,6 +129,24 @@ def test_text_that_looks_like_an_event_or_stands_elsewhere_too() -> None:
         pieces = [text(word, **extra) for word in words * 3]
         assert decode(*pieces, END, DONE).text == "".join(words * 3)
         assert decode(b"".join(pieces), END, DONE).text == "".join(words * 3)
+
+
+@pytest.mark.parametrize("last", [(END + usage(9) + DONE,), (END, usage(9), DONE)], ids=["at once", "one by one"])
+@pytest.mark.parametrize("words", [("a", "b", "c"), ("a", 'b"', "", "\\c"), ("a", "b", 'c"}]}\n\n')])
+def test_one_event_each_reads_like_events_that_are_torn(words: tuple[str, ...], last: tuple[bytes, ...]) -> None:
+    """Pieces that are one event each are read all at once, torn ones one by one."""
+    events = [text(word) for word in words * 3]
+    torn = [half for piece in events for half in (piece[:9], piece[9:])]
+    found, expected = decode(*events, *last), decode(*torn, *last)
+    assert found.times == [time_s / 2 for time_s in expected.times]
+    assert (found.text, list(found.tokens)) == (expected.text, list(expected.tokens))
+
+
+def test_a_long_stream_of_events_that_all_differ_is_read_in_time() -> None:
+    pieces = [text(" a", number=number) for number in range(4000)]
+    begin = time.process_time()
+    assert decode(*pieces, END, DONE).text == " a" * 4000
+    assert time.process_time() - begin < 2
 
 
 def test_chunks_with_running_usage() -> None:
