@@ -12,10 +12,10 @@ SOURCES := pyproject.toml README.md LICENSE $(shell find pytest_inferperf -name 
 TESTS := $(BIN)/pytest tests
 
 LOWEST := PYTHONPATH=$(VENV)/lowest $(VENV)/lowest/bin/pytest -p no:xdist
-# They run pytest inside pytest, which collects garbage at each end: slow in a process that has loaded torch.
-INNER := tests/plugin tests/test_docs.py
+# Tests in which pytest has a part, dealt to two runs by size.
+LOWEST_TESTS := $(shell ls -S tests/plugin/test_*.py $(filter-out $(wildcard tests/test_embedded_*.py),$(wildcard tests/test_*.py)))
 
-.PHONY: demo test check unit unit-lowest lowest-inner lowest-rest install clean
+.PHONY: demo test check unit unit-lowest lowest-1 lowest-2 install clean
 
 demo: install
 	$(BIN)/python suites/embedded/demo.py
@@ -35,15 +35,12 @@ unit: install
 # The lowest pytest that is supported, in a folder before the environment's own, without xdist, on all tests in which pytest
 # has a part. The rest tests the core, which knows no pytest (import-linter holds it to that), and the real engine, whose
 # runs of pytest are like those here: the run above has them, and they'd take as long again.
-# The two halves run side by side: neither uses the second core.
+# Two runs side by side: without xdist neither uses the second core.
 unit-lowest: install $(VENV)/lowest
-	$(MAKE) --no-print-directory -j 2 --output-sync=target lowest-inner lowest-rest
+	$(MAKE) --no-print-directory -j 2 --output-sync=target lowest-1 lowest-2
 
-lowest-inner:
-	$(LOWEST) $(INNER)
-
-lowest-rest:
-	$(LOWEST) $(filter-out $(INNER) $(wildcard tests/test_embedded_*.py),$(wildcard tests/test_*.py))
+lowest-1 lowest-2: lowest-%:
+	$(LOWEST) $(shell echo $(LOWEST_TESTS) | tr ' ' '\n' | awk 'NR % 2 == $* % 2')
 
 install: $(VENV)/.wheel
 
