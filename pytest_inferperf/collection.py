@@ -285,17 +285,15 @@ def planned_tests(items: Sequence[pytest.Item]) -> list[PlannedTest]:
         if spec is None:
             continue
         bound = bound_of(item)
-        # Each point of a sweep is forecast by a baseline of its own.
-        found += [
+        found.append(
             PlannedTest(
                 nodeid=item.nodeid,
                 engine=spec,
-                case=case,
+                case=bound.case if bound is not None else None,
                 gates=bound.gates if bound is not None else (),
                 need=need_of(item),
                 against=bound.against if bound is not None else None,
                 by_hook=brought_by_hook(item),
             )
-            for case in (bound.case.points() if bound is not None else (None,))
-        ]
+        )
     return found

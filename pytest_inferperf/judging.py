@@ -9,11 +9,12 @@ from pathlib import Path
 
 from pytest_inferperf.baselines.against import RunReference, answers_entry
 from pytest_inferperf.baselines.changes import measured_metrics
-from pytest_inferperf.baselines.entries import AccuracyEntry, Missing, source_of
+from pytest_inferperf.baselines.entries import AccuracyEntry, Missing, PerformanceEntry, source_of
 from pytest_inferperf.baselines.store import lookup_accuracy, lookup_performance
+from pytest_inferperf.gates.frontier import FrontierPoint, judge_frontier
 from pytest_inferperf.gates.judge import Baselines, judge
 from pytest_inferperf.model.case import Case
-from pytest_inferperf.model.gates import ErrorRateCeiling, Gate, PerformanceGate
+from pytest_inferperf.model.gates import ErrorRateCeiling, FrontierFloor, Gate, PerformanceGate
 from pytest_inferperf.model.results import CaseResult
 from pytest_inferperf.model.verdicts import GateVerdict, Status
 
@@ -35,29 +36,33 @@ def judge_case(
     The answers of an engine that was compared in the same run stand in for stored answers, and `against`, another run,
     for all baselines; of two tests of the case there, `nodeid`'s counts.
 
-    Every point of a sweep is judged by every gate, with a baseline of its own; its rows begin with its load: `c8 …`.
+    Every point of a sweep is judged by every gate, with a baseline of its own; its rows begin with its load: `c8 …`. A
+    frontier gate has one row for all points.
 
     `tolerance` is the relative performance tolerance where neither mark nor entry has one, `alpha` the total one-sided
     error of each gate. Raises `BaselineError` for a baseline file that cannot be read: a broken file must not look like
     a missing one.
     """
     if result.frontier is not None:
-        return tuple(
+        whole = [gate for gate in gates if isinstance(gate, FrontierFloor)]
+        of_a_point = [gate for gate in gates if not isinstance(gate, FrontierFloor)]
+        rows = [
             replace(verdict, gate=f"{_load(point.case)} {verdict.gate}")
             for point in result.points()
             for verdict in judge_case(
-                point, gates, root=root, tolerance=tolerance, alpha=alpha, against=against, nodeid=nodeid
+                point, of_a_point, root=root, tolerance=tolerance, alpha=alpha, against=against, nodeid=nodeid
             )
-        )
+        ]
+        points = [
+            FrontierPoint(load=_load(point.case), result=point, entry=_performance(point, root, against, nodeid))
+            for point in (result.points() if whole else ())
+        ]
+        for gate in whole:
+            verdict = judge_frontier(gate, points, gates, default_tolerance=tolerance, alpha=alpha)
+            rows.append(verdict if against is None else _without_files(verdict, against, result.case))
+        return tuple(rows)
     case = result.case
-    performance = None
-    if case.workload is not None and result.engine is not None:
-        hardware = result.engine.hardware
-        performance = (
-            against.performance(case, hardware, nodeid=nodeid)
-            if against is not None
-            else lookup_performance(root, hardware, case)
-        )
+    performance = _performance(result, root, against, nodeid)
     accuracy: AccuracyEntry | Missing | None = None
     if case.task is not None and result.accuracy is not None:
         metric = result.accuracy.metric
@@ -72,6 +77,17 @@ def judge_case(
     found = Baselines(performance=performance, accuracy=accuracy, default_tolerance=tolerance, alpha=alpha)
     verdicts = judge(gates, result, found)
     return verdicts if against is None else tuple(_without_files(verdict, against, case) for verdict in verdicts)
+
+
+def _performance(
+    result: CaseResult, root: Path, against: RunReference | None, nodeid: str
+) -> PerformanceEntry | Missing | None:
+    case, engine = result.case, result.engine
+    if case.workload is None or engine is None:
+        return None
+    if against is not None:
+        return against.performance(case, engine.hardware, nodeid=nodeid)
+    return lookup_performance(root, engine.hardware, case)
 
 
 def next_look(
@@ -89,7 +105,7 @@ def next_look(
     None where none is: all are decided, no look is left, or the run is INVALID. Arguments and errors as in `judge_case`.
     """
     # The ceiling says how many requests may fail; without it one that fails makes the run INVALID.
-    asked = [gate for gate in gates if isinstance(gate, PerformanceGate | ErrorRateCeiling)]
+    asked = [gate for gate in gates if isinstance(gate, PerformanceGate | FrontierFloor | ErrorRateCeiling)]
     verdicts = judge_case(result, asked, root=root, tolerance=tolerance, alpha=alpha, against=against, nodeid=nodeid)
     if any(verdict.status is Status.INVALID for verdict in verdicts):
         return None
@@ -111,6 +127,7 @@ def lacks_baseline(result: CaseResult, gates: Sequence[Gate], *, root: Path) -> 
     if entry.provenance.kind == "published":
         return False  # nothing measured is added to it
     gated = {gate.name for gate in gates if isinstance(gate, PerformanceGate) and gate.limit is None}
+    gated |= {ref.name for gate in gates if isinstance(gate, FrontierFloor) for ref in (gate.metric, gate.over)}
     return not gated.union(measured_metrics(result.performance)) <= entry.metrics.keys()
 
 
@@ -129,7 +146,7 @@ def _without_files(verdict: GateVerdict, against: RunReference, case: Case) -> G
     if case.task is not None and case.task.early_stop:
         write += " --inferperf-set=early_stop=false"  # part of the answers is no reference
     step = _RECORD.sub(write, verdict.next_step)
-    if verdict.baseline is None:
+    if verdict.next_step.endswith("--inferperf-update=new"):  # nothing is on file
         step = f"record it where the reference runs: pytest {{nodeid}} {write}"
     return replace(
         verdict,

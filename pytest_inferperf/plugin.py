@@ -48,6 +48,8 @@ _MARKS = (
     "baseline or limit.",
     "goodput_floor(*, ttft_ms=None, tpot_ms=None, e2e_latency_ms=None, min=None, tolerance=None): fail when the requests "
     "per second that met every one of these limits fall below their baseline or min.",
+    "frontier_floor(metric, *, over, tolerance=None): fail when a point of a sweep's frontier, of metric traded against "
+    "over, is no longer on offer.",
     "error_rate_ceiling(share): fail when more than this share of the requests failed; up to it, failed requests do not "
     "make the run INVALID.",
     "speedup_floor(*metrics, over, ratio=1.0, tolerance=None, reload=False): fail when the engine is less than ratio "

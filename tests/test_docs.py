@@ -31,7 +31,7 @@ from pytest_inferperf.baselines.store import read_accuracy, read_performance
 from pytest_inferperf.engines.tensorrt_llm.options import OPTIONS
 from pytest_inferperf.errors import BaselineError
 from pytest_inferperf.gates.looks import BLOCKS, QUESTIONS, SESSIONS
-from pytest_inferperf.marks.gates import GOODPUT_KEYWORDS, SPEEDUP_KEYWORDS
+from pytest_inferperf.marks.gates import FRONTIER_KEYWORDS, GOODPUT_KEYWORDS, SPEEDUP_KEYWORDS
 from pytest_inferperf.marks.keywords import KEYWORDS
 from pytest_inferperf.model.case import EngineSpec, GpuRequirement, Task, Workload
 from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, SpeedupFloor
@@ -267,6 +267,11 @@ def test_keywords_of_the_other_marks(first: str, values: Any) -> None:
 def test_keywords_of_goodput_floor() -> None:
     rows = table("reference/marks.md", "goodput_floor keyword")
     assert tuple(row["goodput_floor keyword"] for row in rows) == GOODPUT_KEYWORDS
+
+
+def test_keywords_of_frontier_floor() -> None:
+    rows = table("reference/marks.md", "frontier_floor keyword")
+    assert tuple(row["frontier_floor keyword"] for row in rows) == FRONTIER_KEYWORDS
 
 
 def test_keywords_of_speedup_floor() -> None:

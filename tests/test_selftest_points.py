@@ -19,6 +19,7 @@ pytestmark = pytest.mark.inferperf(model="tiny-llama", quant="NVFP4", isl=16, os
 @pytest.mark.inferperf(sweep(concurrency=[1, 2]))
 @pytest.mark.throughput_floor("output_throughput_per_user", output_agreement=0.9)
 @pytest.mark.error_rate_ceiling(0.1)
+@pytest.mark.frontier_floor("output_throughput", over="output_throughput_per_user", tolerance=0.2)
 def test_sweep(inferperf):
     inferperf.measure()
 
@@ -47,6 +48,7 @@ def test_every_point_and_every_kind_is_proven(project: Path, capsys: pytest.Capt
     rows = ("output_throughput_per_user", "output_agreement", "error_rate")
     assert [(gate["gate"], gate["clean"], gate["found"]) for gate in report["gates"]] == [
         *((f"{load} {row}", "PASS", "FAIL") for load in ("c1", "c2") for row in rows),
+        ("output_throughput over output_throughput_per_user", "PASS", "FAIL"),
         ("output_agreement", "PASS", "FAIL"),
         ("error_rate", "PASS", "FAIL"),
     ]

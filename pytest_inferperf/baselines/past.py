@@ -32,7 +32,9 @@ class Past:
 
     def __init__(self, files: Iterable[ResultFile] = ()) -> None:
         newest_first = sorted(files, key=lambda file: file.created, reverse=True)
-        self._results = [record.result for file in newest_first for record in reversed(file.records)]
+        found = [record.result for file in newest_first for record in reversed(file.records)]
+        # A point of a sweep is a case too, and so is the sweep.
+        self._results = [one for item in found for one in (item, *(item.points() if item.frontier else ()))]
 
     def __bool__(self) -> bool:
         return bool(self._results)

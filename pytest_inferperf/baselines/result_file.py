@@ -25,6 +25,7 @@ from pytest_inferperf.model.gates import (
     AccuracyFloor,
     AccuracyLossCeiling,
     ErrorRateCeiling,
+    FrontierFloor,
     Gate,
     PerformanceGate,
     SpeedupFloor,
@@ -169,6 +170,9 @@ def gate_to_json(gate: Gate) -> dict[str, Any]:
     """Turn a gate into plain data."""
     if isinstance(gate, PerformanceGate):
         return {"type": "performance", "metric": gate.name, "limit": gate.limit, "tolerance": gate.tolerance}
+    if isinstance(gate, FrontierFloor):
+        names = {"metric": gate.metric.name, "over": gate.over.name}
+        return {"type": "frontier_floor", **names, "tolerance": gate.tolerance, "points": gate.points}
     if isinstance(gate, ErrorRateCeiling):
         return {"type": "error_rate_ceiling", "share": gate.share}
     if isinstance(gate, SpeedupFloor):
@@ -186,6 +190,8 @@ def gate_to_json(gate: Gate) -> dict[str, Any]:
 def gate_from_json(data: Mapping[str, Any], *, where: str = "gate") -> Gate:
     """Turn plain data back into a gate. Raises `ResultFileError` for a metric that does not exist."""
     values = {name: value for name, value in data.items() if name != "type"}
+    if data["type"] == "frontier_floor":
+        return FrontierFloor(**{**values, **{name: _metric(values[name], where) for name in ("metric", "over")}})
     if data["type"] == "error_rate_ceiling":
         return ErrorRateCeiling(**values)
     if data["type"] == "accuracy_floor":

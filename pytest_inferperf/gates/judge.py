@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pytest_inferperf.baselines.entries import AccuracyEntry, Missing, PerformanceEntry
@@ -15,6 +15,7 @@ from pytest_inferperf.model.gates import (
     AccuracyFloor,
     AccuracyLossCeiling,
     ErrorRateCeiling,
+    FrontierFloor,
     Gate,
     PerformanceGate,
     SpeedupFloor,
@@ -23,7 +24,7 @@ from pytest_inferperf.model.gates import (
 from pytest_inferperf.model.results import CaseResult, Comparison, PerformanceResult
 from pytest_inferperf.model.verdicts import GateVerdict, Status
 
-__all__ = ["Baselines", "failed_requests", "judge"]
+__all__ = ["Baselines", "failed_requests", "judge", "moved_context"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,8 @@ def _judge_one(gate: Gate, result: CaseResult, baselines: Baselines) -> list[Gat
         if result.performance is None and not result.comparisons:
             return [_not_measured(gate, "measure()")]
         return [judge_errors(gate, result.performance, result.comparisons)]
+    if isinstance(gate, FrontierFloor):
+        return [_not_measured(gate, "measure()")]  # a sweep that was measured is judged as a whole
     if isinstance(gate, SpeedupFloor):
         compared = next((item for item in result.comparisons if item.reference == gate.reference and item.blocks), None)
         if compared is None:
@@ -104,7 +107,7 @@ def _direction(gate: Gate) -> tuple[str, bool]:
     """Return the unit and whether the gate is a floor."""
     if isinstance(gate, PerformanceGate):
         return gate.metric.metric.unit, gate.metric.metric.higher_is_better
-    if isinstance(gate, ErrorRateCeiling):
+    if isinstance(gate, ErrorRateCeiling | FrontierFloor):
         return "%", False
     if isinstance(gate, SpeedupFloor):
         return "x", True
@@ -151,13 +154,20 @@ def _with_context(verdict: GateVerdict, result: CaseResult, baselines: Baselines
         if verdict.details.get("reference") != result.case.engine.precision:
             # Another precision is another checkpoint, by another recipe.
             ignored |= {"checkpoint_hash", "recipe"}
-    names = {name for name in (*stored, *result.context) if _is_option(name)} | (stored.keys() & result.context.keys())
-    moved = tuple(
-        f"context differs: {name} {stored.get(name, 'default')} -> {result.context.get(name, 'default')}"
-        for name in sorted(names - ignored)
-        if stored.get(name) != result.context.get(name)
-    )
+    moved = moved_context(stored, result.context, ignored)
     return replace(verdict, notes=verdict.notes + moved) if moved else verdict
+
+
+def moved_context(
+    stored: Mapping[str, str], context: Mapping[str, str], ignored: Collection[str] = ("git_commit",)
+) -> tuple[str, ...]:
+    """Say what differs between the context of a baseline and that of a run, a note each."""
+    names = {name for name in (*stored, *context) if _is_option(name)} | (stored.keys() & context.keys())
+    return tuple(
+        f"context differs: {name} {stored.get(name, 'default')} -> {context.get(name, 'default')}"
+        for name in sorted(names - set(ignored))
+        if stored.get(name) != context.get(name)
+    )
 
 
 def _is_option(name: str) -> bool:

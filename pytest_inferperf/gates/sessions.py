@@ -49,6 +49,8 @@ __all__ = [
     "doubt_gain",
     "judge_blocks",
     "judge_sessions",
+    "log_means",
+    "squares",
 ]
 
 FREE_ZONE_SHARE = 0.2
@@ -127,8 +129,8 @@ def judge_sessions(
     Raises `ValueError` for no session on either side, a session without rounds, a value that is not finite and above 0,
     or margins out of order.
     """
-    before = _log_means(baseline, "stored")
-    after = _log_means(candidate, "candidate")
+    before = log_means(baseline, "stored")
+    after = log_means(candidate, "candidate")
     schedule = looks.at(alpha)
     n0 = len(before)
     spread = max(_sd(before), RESOLUTION) if n0 > 1 else math.nan
@@ -148,12 +150,12 @@ def judge_sessions(
 
     sign = 1.0 if higher_is_better else -1.0
     mean0 = math.fsum(before) / n0
-    squares0 = _squares(before)
+    squares0 = squares(before)
     status, used, level, difference, width, sd = Decision.OPEN, 0, None, math.nan, math.inf, spread
     for n1, level_k in schedule.reached(len(after)):
         asked = after[:n1]
         degrees = n0 + n1 - 2
-        sd = max(math.sqrt((squares0 + _squares(asked)) / degrees), RESOLUTION)
+        sd = max(math.sqrt((squares0 + squares(asked)) / degrees), RESOLUTION)
         width = t_quantile(level_k, degrees) * sd * math.sqrt(1 / n0 + 1 / n1)
         difference = sign * (mean0 - math.fsum(asked) / n1)
         used, level = n1, level_k
@@ -262,8 +264,8 @@ def block_differences(blocks: Sequence[Block], *, higher_is_better: bool, ratio:
     """Return the loss of each block against `ratio` times the reference, in logs. Raises `ValueError` as `judge_blocks`."""
     if not (math.isfinite(ratio) and ratio > 0):
         raise ValueError(f"the ratio has to be above 0, not {ratio}")
-    reference = _log_means([block.reference for block in blocks], "reference")
-    candidate = _log_means([block.candidate for block in blocks], "candidate")
+    reference = log_means([block.reference for block in blocks], "reference")
+    candidate = log_means([block.candidate for block in blocks], "candidate")
     sign = 1.0 if higher_is_better else -1.0
     return [math.log(ratio) + sign * (a - b) for a, b in zip(reference, candidate, strict=True)]
 
@@ -340,7 +342,8 @@ def _margins(tolerance: float, free_zone: float | None, higher_is_better: bool) 
     return low, high
 
 
-def _log_means(sessions: Sequence[Sequence[float]], whose: str) -> list[float]:
+def log_means(sessions: Sequence[Sequence[float]], whose: str) -> list[float]:
+    """Return the mean of the logs of each session's rounds. Raises `ValueError` for a figure that has none."""
     if not sessions:
         raise ValueError(f"there is no {whose} session")
     means = []
@@ -354,13 +357,14 @@ def _log_means(sessions: Sequence[Sequence[float]], whose: str) -> list[float]:
     return means
 
 
-def _squares(values: Sequence[float]) -> float:
+def squares(values: Sequence[float]) -> float:
+    """Return the sum of squares about the mean."""
     mean = math.fsum(values) / len(values)
     return math.fsum((value - mean) ** 2 for value in values)
 
 
 def _sd(values: Sequence[float]) -> float:
-    return math.sqrt(_squares(values) / (len(values) - 1))
+    return math.sqrt(squares(values) / (len(values) - 1))
 
 
 def _unresolvable(tolerance: float, smallest: float, what: str, sd: float) -> Unresolvable:

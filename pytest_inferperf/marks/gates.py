@@ -17,6 +17,7 @@ from pytest_inferperf.model.gates import (
     AccuracyFloor,
     AccuracyLossCeiling,
     ErrorRateCeiling,
+    FrontierFloor,
     Gate,
     PerformanceGate,
     SpeedupFloor,
@@ -27,12 +28,13 @@ from pytest_inferperf.model.quant import KV_CACHE_DTYPES, QAT, check_quant, spli
 if TYPE_CHECKING:
     import pytest
 
-__all__ = ["GATES", "GOODPUT_KEYWORDS", "NO_BLOCKS", "SPEEDUP_KEYWORDS", "parse_gates"]
+__all__ = ["FRONTIER_KEYWORDS", "GATES", "GOODPUT_KEYWORDS", "NO_BLOCKS", "SPEEDUP_KEYWORDS", "parse_gates"]
 
 GATES = (
     "throughput_floor",
     "latency_ceiling",
     "goodput_floor",
+    "frontier_floor",
     "error_rate_ceiling",
     "speedup_floor",
     "accuracy_loss_ceiling",
@@ -49,7 +51,7 @@ def parse_gates(marks: Sequence[pytest.Mark], case: Case, origin: Origin) -> tup
     gates: dict[tuple[object, ...], Gate] = {}
     for mark in marks:
         parsed: Iterable[Gate]
-        if mark.name in _OF_A_WORKLOAD or mark.name == "speedup_floor":
+        if mark.name in (*_OF_A_WORKLOAD, "speedup_floor", "frontier_floor"):
             if case.workload is None:
                 raise MarkError(
                     f"{mark.name}: needs a workload to measure; give the inferperf mark isl= and osl=, in tokens."
@@ -58,6 +60,8 @@ def parse_gates(marks: Sequence[pytest.Mark], case: Case, origin: Origin) -> tup
                 if case.workload.swept:
                     raise MarkError(f"{mark.name}: {NO_BLOCKS}")
                 parsed = _speedup_gates(mark, case.engine, origin)
+            elif mark.name == "frontier_floor":
+                parsed = [_frontier_floor(mark, case)]
             else:
                 parsed = _OF_A_WORKLOAD[mark.name](mark)
         else:
@@ -144,6 +148,39 @@ def _speedup_gates(mark: pytest.Mark, engine: EngineSpec, origin: Origin) -> lis
         SpeedupFloor(metric=_any_metric(mark, name), reference=reference, ratio=ratio, tolerance=tolerance)
         for name in mark.args or ("output_throughput",)
     ]
+
+
+FRONTIER_KEYWORDS = ("over", "tolerance")
+
+
+def _frontier_floor(mark: pytest.Mark, case: Case) -> FrontierFloor:
+    example = 'frontier_floor("output_throughput_per_gpu", over="output_throughput_per_user")'
+    if len(mark.args) != 1 or "over" not in mark.kwargs:
+        raise MarkError(
+            f"{mark.name}: takes one metric, and over= the one that it is traded against, such as {example}."
+        )
+    for name in mark.kwargs:
+        if name not in FRONTIER_KEYWORDS:
+            raise MarkError(
+                f"{mark.name}: unknown keyword {name!r}.\n{choices(name, FRONTIER_KEYWORDS, what='Keywords')}"
+            )
+    if case.workload is None or not case.workload.swept:
+        raise MarkError(
+            f"{mark.name}: needs several loads in one test; give the inferperf mark a sweep, such as "
+            "sweep(concurrency=[1, 8, 64])."
+        )
+    metric, over = _any_metric(mark, mark.args[0]), _any_metric(mark, mark.kwargs["over"])
+    if metric == over:
+        raise MarkError(f"{mark.name}: {metric.name!r} is traded against itself; name another metric in over=.")
+    for ref in (metric, over):
+        if ref.metric.may_be_zero:
+            raise MarkError(f"{mark.name}: {ref.name!r} may be 0, from which no loss is counted; use goodput_floor.")
+    return FrontierFloor(
+        metric=metric,
+        over=over,
+        tolerance=_tolerance(mark, mark.kwargs.get("tolerance")),
+        points=len(case.workload.sweep),
+    )
 
 
 def _any_metric(mark: pytest.Mark, name: object) -> MetricRef:

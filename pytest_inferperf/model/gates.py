@@ -13,6 +13,7 @@ __all__ = [
     "AccuracyFloor",
     "AccuracyLossCeiling",
     "ErrorRateCeiling",
+    "FrontierFloor",
     "Gate",
     "MeasureRules",
     "PerformanceGate",
@@ -72,6 +73,24 @@ class SpeedupFloor:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FrontierFloor:
+    """How far the frontier of a sweep may fall: two metrics, one traded against the other, judged at all points as one."""
+
+    metric: MetricRef
+    over: MetricRef
+    tolerance: float | None = None
+    """Relative loss that must be caught, of either metric; None takes the baseline entry's, else the ini's."""
+
+    points: int
+    """How many loads the sweep has: they share the error of the gate."""
+
+    @property
+    def name(self) -> str:
+        """What a report calls the gate."""
+        return f"{self.metric.name} over {self.over.name}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class AccuracyLossCeiling:
     """How much worse than a stored reference the candidate may answer, question by question."""
 
@@ -111,7 +130,7 @@ class AccuracyFloor:
         return self.metric or "accuracy"
 
 
-Gate = PerformanceGate | ErrorRateCeiling | SpeedupFloor | AccuracyLossCeiling | AccuracyFloor
+Gate = PerformanceGate | FrontierFloor | ErrorRateCeiling | SpeedupFloor | AccuracyLossCeiling | AccuracyFloor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +152,8 @@ NO_RULES = MeasureRules()
 
 def rules_of(gates: Sequence[Gate]) -> MeasureRules:
     """Collect what gates ask of the measurement that they judge."""
-    refs = [gate.metric for gate in gates if isinstance(gate, PerformanceGate | SpeedupFloor)]
+    refs = [gate.metric for gate in gates if isinstance(gate, PerformanceGate | SpeedupFloor | FrontierFloor)]
+    refs += [gate.over for gate in gates if isinstance(gate, FrontierFloor)]
     ceilings = [gate.share for gate in gates if isinstance(gate, ErrorRateCeiling)]
     return MeasureRules(
         slos=tuple(dict.fromkeys(ref.slo for ref in refs if ref.slo)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from pytest_inferperf.engines.needs import implied_need, joint_need, native_sm
 from pytest_inferperf.engines.servers.presets import loads_model
 from pytest_inferperf.errors import InferperfError
 from pytest_inferperf.gates.forecast import OnFile, Unknown, forecast
+from pytest_inferperf.gates.frontier_forecast import forecast_frontier
 from pytest_inferperf.model.case import EngineSpec, GpuRequirement, ReferenceEngine
-from pytest_inferperf.model.gates import AccuracyLossCeiling, Gate
+from pytest_inferperf.model.gates import AccuracyLossCeiling, FrontierFloor, Gate
 from pytest_inferperf.model.plan import CasePlan, EnginePlan, Foresight, GateForecast, Plan, ReferencePlan
 from pytest_inferperf.model.results import Hardware
 from pytest_inferperf.planning.conditions import Conditions, PlannedTest
@@ -117,23 +118,26 @@ class _Planner:
         lacking = why_missing(test.need, conditions.gpus) if test.need is not None else ""
         if test.case is None:
             return CasePlan(nodeid=test.nodeid, skipped=lacking, is_case=False)
-        performance, elsewhere = self._files.performance(test.case, None if lacking else here, nodeid=test.nodeid)
         past = ((item, self._past.compared(test.case, item, here)) for item in test.speedups)
-        known = OnFile(
-            case=test.case,
-            performance=performance,
-            performance_on=elsewhere,
-            accuracy=self._accuracy(test, here),
-            compared={item: found[1] for item, found in past if found is not None},
-            default_tolerance=conditions.tolerance,
-            alpha=conditions.alpha,
-            power=conditions.power,
-        )
-        gates = tuple(self._forecast(gate, known) for gate in test.gates)
-        duration_s, longest_s = self._times.case(test, test.case, gates, here, load_s, asks=test.against in opened)
+        compared = {item: found[1] for item, found in past if found is not None}
+        points = {}
+        for point in test.case.points():
+            performance, elsewhere = self._files.performance(point, None if lacking else here, nodeid=test.nodeid)
+            points[point.workload.load_name if point.workload is not None else ""] = OnFile(
+                case=point,
+                performance=performance,
+                performance_on=elsewhere,
+                accuracy=self._accuracy(test, here),
+                compared=compared,
+                default_tolerance=conditions.tolerance,
+                alpha=conditions.alpha,
+                power=conditions.power,
+            )
+        paired = self._forecasts(test, points)
+        duration_s, longest_s = self._times.case(test, test.case, paired, here, load_s, asks=test.against in opened)
         return CasePlan(
             nodeid=test.nodeid,
-            gates=gates,
+            gates=tuple(found for _, found in paired),
             skipped=lacking
             and lacking + (" (--inferperf-require-gpu forbids to skip)" if conditions.require_gpu else ""),
             duration_s=duration_s,
@@ -141,8 +145,20 @@ class _Planner:
             sessions=least_sessions(test, test.case.workload) or 1,
         )
 
-    def _forecast(self, gate: Gate, known: OnFile) -> GateForecast:
-        found = forecast(gate, known)
+    def _forecasts(self, test: PlannedTest, points: Mapping[str, OnFile]) -> list[tuple[Gate, GateForecast]]:
+        """Pair gates with what they will be able to say, in the order of their rows: of a sweep, each at every point."""
+        whole = [gate for gate in test.gates if isinstance(gate, FrontierFloor)]
+        swept = len(points) > 1
+        found = [
+            (gate, replace(row, gate=f"{load} {row.gate}") if swept else row)
+            for load, known in points.items()
+            for gate in test.gates
+            if not isinstance(gate, FrontierFloor)
+            for row in [self._reworded(forecast(gate, known))]
+        ]
+        return found + [(gate, self._reworded(forecast_frontier(gate, points))) for gate in whole]
+
+    def _reworded(self, found: GateForecast) -> GateForecast:
         run = self._conditions.against
         if found.state is Foresight.MISSING and run is not None:
             step = f"record it where the reference runs: pytest {{nodeid}} --inferperf-json={run.label}"

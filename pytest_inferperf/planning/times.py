@@ -9,7 +9,7 @@ from statistics import fmean
 from pytest_inferperf.baselines.past import Past
 from pytest_inferperf.gates.looks import BLOCKS, SESSIONS
 from pytest_inferperf.model.case import Case, ReferenceEngine, Task, Workload
-from pytest_inferperf.model.gates import ErrorRateCeiling, PerformanceGate, SpeedupFloor
+from pytest_inferperf.model.gates import ErrorRateCeiling, FrontierFloor, Gate, PerformanceGate, SpeedupFloor
 from pytest_inferperf.model.plan import GateForecast
 from pytest_inferperf.model.results import Hardware
 from pytest_inferperf.planning.conditions import PlannedTest
@@ -30,7 +30,7 @@ class Times:
         self,
         test: PlannedTest,
         case: Case,
-        gates: Sequence[GateForecast],
+        paired: Sequence[tuple[Gate, GateForecast]],
         here: Hardware | None,
         load_s: float | None,
         *,
@@ -42,17 +42,24 @@ class Times:
         whether the reference engine has to answer the task first.
         """
         if case.task is not None:
+            gates = [found for _, found in paired]
             return self._task_times(test, case, case.task, gates, here, load_s, asks=asks)
         if case.workload is None:
             return None, None
-        round_s = self._past.round_s(case, here)
-        if round_s is None:
+        rounds_s = [self._past.round_s(point, here) for point in case.points()]
+        known_s = [item for item in rounds_s if item is not None]
+        if len(known_s) < len(rounds_s):
             return None, None
+        # Every session measures every point.
+        round_s = sum(known_s)
         expected = longest = 0.0
-        paired = list(zip(test.gates, gates, strict=True))
         least = least_sessions(test, case.workload)
         if least:
-            stored = [found for gate, found in paired if isinstance(gate, PerformanceGate) and gate.limit is None]
+            stored = [
+                found
+                for gate, found in paired
+                if isinstance(gate, FrontierFloor) or (isinstance(gate, PerformanceGate) and gate.limit is None)
+            ]
             used = max([least, *(found.used for found in stored if found.used is not None)])
             most = max(least, SESSIONS.cap) if stored else least
             session_s = round_s * (case.workload.rounds + case.workload.warmup_rounds)

@@ -53,8 +53,8 @@ def junit_properties(result: CaseResult, verdicts: Sequence[GateVerdict]) -> lis
             found.append((f"inferperf.limit.{name}", item.limit))
         if item.source:
             found.append((f"inferperf.limit_source.{name}", item.source))
-        bounds = ("ratio", "ratio_lower", "ratio_upper")
-        found += [(f"inferperf.{key}.{name}", item.details[key]) for key in bounds if key in item.details]
+        figures = ("ratio", "ratio_lower", "ratio_upper", "fallen")
+        found += [(f"inferperf.{key}.{name}", item.details[key]) for key in figures if key in item.details]
     if verdicts:
         found.append(("inferperf.verdict", worst(verdicts).value))
     if result.engine is not None:

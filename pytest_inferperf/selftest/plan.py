@@ -29,6 +29,7 @@ from pytest_inferperf.model.gates import (
     AccuracyFloor,
     AccuracyLossCeiling,
     ErrorRateCeiling,
+    FrontierFloor,
     Gate,
     PerformanceGate,
     SpeedupFloor,
@@ -38,6 +39,7 @@ from pytest_inferperf.model.metrics import Metric
 from pytest_inferperf.model.results import AccuracyResult, PerformanceResult, Session
 from pytest_inferperf.model.verdicts import GateVerdict, Status
 from pytest_inferperf.report.selftest import GateProof
+from pytest_inferperf.selftest.frontiers import frontier_need
 from pytest_inferperf.selftest.rows import Key, figures, gate_of
 
 __all__ = ["MOST", "RUNS", "Plan", "largest", "plan_gate"]
@@ -102,6 +104,10 @@ def plan_gate(key: Key, record: ResultRecord, verdict: GateVerdict, *, root: Pat
         return _plan_performance(proof, gate, record, verdict, root, alpha)
     if isinstance(gate, ErrorRateCeiling):
         return _plan_errors(proof, gate, record)
+    if isinstance(gate, FrontierFloor):
+        need = frontier_need(gate, record, tolerance=verdict.tolerance or 0.0, root=root, alpha=alpha)
+        proof = replace(proof, reliance=need.reliance, unit="%")
+        return _worse_by(need.factor, proof, gate.metric.metric, need.measured, need.limit)
     if isinstance(gate, SpeedupFloor):
         return _plan_speedup(proof, gate, record, verdict, alpha)
     return _plan_accuracy(proof, gate, record, verdict, root, alpha)

@@ -10,6 +10,7 @@ from pytest_inferperf.model.gates import (
     AccuracyFloor,
     AccuracyLossCeiling,
     ErrorRateCeiling,
+    FrontierFloor,
     Gate,
     PerformanceGate,
     SpeedupFloor,
@@ -74,14 +75,15 @@ def unjudged(record: ResultRecord) -> list[str]:
     found = [(place.result.case, gate_of(record.gates, row)) for place, row in rows]
     if any(gate is None for _, gate in found):
         return []
+    whole = [gate for gate in record.gates if isinstance(gate, FrontierFloor)]
     return [
         f"{point.case.workload.load_name} {gate.name}"
         if record.result.frontier is not None and point.case.workload is not None
         else gate.name
         for point in record.result.points()
         for gate in record.gates
-        if (point.case, gate) not in found
-    ]
+        if (point.case, gate) not in found and gate not in whole
+    ] + [gate.name for gate in whole if (record.result.case, gate) not in found]
 
 
 def gate_of(gates: Sequence[Gate], verdict: GateVerdict) -> Gate | None:
@@ -91,7 +93,7 @@ def gate_of(gates: Sequence[Gate], verdict: GateVerdict) -> Gate | None:
             absolute = gate.limit is not None
             if absolute == (verdict.source == "mark"):
                 return gate
-        if isinstance(gate, SpeedupFloor | ErrorRateCeiling) and gate.name == verdict.gate:
+        if isinstance(gate, SpeedupFloor | ErrorRateCeiling | FrontierFloor) and gate.name == verdict.gate:
             return gate
         rows = (" loss", "unparseable rise")
         if isinstance(gate, AccuracyLossCeiling) and verdict.gate.endswith(

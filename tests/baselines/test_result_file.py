@@ -200,8 +200,8 @@ def test_no_such_file(tmp_path: Path) -> None:
         ('"schema_version": 1', '"schema_version": 3', "schema_version 3 is newer than 1, the version this"
          " pytest-inferperf reads. Upgrade: pip install --upgrade pytest-inferperf"),
         ('"type": "performance"', '"type": "perf"', '$.records[0].gates[0].type: "perf" is not valid. Did you mean'
-         " 'performance'? Valid values: accuracy_floor, accuracy_loss_ceiling, error_rate_ceiling, performance,"
-             " speedup_floor."),
+         " 'performance'? Valid values: accuracy_floor, accuracy_loss_ceiling, error_rate_ceiling, frontier_floor,"
+             " performance, speedup_floor."),
         ('"points": 1.0', '"points": "1"', '$.records[1].gates[0].points: "1" is not a number or null.'),
         ('"status": "FAIL"', '"status": "BAD"', None),
         ('"metric": "output_throughput"', '"metric": "output_troughput"', None),

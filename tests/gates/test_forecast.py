@@ -29,6 +29,7 @@ from pytest_inferperf.model.gates import (
     AccuracyFloor,
     AccuracyLossCeiling,
     ErrorRateCeiling,
+    FrontierFloor,
     Gate,
     PerformanceGate,
     SpeedupFloor,
@@ -337,7 +338,8 @@ def test_every_kind_of_gate_has_a_row() -> None:
         AccuracyFloor: AccuracyFloor(points=50.0),
         ErrorRateCeiling: ErrorRateCeiling(share=0.01),
     }
-    assert set(made) == set(get_args(Gate))
+    # A frontier gate is forecast from all points of its sweep: `forecast_frontier`.
+    assert {*made, FrontierFloor} == set(get_args(Gate))
     for gate in made.values():
         assert forecast(gate, OnFile(case=SPEED)).gate in (gate.name, "accuracy loss vs BF16")
 

@@ -93,6 +93,39 @@ def test_sweep_that_is_not_measured_fails(project: Project) -> None:
     project.run().assert_outcomes(failed=1)
 
 
+def test_the_plan_knows_every_point(project: Project) -> None:
+    """A row for each gate of each point; a session measures all of them."""
+    project.engine(round_s=0.05)
+    write(
+        project,
+        'latency_ceiling("ttft_ms.p99", tolerance=0.2)',
+        'frontier_floor("output_throughput", over="output_throughput_per_user")',
+        mark=SWEEP.replace("1, 2, 4", "1, 2"),
+    )
+    key = "NVFP4-isl16-osl8"
+    result = project.run("--inferperf-plan")
+    result.stdout.fnmatch_lines(
+        [
+            "  *::test_it[[]NVFP4-isl16-osl8-c1-2[]]",
+            f"    MISSING  c1 ttft_ms.p99 * no entry for any hardware; key {key}-c1",
+            f"    MISSING  c2 ttft_ms.p99 * no entry for any hardware; key {key}-c2",
+            "    MISSING  output_throughput over output_throughput_per_user  tolerance 5 %   2 points, the least certain "
+            f"figure is c1 output_throughput: baselines/performance: no entry for any hardware; key {key}-c1",
+            "3 gates have no baseline",
+        ]
+    )
+    project.run("--inferperf-update=new", "--inferperf-set=sessions=5", "--inferperf-json=past.json")
+    planned = project.run("--inferperf-plan", "--inferperf-past=past.json")
+    planned.stdout.fnmatch_lines(
+        [
+            "    ok * c1 ttft_ms.p99 * 5 sessions*",
+            "    ok * c2 ttft_ms.p99 * 5 sessions*",
+            "    * output_throughput over output_throughput_per_user * 2 points, the least certain figure is c*",
+        ]
+    )
+    planned.stdout.no_fnmatch_line("*time unknown*")
+
+
 def test_command_line_takes_the_place_of_a_sweep(project: Project) -> None:
     write(project, "throughput_floor(request_throughput=1)")
     result = project.run("-v", "--inferperf-set=concurrency=2")

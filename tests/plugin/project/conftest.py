@@ -2,7 +2,8 @@
 
 `engine.json` in the project scripts both; what is not in it has the defaults below. Every build, relaunch and close is
 logged in `engines.log`, so that a test can count them. `session_factors` are the speeds of the sessions: .97 makes one
-3 % slower, and the last holds for all that follow. A run begins with the first, whatever ran before it.
+3 % slower, and the last holds for all that follow. A run begins with the first, whatever ran before it. `slower_at` says
+how many times as long a token takes at a concurrency: `{"4": 1.5}`.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ DEFAULTS: dict[str, Any] = {
     "can_relaunch": True,
     "relaunch_error": "",
     "session_factors": [1.0],
+    "slower_at": {},
     "right": {"BF16": 900},
     "unparseable": {"BF16": 0},
     "questions": 1000,
@@ -132,7 +134,9 @@ class ScriptedEngine(Engine):
             right, unparseable = self.said("right"), self.said("unparseable")
             return [self.answer(request, right, unparseable) for request in requests]
         time.sleep(self.script["round_s"])
-        slower = math.exp(self.noise.gauss(0, self.script["noise"]))
+        slower = math.exp(self.noise.gauss(0, self.script["noise"])) * self.script["slower_at"].get(
+            str(concurrency), 1.0
+        )
         answers = []
         for index, request in enumerate(requests):
             tokens = 0 if index < self.script["failed"] else request.max_tokens - self.script["short_by"]
