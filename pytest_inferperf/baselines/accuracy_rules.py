@@ -96,8 +96,10 @@ class AccuracyRules:
         if self._refuses_lax(record, precision, outcomes, kept, measured, where):
             return
         worse = {}
-        if moved.old is not None and stored is not None and same_questions:
-            worse = worse_answers(record, moved, moved.old, measured, stored.anchor)
+        # Scores of other questions are compared too, as they are: what gates a score must not fall unseen with them.
+        comparable = stored if old is not None and _same_direction(old, measured) else None
+        if moved.old is not None and comparable is not None:
+            worse = worse_answers(record, moved, moved.old, measured, comparable.anchor)
         score = ScoreEntry(
             score=measured.score,
             outcomes=outcomes,
@@ -107,8 +109,8 @@ class AccuracyRules:
             repeat=measured.repeat,
             logprobs=measured.logprobs,
             anchor=new_anchor(
-                stored if same_questions else None,
-                None if stored is None else stored.provenance,
+                comparable,
+                None if comparable is None else comparable.provenance,
                 measured.score,
                 higher_is_better=measured.higher_is_better,
                 accepted=bool(worse),
@@ -162,8 +164,11 @@ class AccuracyRules:
                 headline = f"{what}, so these scores would be lost: {', '.join(lost)}"
                 self._ledger.refuse(record.nodeid, headline, where, action=ACCEPT)
                 return True
-            return False
-        if stored is not None and stored.provenance.kind == "published" and self._ledger.mode != "all":
+            if stored is not None and not _same_direction(old, measured) and not self._ledger.accept_regression:
+                headline = f"{what}, so nobody can say whether its score is a regression"
+                self._ledger.refuse(record.nodeid, headline, where, action=ACCEPT)
+                return True
+        elif stored is not None and stored.provenance.kind == "published" and self._ledger.mode != "all":
             self._ledger.refuse(
                 record.nodeid, f"the baseline is published ({stored.provenance.source})", where, action=REPLACE
             )
@@ -172,9 +177,10 @@ class AccuracyRules:
             return False
         worse = worse_answers(record, moved, moved.old, measured, stored.anchor if stored is not None else None)
         if worse:
+            others = "" if _same_questions(old, measured) else ", on other questions"
             self._ledger.refuse(
                 record.nodeid,
-                f"worse beyond what is allowed: {', '.join(worse)}",
+                f"worse beyond what is allowed{others}: {', '.join(worse)}",
                 where,
                 *(f"{name}  {figures}" for name, figures in worse.items()),
                 action=ACCEPT,
@@ -223,8 +229,11 @@ class AccuracyRules:
 
 
 def _same_questions(old: AccuracyEntry, measured: AccuracyResult) -> bool:
-    same_direction = old.higher_is_better == measured.higher_is_better
-    return same_direction and old.documents_digest in ("", measured.documents_digest)
+    return _same_direction(old, measured) and old.documents_digest in ("", measured.documents_digest)
+
+
+def _same_direction(old: AccuracyEntry, measured: AccuracyResult) -> bool:
+    return old.higher_is_better == measured.higher_is_better
 
 
 def _direction(scored: AccuracyEntry | AccuracyResult) -> str:

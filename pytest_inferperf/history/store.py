@@ -9,10 +9,10 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pytest_inferperf.baselines.entries import accuracy_key, performance_key
 from pytest_inferperf.baselines.result_file import case_from_json
@@ -40,14 +40,10 @@ class Skipped:
     reason: str
 
 
-class _Listed(NamedTuple):
-    """One JSON file of a store on this machine, as it is now. There may be 100,000: a tuple, and compared as one."""
-
-    file: str
-    """Relative to the root, with slashes."""
-
-    size: int
-    mtime_ns: int
+_Listed = tuple[str, int, int]
+"""One JSON file of a store on this machine, as it is now: its name, relative to the root with slashes, its size, and when
+it was changed, in ns. A plain tuple: there may be 100,000, and the garbage collector looks at anything else again and
+again."""
 
 
 class Store:
@@ -166,11 +162,11 @@ def _load_local(connection: duckdb.DuckDBPyConnection, root: str, *, sealed: boo
     folder = Path(root)
     if folder.is_file():
         stat = folder.stat()
-        listed = [_Listed(folder.name, stat.st_size, stat.st_mtime_ns)]
+        listed = [(folder.name, stat.st_size, stat.st_mtime_ns)]
         folder = folder.parent
         parquet = None
     elif folder.is_dir():
-        listed = list(_walk(str(folder)))
+        listed = _walk(str(folder))
         parquet = folder / PARQUET
     else:
         raise ResultFileError(f"{root}: no such file or folder. Name a folder of what --inferperf-json=FILE writes.")
@@ -178,12 +174,12 @@ def _load_local(connection: duckdb.DuckDBPyConnection, root: str, *, sealed: boo
     if parquet is not None and parquet.exists():
         known = set(_known(connection, str(parquet)))
     fresh = [item for item in listed if item not in known]
-    names = {f"{folder}/{item.file}": item for item in fresh}
+    names = {f"{folder}/{item[0]}": item for item in fresh}
     skipped = _read_json(connection, list(names), remote=False)
     connection.execute("CREATE TABLE listed (path VARCHAR, file VARCHAR, size BIGINT, mtime_ns BIGINT)")
-    _insert(connection, "listed", [(path, item.file, item.size, item.mtime_ns) for path, item in names.items()])
+    _insert(connection, "listed", [(path, *item) for path, item in names.items()])
     _make_history(connection, str(parquet) if known else "", sealed=sealed)
-    return [Skipped(file=names[item.file].file, reason=item.reason) for item in skipped]
+    return [Skipped(file=names[item.file][0], reason=item.reason) for item in skipped]
 
 
 def _load_remote(connection: duckdb.DuckDBPyConnection, root: str, *, sealed: bool) -> list[Skipped]:
@@ -221,19 +217,22 @@ def _load_remote(connection: duckdb.DuckDBPyConnection, root: str, *, sealed: bo
     return skipped
 
 
-def _walk(root: str) -> Iterator[_Listed]:
+def _walk(root: str) -> list[_Listed]:
+    found = []
     folders = [("", root)]
     while folders:
         prefix, folder = folders.pop()
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name.startswith("."):
+                name = entry.name
+                if name.startswith("."):
                     continue
-                if entry.name.endswith(".json") and entry.is_file():
+                if name.endswith(".json") and entry.is_file():
                     stat = entry.stat()
-                    yield _Listed(prefix + entry.name, stat.st_size, stat.st_mtime_ns)
+                    found.append((prefix + name, stat.st_size, stat.st_mtime_ns))
                 elif entry.is_dir(follow_symlinks=False):
-                    folders.append((f"{prefix}{entry.name}/", entry.path))
+                    folders.append((f"{prefix}{name}/", entry.path))
+    return found
 
 
 def _known(connection: duckdb.DuckDBPyConnection, parquet: str) -> list[tuple[str, int, int]]:

@@ -619,10 +619,50 @@ def test_other_questions_with_all(root: Path, answers: Make) -> None:
         f"  {SCORES}: {TASK} BF16\n{ACCEPT}",
     )
     # Nothing is lost where the run answered the new questions at every precision.
-    assert run(root, alone, answers(BAD, quant="NVFP4", digest="d2"), mode="all", reason="r").refusals == ()
-    assert (score(root), score(root, "NVFP4")) == (0.8, 0.8)
+    assert (
+        run(
+            root, answers(GOOD, digest="d2"), answers(GOOD, quant="NVFP4", digest="d2"), mode="all", reason="r"
+        ).refusals
+        == ()
+    )
+    assert read_accuracy(root.parent / SCORES).tasks[TASK].documents_digest == "d2"
     run(root, answers(GOOD, digest="d3"), mode="all", reason="r", accept=True)
     assert list(read_accuracy(root.parent / SCORES).tasks[TASK].scores) == ["BF16"]
+
+
+def test_a_worse_score_of_other_questions_needs_consent(root: Path, answers: Make) -> None:
+    """They cannot be paired, but what a gate is judged by would fall from .9 to .8 with a mere reason."""
+    run(root, answers(GOOD))
+    worse = answers(BAD, digest="d2")
+    assert run(root, worse, mode="all", reason="new questions").refusals == (
+        "t.py::test_sums[BF16]: worse beyond what is allowed, on other questions: exact_match\n"
+        f"  {SCORES}: {TASK} BF16\n  exact_match  0.9 -> 0.8 (10 points worse, allowed 0.5)\n{ACCEPT}",
+    )
+    assert score(root) == 0.9
+    assert run(root, worse, mode="all", reason="new questions", accept=True).refusals == ()
+    assert score(root) == 0.8
+    better = answers(GOOD, digest="d3")
+    assert run(root, better, mode="all", reason="newer questions").refusals == ()
+    assert score(root) == 0.9
+
+
+def test_small_losses_on_ever_other_questions_do_not_add_up(root: Path, answers: Make) -> None:
+    run(root, answers(right(900)))
+    for number in (896, 892):
+        refusals = run(root, answers(right(number), digest=f"d{number}"), mode="all", reason="r").refusals
+        assert bool(refusals) is (number == 892)
+    assert "0.8 points worse since 2026-11-21, allowed 0.5" in refusals[0]
+
+
+def test_a_score_of_the_other_direction_needs_consent(root: Path, answers: Make) -> None:
+    run(root, answers(GOOD))
+    turned = answers(BAD, higher_is_better=False)
+    assert run(root, turned, mode="all", reason="r").refusals == (
+        "t.py::test_sums[BF16]: the file says that exact_match is better when higher, this run lower, so nobody can say "
+        f"whether its score is a regression\n  {SCORES}: {TASK} BF16\n{ACCEPT}",
+    )
+    assert run(root, turned, mode="all", reason="r", accept=True).refusals == ()
+    assert not read_accuracy(root.parent / SCORES).tasks[TASK].higher_is_better
 
 
 def test_a_score_of_other_questions_that_is_refused_loses_nothing(root: Path, answers: Make) -> None:
