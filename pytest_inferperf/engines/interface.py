@@ -46,6 +46,9 @@ class GenerationRequest:
     messages: tuple[Message, ...] = ()
     """What a server is sent in place of the ids: a chat as it is, or its contents as one text; none for the ids."""
 
+    follow_ups: tuple[GenerationRequest, ...] = ()
+    """The later turns of a conversation: each is sent after the answer to the one before, with all that was said."""
+
     ignore_eos: bool = False
     """True makes the output exactly `max_tokens` long."""
 

@@ -17,6 +17,7 @@ from pytest_inferperf.marks.workloads import LOOPS, check_needs, make_workload
 from pytest_inferperf.model.case import Case, ReferenceEngine, Task
 from pytest_inferperf.model.gates import Gate
 from pytest_inferperf.model.sweep import Sweep
+from pytest_inferperf.model.workload import WORKLOAD_IDENTITY
 
 if TYPE_CHECKING:
     import pytest
@@ -200,18 +201,8 @@ def _case_id(case: Case, varied: set[str]) -> str:
     shown.add("kv_cache_dtype")
     if case.workload is not None:
         parts += case.workload.names()
-        shown |= {
-            "isl",
-            "osl",
-            *LOOPS,
-            "arrival",
-            "burstiness",
-            "shared_prefix",
-            "endpoint",
-            "dataset",
-            "trace",
-            "trace_speed",
-        }
+        # Whatever is its identity has been named.
+        shown |= {*WORKLOAD_IDENTITY} - {"num_requests", "seed"}
     if case.task is not None:
         parts.append(case.task.name)
         shown.add("task")

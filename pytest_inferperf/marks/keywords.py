@@ -63,6 +63,8 @@ KEYWORDS: dict[str, Keyword] = {
     "shared_prefix": Keyword(target="workload", kind=float, also=int),
     "endpoint": Keyword(target="workload", kind=str),
     "dataset": Keyword(target="workload", kind=str),
+    "turns": Keyword(target="workload", kind=int, minimum=1),
+    "think_time": Keyword(target="workload", kind=float, also=int),
     "trace": Keyword(target="workload", kind=str),
     "trace_speed": Keyword(target="workload", kind=float, also=int, positive=True),
     "num_requests": Keyword(target="workload", kind=int, minimum=1),

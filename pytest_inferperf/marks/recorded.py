@@ -22,7 +22,7 @@ _TOLD: dict[str, tuple[str, tuple[str, ...]]] = {
     "dataset": ("prompts are drawn, or those of the file", ("isl", "shared_prefix")),
     "trace": (
         "the trace says when requests are due, and how many tokens each has",
-        ("isl", "osl", "shared_prefix", "concurrency", "request_rate", "arrival", "burstiness"),
+        ("isl", "osl", "shared_prefix", "concurrency", "request_rate", "arrival", "burstiness", "turns", "think_time"),
     ),
 }
 """What a file tells, and the keywords that say it otherwise."""
@@ -45,6 +45,7 @@ def check_only_file(values: Mapping[str, Any]) -> str:
             )
         if not values["trace_speed"] > 0:
             raise MarkError(f"inferperf: trace_speed={values['trace_speed']!r} must be above 0; 2 is twice as fast.")
+    _check_turns(values)
     for keyword in found:
         why, others = _TOLD[keyword]
         for name in others:
@@ -55,6 +56,21 @@ def check_only_file(values: Mapping[str, Any]) -> str:
     return found[0] if found else ""
 
 
+def _check_turns(values: Mapping[str, Any]) -> None:
+    """Refuse turns of what has none. Raises `MarkError`."""
+    turns = values.get("turns", 1)
+    if "think_time" in values and turns == 1:
+        raise MarkError(
+            f"inferperf: think_time={values['think_time']!r} is the time between the turns of a conversation; say how many "
+            "with turns=."
+        )
+    if turns > 1 and ("dataset" not in values or values.get("endpoint") != "chat"):
+        raise MarkError(
+            f"inferperf: turns={turns}: turns are those of the conversations in a file, asked as chats: give dataset= and "
+            'endpoint="chat".'
+        )
+
+
 def with_dataset(values: Mapping[str, Any], origin: Origin) -> Workload:
     """Make the workload of a file, known by its content. Raises `MarkError` for a file that is none or too short."""
     from pytest_inferperf.measure.recorded.datasets import read_dataset
@@ -62,11 +78,16 @@ def with_dataset(values: Mapping[str, Any], origin: Origin) -> Workload:
     name = str(values["dataset"])
     path, dataset = _read("dataset", name, origin, read_dataset)
     workload = Workload(**{**values, "dataset": dataset.label, "dataset_path": str(path)})
-    usable = len(dataset.usable(needs_length=not workload.osl))
+    records = dataset.usable(needs_length=not workload.osl, turns=workload.turns)
+    usable = len(records)
     if not usable:
         raise MarkError(
             f"inferperf: dataset={name!r}: none of its {len(dataset.records)} records says how long the output is, by "
             '"output_tokens" or by an answer. Give osl=, in tokens.'
+        )
+    if workload.turns > 1 and max(map(len, records)) == 1:
+        raise MarkError(
+            f"inferperf: turns={workload.turns}: no record of dataset={name!r} has a second turn. Leave turns out."
         )
     _check_enough(workload, name, usable)
     return workload

@@ -19,6 +19,8 @@ ENDPOINTS = ("completions", "chat")
 WORKLOAD_IDENTITY = (
     "endpoint",
     "dataset",
+    "turns",
+    "think_time",
     "trace",
     "trace_speed",
     "isl",
@@ -50,6 +52,12 @@ class Workload:
 
     dataset_path: str = ""
     """Where that file is (absolute). Context, not identity."""
+
+    turns: int = 1
+    """Most turns of each conversation that are asked, one after the other."""
+
+    think_time: float = 0.0
+    """Seconds from an answer to the next turn of its conversation, at least."""
 
     trace: str = ""
     """The file that times and lengths of requests are read from, known as `dataset` is; "" for none."""
@@ -145,7 +153,7 @@ class Workload:
 
     @property
     def requests_per_round(self) -> int:
-        """The number of requests one round sends."""
+        """The number of requests one round sends; of conversations, with more turns than one, how many it begins."""
         return self.num_requests or self.default_requests
 
     @property
@@ -155,7 +163,8 @@ class Workload:
             return f"{self.endpoint} trace {self.trace} at {spell(self.trace_speed)} times its speed"
         loop = f"request rate {spell(self.request_rate)}" if self.is_open_loop else f"concurrency {self.concurrency}"
         chat = f"{self.endpoint} " if self.endpoint != "completions" else ""
-        osl = f" osl {self.osl}" if self.osl else ""
+        osl = f" {self.turns} turns" if self.turns > 1 else ""
+        osl += f" osl {self.osl}" if self.osl else ""
         return f"{chat}{self.dataset or f'isl {self.isl}'}{osl} {loop}"
 
     def identity(self) -> dict[str, str | int]:
@@ -164,6 +173,9 @@ class Workload:
         for name, value in (("dataset", self.dataset), ("trace", self.trace), ("isl", self.isl)):
             if value:
                 found[name] = value
+        if self.turns > 1:
+            found["turns"] = self.turns
+            found |= {"think_time": spell(self.think_time)} if self.think_time else {}
         if self.osl:
             found["osl"] = self.osl
         if self.endpoint != "completions":
@@ -187,11 +199,11 @@ class Workload:
     def from_identity(cls, identity: Mapping[str, Any]) -> Workload:
         """Make the workload that has this identity."""
         values = {name: identity[name] for name in ("num_requests", "seed")}
-        plain = ("isl", "osl", "dataset", "trace", "arrival", "endpoint")
+        plain = ("isl", "osl", "dataset", "turns", "trace", "arrival", "endpoint")
         values |= {name: identity[name] for name in plain if name in identity}
         values |= {
             name: float(identity[name])
-            for name in ("request_rate", "burstiness", "shared_prefix", "trace_speed")
+            for name in ("request_rate", "burstiness", "shared_prefix", "think_time", "trace_speed")
             if name in identity
         }
         return cls(**values, concurrency=identity.get("concurrency", 0))
@@ -199,6 +211,8 @@ class Workload:
     def names(self) -> list[str]:
         """List the parts of an id that are always there: `isl1024` or the name of a file, `osl1024`, and `c64` or `r2.5`."""
         lengths = [self.file or f"isl{self.input_lengths.short}"]
+        lengths += [f"turns{self.turns}"] if self.turns > 1 else []
+        lengths += [f"think{spell(self.think_time)}"] if self.turns > 1 and self.think_time else []
         lengths += [f"osl{self.output_lengths.short}"] if self.osl else []
         prefix = [f"prefix{spell(self.shared_prefix)}"] if self.shared_prefix else []
         endpoint = [self.endpoint] if self.endpoint != "completions" else []

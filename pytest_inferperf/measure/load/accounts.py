@@ -56,6 +56,8 @@ class Accounts:
                 )
             self.outputs.offer(request.payload, found)
             self.cached_tokens += found.cached_tokens
+            if request.talk is not None and not request.turn:
+                request.talk.first_tokens = found.prompt_tokens or 0
             self.sources[found.source] = self.sources.get(found.source, 0) + 1
         self.records.add(
             kind=kind,
@@ -70,6 +72,23 @@ class Accounts:
             prompt_tokens=-1 if found.prompt_tokens is None else found.prompt_tokens,
             asked_prompt=request.isl,
         )
+
+    def answer(self, reader: LateReader, osl: int) -> Decoded | None:
+        """Return the answer in a response that has ended; None where it is none, which `read` counts."""
+        try:
+            return self._decode(reader, osl)
+        except StreamError:
+            return None
+
+    def unasked(self, count: int, now: float) -> None:
+        """Count later turns of a conversation that nobody could ask, since the turn before them failed."""
+        if not count:
+            return
+        failure = self.failures.setdefault("unasked", Failure())
+        failure.count += count
+        failure.example = failure.example or "the turn before it in the conversation failed"
+        for _ in range(count):
+            self.records.add(kind=MEASURED, ok=False, intended=now, sent=0.0, done=now)
 
     def _decode(self, reader: LateReader, osl: int) -> Decoded:
         """Read the answer in a response. Raises `StreamError` for anything but a whole one of the length asked for."""

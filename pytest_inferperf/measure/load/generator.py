@@ -30,7 +30,8 @@ from pytest_inferperf.measure.load.plan import Failure, LoadPlan, LoadRun
 from pytest_inferperf.measure.load.records import FILLER, MEASURED, WARMUP
 from pytest_inferperf.measure.load.rest import Rest
 from pytest_inferperf.measure.load.slots import CONNECT_TIMEOUT_S, Request, Slot, Slots
-from pytest_inferperf.measure.load.supply import SizesOf, Spare, Supply
+from pytest_inferperf.measure.load.supply import SizesOf, Spare, Supply, TalkOf
+from pytest_inferperf.measure.load.talks import Talk
 from pytest_inferperf.polling import READ, WRITE
 
 __all__ = ["Failure", "LoadPlan", "LoadRun", "run_load"]
@@ -55,6 +56,7 @@ def run_load(
     *,
     sizes_of: SizesOf | None = None,
     make_spare: Spare | None = None,
+    talk_of: TalkOf | None = None,
     count_tokens: CountTokens | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> LoadRun:
@@ -62,12 +64,13 @@ def run_load(
 
     `make_body(i)` returns the body of request i, counted over warm-up, measured and fillers; `sizes_of(i)` says how many
     tokens its prompt has and its answer must have, where that is not `plan.osl` for all. With `make_spare` both are of
-    measured requests alone, counted from 0, and it writes the others. `progress(done, of)` is
+    measured requests alone, counted from 0, and it writes the others. `talk_of(i)` begins the conversation of one of them,
+    whose later turns are measured too, as many as `plan.follow_ups` in all. `progress(done, of)` is
     called now and then with the number of measured requests that have ended. Ctrl-C ends the run and keeps what was
     measured. Raises `EngineError` where no connection can be opened, or the limit of open files is too low.
     """
     generator = _Generator(
-        endpoint, plan, Supply(endpoint, plan, make_body, sizes_of, make_spare), count_tokens, progress
+        endpoint, plan, Supply(endpoint, plan, make_body, sizes_of, make_spare, talk_of), count_tokens, progress
     )
     collecting = gc.isenabled()
     # A collection in a process that holds a large heap stops the clock for tens of milliseconds.
@@ -143,6 +146,8 @@ class _Generator:
             while due <= now:
                 self._arrive(due)
                 due = next(planned, float("inf")) + begin
+            while plan.arrivals is not None and supply.next_follow_up <= now:
+                self._place(supply.take_follow_up())
             while self._waiting and self._idle:
                 self._launch(self._idle.pop(), self._waiting.popleft())
             for _ in range(len(self._free)):
@@ -156,6 +161,8 @@ class _Generator:
                 timeout = 0.0
             else:
                 upcoming = min(due, meter.next_beat, self._timers[0][0] if self._timers else due)
+                if plan.arrivals is not None:
+                    upcoming = min(upcoming, supply.next_follow_up)
                 timeout = upcoming - _clock()
             resting = rest.left(_clock())
             if resting > 0 and not behind and timeout > 0:
@@ -278,7 +285,9 @@ class _Generator:
 
     def _arrive(self, due: float) -> None:
         """Open loop: a request is due."""
-        request = self._new_request(due)
+        self._place(self._new_request(due))
+
+    def _place(self, request: Request) -> None:
         if self._idle:
             self._launch(self._idle.pop(), request)
         else:
@@ -351,12 +360,31 @@ class _Generator:
             self._retry(slot, request, reader, now)
             return
         self._close_request(request, reader, now, None)
+        if request.talk is not None:
+            self._go_on(request, request.talk, reader, now)
         if self._stop:
             return
         if self._plan.arrivals is None and slot.connection is not None:
             self._launch(slot, self._new_request(0.0))
         else:
             self._give_back(slot)
+
+    def _go_on(self, request: Request, talk: Talk, reader: LateReader, now: float) -> None:
+        """Let a conversation go on with what was just answered: read at once, since the next turn carries it."""
+        if not talk.left:
+            return
+        answer = self._accounts.answer(reader, request.osl)
+        if answer is None:
+            self._end(talk, now)
+        else:
+            self._supply.follow(request, talk, answer, now)
+
+    def _end(self, talk: Talk, now: float) -> None:
+        """End a conversation whose turn failed: none that was to follow can be asked, and all of them have failed."""
+        missing = talk.end()
+        self._accounts.unasked(missing, now)
+        self._left -= missing
+        self._stop = not self._left
 
     def _retry(self, slot: Slot, request: Request, reader: LateReader, now: float) -> None:
         """Send a request again later, on the same slot, after the time that the server names or a growing one."""
@@ -381,6 +409,8 @@ class _Generator:
             return
         slot.request = None
         self._close_request(request, reader, now, error)
+        if request.talk is not None:
+            self._end(request.talk, now)
         if not self._stop:
             # Not at once: a server that refuses every connection must not recurse.
             if self._plan.arrivals is None:

@@ -23,6 +23,9 @@ class LoadPlan:
     osl: int
     """Output tokens every request asks for, and must get."""
 
+    follow_ups: int = 0
+    """Of `num_requests`, the later turns of conversations, which come when the turns before them are answered."""
+
     concurrency: int = 0
     """Closed loop: requests in flight."""
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Protocol
 
 from pytest_inferperf.engines.interface import GenerationRequest, Serving
-from pytest_inferperf.measure.load.supply import Spare
+from pytest_inferperf.measure.load.supply import Spare, TalkOf
+from pytest_inferperf.measure.load.talks import Talk
 from pytest_inferperf.measure.recorded.requests import dataset_of, marked, reworded, shared_share
 from pytest_inferperf.measure.recorded.traces import trace_of
 from pytest_inferperf.model.case import Workload
@@ -30,12 +31,16 @@ def _spare_count(workload: Workload) -> int:
 class RoundPrompts(Protocol):
     """What the load generator asks of the prompts of a round."""
 
-    shared_share: float
-    """Share of the prompt tokens that a prefix cache may know."""
+    def known_share(self, counted: int) -> float:
+        """Return the share of `counted` prompt tokens, those of a whole run, that a prefix cache may know."""
 
     @property
     def spare(self) -> Spare | None:
         """Writes warm-up requests and fillers; None where they come from the same stream, or there are none."""
+
+    @property
+    def talk(self) -> TalkOf | None:
+        """Begins the conversation of a request; None where each is one turn."""
 
     def body(self, index: int) -> bytes:
         """Return the body of request `index`."""
@@ -57,13 +62,14 @@ class _SyntheticPrompts:
     """The prompts of a round and ever more like them: warm-up and fillers come from the same stream."""
 
     spare: Spare | None = None
+    talk: TalkOf | None = None
 
     def __init__(self, serving: Serving, workload: Workload, requests: Sequence[GenerationRequest]) -> None:
         self._serving = serving
         self._prompts = _prompts(requests, workload, fresh=serving.fresh_prompts)
         self._sent: list[GenerationRequest] = []
         self._bodies: list[bytes] = []
-        self.shared_share = workload.shared_prefix
+        self._shared_share = workload.shared_prefix
         # Tokenizing is not part of the load.
         for _ in range(len(requests) + _spare_count(workload)):
             self._write()
@@ -71,6 +77,10 @@ class _SyntheticPrompts:
     def _write(self) -> None:
         self._sent.append(next(self._prompts))
         self._bodies.append(self._serving.body(self._sent[-1]))
+
+    def known_share(self, counted: int) -> float:
+        """See `RoundPrompts.known_share`."""
+        return self._shared_share
 
     def body(self, index: int) -> bytes:
         """See `RoundPrompts.body`."""
@@ -85,7 +95,7 @@ class _SyntheticPrompts:
 
 
 class _RecordedPrompts:
-    """Every record of a round is a measured request; warm-up and fillers are the same in other words.
+    """Every record of a round is measured, with all its turns; warm-up and fillers are the first turns in other words.
 
     A server that outlives the run may have seen the file before: there every prompt begins with a mark of this process.
     """
@@ -95,10 +105,13 @@ class _RecordedPrompts:
         self._requests = requests
         self._random = random.Random(f"{requests[0].messages}")
         mark = f"{random.Random(_THIS_PROCESS).getrandbits(32):08x}" if serving.fresh_prompts else ""
-        self.shared_share = shared_share(dataset_of(workload), requests, mark=mark)
+        self._shared_share = shared_share(dataset_of(workload), requests, mark=mark)
         if mark:
             self._requests = [marked(request, mark) for request in requests]
         self._bodies = [serving.body(request) for request in self._requests]
+        self._talks: list[Talk] = []
+        self._think_time_s = workload.think_time
+        self.talk: TalkOf | None = self._begin if any(request.follow_ups for request in requests) else None
         self._spares = [self._write_spare(index) for index in range(_spare_count(workload))]
 
     def body(self, index: int) -> bytes:
@@ -115,6 +128,17 @@ class _RecordedPrompts:
             self._spares.append(self._write_spare(len(self._spares)))
         return self._spares[index]
 
+    def known_share(self, counted: int) -> float:
+        """See `RoundPrompts.known_share`: what first turns have in common, and what earlier turns of a conversation had."""
+        if self.talk is None:
+            return self._shared_share
+        known = sum(talk.known_tokens + self._shared_share * talk.first_tokens for talk in self._talks)
+        return known / max(counted, 1)
+
+    def _begin(self, index: int) -> Talk:
+        self._talks.append(Talk(self._requests[index], self._serving.body, think_time_s=self._think_time_s))
+        return self._talks[-1]
+
     def _write_spare(self, index: int) -> tuple[bytes, tuple[int, int]]:
         request = reworded(self._requests[index % len(self._requests)], self._random)
         return self._serving.body(request), (-1, request.max_tokens)
@@ -124,12 +148,17 @@ class _TracePrompts:
     """The requests of a trace. For a server that outlives the run every token is another one, the same for all."""
 
     spare: Spare | None = None
+    talk: TalkOf | None = None
 
     def __init__(self, serving: Serving, workload: Workload, requests: Sequence[GenerationRequest]) -> None:
         self._requests = _renamed(requests) if serving.fresh_prompts else requests
         self._chat = serving.endpoint.chat
         self._bodies = [serving.body(request) for request in self._requests]
-        self.shared_share = trace_of(workload).shared_share(len(requests))
+        self._shared_share = trace_of(workload).shared_share(len(requests))
+
+    def known_share(self, counted: int) -> float:
+        """See `RoundPrompts.known_share`."""
+        return self._shared_share
 
     def body(self, index: int) -> bytes:
         """See `RoundPrompts.body`."""

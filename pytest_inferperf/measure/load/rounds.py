@@ -13,7 +13,8 @@ from pytest_inferperf.measure.interruption import MeasurementInterrupted
 from pytest_inferperf.measure.load.arrivals import ArrivalKind, Arrivals, TraceTimes
 from pytest_inferperf.measure.load.generator import LoadPlan, LoadRun, run_load
 from pytest_inferperf.measure.load.kept_records import keep_records
-from pytest_inferperf.measure.load.round_prompts import prompts_of
+from pytest_inferperf.measure.load.records import MEASURED
+from pytest_inferperf.measure.load.round_prompts import RoundPrompts, prompts_of
 from pytest_inferperf.measure.load.summary import check_load, summarise_load
 from pytest_inferperf.measure.recorded.traces import trace_of
 from pytest_inferperf.measure.witness import Witness
@@ -46,8 +47,10 @@ def load_round(
     or has ended, and `MeasurementInterrupted` on Ctrl-C.
     """
     prompts = prompts_of(serving, workload, requests)
+    follow_ups = sum(len(item.follow_ups) for item in requests)
     plan = LoadPlan(
-        num_requests=len(requests),
+        num_requests=len(requests) + follow_ups,
+        follow_ups=follow_ups,
         osl=max(item.max_tokens for item in requests),
         concurrency=workload.concurrency,
         arrivals=_arrivals(workload, round_index),
@@ -56,7 +59,16 @@ def load_round(
     runs: list[LoadRun] = []
 
     def target() -> None:
-        runs.append(run_load(serving.endpoint, plan, prompts.body, sizes_of=prompts.sizes, make_spare=prompts.spare))
+        runs.append(
+            run_load(
+                serving.endpoint,
+                plan,
+                prompts.body,
+                sizes_of=prompts.sizes,
+                make_spare=prompts.spare,
+                talk_of=prompts.talk,
+            )
+        )
 
     if timer is None:
         target()
@@ -76,7 +88,7 @@ def load_round(
     # Where a gate judges failures, how many there may be is its matter.
     allowed = 1.0 if rules.judges_failures else rules.max_failed_share
     # What was asked to be shared may come from a cache.
-    cause = check_load(run, max_failed_share=allowed, max_cached_share=prompts.shared_share + _CACHED)
+    cause = check_load(run, max_failed_share=allowed, max_cached_share=_shared_share(run, prompts) + _CACHED)
     cause = cause or _uncounted(run, requests)
     if cause:
         # A server that has died says more than the requests that it took along.
@@ -87,14 +99,24 @@ def load_round(
     return summary()
 
 
+def _shared_share(run: LoadRun, prompts: RoundPrompts) -> float:
+    """Return the share of the prompt tokens that a cache may know: what prompts have in common, and earlier turns."""
+    columns = run.records.columns()
+    counted = columns["prompt_tokens"][(columns["kind"] == MEASURED) & columns["ok"]]
+    return prompts.known_share(int(counted[counted > 0].sum()))
+
+
 def _uncounted(run: LoadRun, requests: Sequence[GenerationRequest]) -> str:
     """Say that nobody knows how long prompts of text are; "" where the server or a tokenizer counts them."""
     columns = run.records.columns()
-    if all(item.prompt for item in requests) or (columns["prompt_tokens"][columns["ok"]] >= 0).all():
+    if (
+        all(item.prompt and not item.follow_ups for item in requests)
+        or (columns["prompt_tokens"][columns["ok"]] >= 0).all()
+    ):
         return ""
     return (
         "the server counts no prompt tokens (usage), and there is no tokenizer that could: name one "
-        '(engine_options={"tokenizer": "folder or hub id"})'
+        '(engine_options={"tokenizer": "folder or hub id"}); of later turns only the server knows them'
     )
 
 

@@ -8,6 +8,7 @@ from pytest_inferperf.engines.openai.connection import Connection, ConnectionFai
 from pytest_inferperf.engines.openai.endpoint import Endpoint
 from pytest_inferperf.engines.openai.late import LateReader
 from pytest_inferperf.errors import EngineError
+from pytest_inferperf.measure.load.talks import Talk
 from pytest_inferperf.polling import READ, WRITE, Poller, raise_file_limit
 
 __all__ = ["CONNECT_TIMEOUT_S", "Request", "Slot", "Slots"]
@@ -24,7 +25,7 @@ _OPEN_LOOP_ROOM = 256
 class Request:
     """One request on its way."""
 
-    __slots__ = ("attempts", "fresh", "intended", "isl", "kind", "osl", "payload", "sent")
+    __slots__ = ("attempts", "fresh", "intended", "isl", "kind", "osl", "payload", "sent", "talk", "turn")
 
     def __init__(self, kind: int, payload: bytes, intended: float, *, isl: int, osl: int) -> None:
         self.kind = kind
@@ -33,6 +34,12 @@ class Request:
         self.intended = intended
         self.sent = 0.0
         self.attempts = 0
+        self.talk: Talk | None = None
+        """The conversation that goes on when it is answered."""
+
+        self.turn = 0
+        """Which turn of it, from 0."""
+
         self.fresh = False
         """Whether it was sent again on a new connection, after a kept one had turned out closed."""
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import collections
+import heapq
+import time
 from collections.abc import Callable
 
 from pytest_inferperf.engines.openai.endpoint import Endpoint
+from pytest_inferperf.engines.openai.sse import Decoded
 from pytest_inferperf.measure.load.plan import LoadPlan
 from pytest_inferperf.measure.load.records import FILLER, MEASURED, WARMUP
 from pytest_inferperf.measure.load.slots import Request
+from pytest_inferperf.measure.load.talks import Talk
 
-__all__ = ["SizesOf", "Spare", "Supply"]
+__all__ = ["SizesOf", "Spare", "Supply", "TalkOf"]
 
 SizesOf = Callable[[int], tuple[int, int]]
 """Says how many tokens request i sends and must get."""
@@ -18,6 +22,10 @@ SizesOf = Callable[[int], tuple[int, int]]
 Spare = Callable[[int], tuple[bytes, tuple[int, int]]]
 """Writes the body of the ith request that is not measured, with its sizes."""
 
+TalkOf = Callable[[int], Talk]
+"""Begins the conversation of measured request i."""
+
+_clock = time.perf_counter
 _AHEAD, _MAX_AHEAD = 64, 1024
 """Requests written ahead."""
 
@@ -35,6 +43,7 @@ class Supply:
         make_body: Callable[[int], bytes],
         sizes_of: SizesOf | None,
         make_spare: Spare | None = None,
+        talk_of: TalkOf | None = None,
     ) -> None:
         self._sizes_of: SizesOf = sizes_of or (lambda _: (-1, plan.osl))
         self._head = endpoint.head()
@@ -42,11 +51,18 @@ class Supply:
         self._ahead = max(_AHEAD, min(plan.concurrency, _MAX_AHEAD))
         self._prepared: collections.deque[bytes] = collections.deque()
         self._bodies = 0
-        self._make_spare = make_spare
+        self._make_spare, self._talk_of = make_spare, talk_of
+        self._begun = plan.num_requests - plan.follow_ups
+        """Measured requests that are no later turns."""
+
+        self._follow_ups: list[tuple[float, int, Request]] = []
+        """Later turns, by when they are due."""
+
+        self._serial = 0
         self._spares: collections.deque[tuple[bytes, tuple[int, int]]] = collections.deque()
         self._spare_bodies = 0
         self.issued = [0, 0, 0]
-        """How many of each kind were handed out."""
+        """How many of each kind were handed out, later turns of conversations aside."""
 
         self.warm = plan.arrivals is not None and plan.arrivals.has_end
         """Open loop: an answer has come, or none is waited for, so warm-up is over."""
@@ -64,7 +80,7 @@ class Supply:
 
     @property
     def _lacks_bodies(self) -> bool:
-        ended = self._bodies_end and self._bodies == self._plan.num_requests
+        ended = self._bodies_end and self._bodies == self._begun
         return len(self._prepared) < self._ahead and not ended
 
     def fill(self) -> None:
@@ -98,8 +114,10 @@ class Supply:
         warming = not self.warm if plan.arrivals is not None else issued[WARMUP] < plan.concurrency
         if warming and not issued[MEASURED]:
             kind = WARMUP
+        elif plan.arrivals is None and self.next_follow_up <= _clock():
+            return self.take_follow_up()
         else:
-            kind = MEASURED if issued[MEASURED] < plan.num_requests else FILLER
+            kind = MEASURED if issued[MEASURED] < self._begun else FILLER
         issued[kind] += 1
         if kind != MEASURED and self._make_spare is not None:
             if not self._spares:
@@ -108,5 +126,28 @@ class Supply:
             return Request(kind, payload, intended, isl=isl, osl=osl)
         if not self._prepared:
             self._write_body()
-        isl, osl = self._sizes_of(self._bodies - len(self._prepared))
-        return Request(kind, self._prepared.popleft(), intended, isl=isl, osl=osl)
+        index = self._bodies - len(self._prepared)
+        isl, osl = self._sizes_of(index)
+        request = Request(kind, self._prepared.popleft(), intended, isl=isl, osl=osl)
+        if self._talk_of is not None and kind == MEASURED:
+            request.talk = self._talk_of(index)
+        return request
+
+    @property
+    def next_follow_up(self) -> float:
+        """When the next turn of a conversation is due; infinite where none is known."""
+        return self._follow_ups[0][0] if self._follow_ups else float("inf")
+
+    def follow(self, last: Request, talk: Talk, answer: Decoded, now: float) -> None:
+        """Write the next turn of a conversation whose last one was answered at `now`."""
+        body, osl = talk.next(answer)
+        due = now + talk.think_time_s
+        # Nobody but the server knows how long it is: its own answers are part of it.
+        request = Request(MEASURED, self._request(body), due, isl=-1, osl=osl)
+        request.talk, request.turn = talk, last.turn + 1
+        self._serial += 1
+        heapq.heappush(self._follow_ups, (due, self._serial, request))
+
+    def take_follow_up(self) -> Request:
+        """Return the turn of a conversation that is due next."""
+        return heapq.heappop(self._follow_ups)[2]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import functools
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -65,9 +66,16 @@ class Dataset:
     skipped: int
     """Records that say nothing to answer: empty conversations, or such that do not begin with a user."""
 
-    def usable(self, *, needs_length: bool) -> list[tuple[Turn, ...]]:
-        """Return the records to send; with `needs_length` those whose first answer has a length in the file."""
-        return [turns for turns in self.records if turns[0].has_length or not needs_length]
+    def usable(self, *, needs_length: bool, turns: int = 1) -> list[tuple[Turn, ...]]:
+        """Return the records to send, each cut to its first turns: at most so many, at least one.
+
+        With `needs_length` only those turns whose answer has a length in the file.
+        """
+        cut = [
+            tuple(itertools.takewhile(lambda turn: turn.has_length or not needs_length, record[:turns]))
+            for record in self.records
+        ]
+        return [record for record in cut if record]
 
     def shared_part(self, text: str) -> int:
         """Return with how many characters of this prompt another record begins, too: a prefix cache may know those."""

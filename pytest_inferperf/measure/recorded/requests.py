@@ -36,7 +36,7 @@ def dataset_requests(engine: Engine, workload: Workload, *, round_index: int) ->
     request does not fit the engine's context, and `EngineError` where an answer is to be counted without a tokenizer.
     """
     dataset = dataset_of(workload)
-    records = dataset.usable(needs_length=not workload.osl)
+    records = dataset.usable(needs_length=not workload.osl, turns=workload.turns)
     count = workload.requests_per_round
     first, last = round_index * count, (round_index + 1) * count
     if last > len(records):
@@ -52,14 +52,22 @@ def dataset_requests(engine: Engine, workload: Workload, *, round_index: int) ->
     def request(turn: Turn) -> GenerationRequest:
         prompt = tuple(encode(text_of(turn.messages))) if encode is not None else ()
         osl = workload.output_lengths.draw(lengths) if workload.osl else _length(turn, engine)
-        if len(prompt) + osl > engine.info.max_model_len:
-            raise InvalidRun(
-                f"{workload.dataset}: a prompt of {len(prompt)} tokens and an output of {osl} do not fit the engine's "
-                f"context of {engine.info.max_model_len} tokens: leave such records out of the file."
-            )
         return GenerationRequest(prompt=prompt, messages=turn.messages, max_tokens=osl, ignore_eos=True)
 
-    return [request(records[at][0]) for at in order[first:last]]
+    return [_conversation([request(turn) for turn in records[at]], engine, workload) for at in order[first:last]]
+
+
+def _conversation(turns: Sequence[GenerationRequest], engine: Engine, workload: Workload) -> GenerationRequest:
+    """Return the first turn with the others as what follows. Raises `InvalidRun` where the last one would not fit."""
+    first, *others = turns
+    said, asked = (sum(map(size, turns)) for size in (lambda one: len(one.prompt), lambda one: one.max_tokens))
+    if said + asked > engine.info.max_model_len:
+        what = f"{len(turns)} turns" if others else "a prompt"
+        raise InvalidRun(
+            f"{workload.dataset}: {what} of {said} tokens and an output of {asked} do not fit the engine's context of "
+            f"{engine.info.max_model_len} tokens: leave such records out of the file."
+        )
+    return replace(first, follow_ups=tuple(others))
 
 
 def new_from_file(engine: Engine, workload: Workload, *, count: int) -> list[GenerationRequest]:
@@ -101,7 +109,7 @@ def reworded(request: GenerationRequest, generator: random.Random) -> Generation
         return role, " ".join([f"{generator.getrandbits(32):08x}", *generator.sample(words, len(words))])
 
     prompt = tuple(generator.sample(request.prompt, len(request.prompt)))
-    return replace(request, prompt=prompt, messages=tuple(map(other, request.messages)))
+    return replace(request, prompt=prompt, messages=tuple(map(other, request.messages)), follow_ups=())
 
 
 def shared_share(dataset: Dataset, requests: Sequence[GenerationRequest], *, mark: str = "") -> float:
