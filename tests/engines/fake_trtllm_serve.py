@@ -84,8 +84,12 @@ def check_config(config: Mapping[str, Any]) -> None:
     """Build the arguments as `LLM` would; the stand-in's classes forbid what they do not know."""
     from tensorrt_llm.llmapi import llm_args
 
-    kinds = {"Eagle": "EagleDecodingConfig", "Eagle3": "Eagle3DecodingConfig", "MTP": "MTPDecodingConfig"}
-    kinds |= {"NGram": "NGramDecodingConfig", "Draft_Target": "DraftTargetDecodingConfig"}
+    kinds = {"MTP": "MTPDecodingConfig", "NGram": "NGramDecodingConfig", "Draft_Target": "DraftTargetDecodingConfig"}
+    if hasattr(llm_args, "Eagle3DecodingConfig"):
+        # The later release reads the older name as an alias; the earlier one has that alone.
+        kinds |= dict.fromkeys(("Eagle", "Eagle3"), "Eagle3DecodingConfig")
+    else:
+        kinds["Eagle"] = "EagleDecodingConfig"
     try:
         for name, value in config.items():
             if name not in llm_args.TorchLlmArgs.model_fields:

@@ -168,6 +168,7 @@ def test_a_file_that_it_refuses_ends_the_launch_with_its_words(
         {},
         OPTIONS,
         {"speculative": "draft_target", "max_draft_len": 3, "draft_model": "org/draft"},
+        {"speculative": "eagle3", "max_draft_len": 3, "draft_model": "org/draft"},
         {"speculative": "ngram", "max_draft_len": 3},
         {
             "cuda_graphs": True,

@@ -117,6 +117,9 @@ def served_speculation(fields: Mapping[str, Any]) -> dict[str, Any]:
     The server may be another installation: of two spellings, the one that both releases read is taken.
     """
     found = dict(fields)
+    if found["decoding_type"] == "Eagle3":
+        # The later release calls it so, and reads the name of the earlier one as an alias.
+        found["decoding_type"] = "Eagle"
     if "speculative_model" in found:
         found[_DRAFT_MODEL[-1]] = found.pop("speculative_model")
     if found["decoding_type"] == "MTP" and "max_draft_len" in found:

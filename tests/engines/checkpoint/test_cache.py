@@ -139,6 +139,13 @@ def test_what_changes_the_weights_changes_the_key(
     assert keys[0] == keys[2]
 
 
+def test_weights_built_on_a_gpu_are_others(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = EngineSpec(model=str(source), served_model_name="tiny", quant="NVFP4")
+    here = cache_key(key_inputs(spec, source, tmp_path))
+    monkeypatch.setattr(cache, "find_gpus", lambda: (object(),))
+    assert cache_key(key_inputs(spec, source, tmp_path)) != here
+
+
 @pytest.mark.parametrize("changes", [{"qat_steps": 3}, {"qat_learning_rate": 0.1}, {"qat_dataset": "other"}])
 def test_what_changes_the_training_changes_the_key_of_trained_weights_only(
     source: Path, calibration: Path, tmp_path: Path, changes: dict[str, Any]

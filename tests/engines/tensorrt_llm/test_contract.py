@@ -184,7 +184,7 @@ def contract(engine_module: ModuleType, package: Any, checkpoints: dict[str, Pat
                     engine.generate([request], concurrency=1)
     served = sys.modules["pytest_inferperf.engines.tensorrt_llm.versions"].served_speculation
     assert served({"decoding_type": "Eagle3", "speculative_model": "d", "max_draft_len": 2}) == {
-        "decoding_type": "Eagle3",
+        "decoding_type": "Eagle",
         "speculative_model_dir": "d",
         "max_draft_len": 2,
     }
