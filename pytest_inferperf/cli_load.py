@@ -67,6 +67,7 @@ def add_load_commands(commands: Any) -> None:
     add("--timeout", type=float, default=600.0, metavar="S", help="For each request, seconds (default: 600)")
     add("--retries", type=int, default=0, metavar="N", help="Send a request that got 429 or 503 again (default: 0)")
     add("--allow-failed", type=float, default=0.0, metavar="SHARE", help="Share of requests that may fail (default: 0)")
+    add("--processes", type=int, metavar="N", help="Processes that send (default: one, and more where that is too few)")
     add("--api-key-env", default="", metavar="NAME", help="Environment variable that holds the API key")
     add("--ca-file", default="", metavar="PEM", help="Certificates to trust besides the system's")
     add("--json", type=Path, metavar="PATH", help="Write figures, exclusions and the clock's error")
@@ -165,9 +166,10 @@ def _simulate(arguments: argparse.Namespace) -> int:
 def _measure(arguments: argparse.Namespace) -> int:
     from pytest_inferperf.engines.openai.endpoint import Endpoint
     from pytest_inferperf.measure.load.arrivals import Arrivals
-    from pytest_inferperf.measure.load.generator import LoadPlan, run_load
+    from pytest_inferperf.measure.load.plan import LoadPlan
     from pytest_inferperf.measure.load.prompts import SyntheticBodies
     from pytest_inferperf.measure.load.record_file import check_records_path, write_records
+    from pytest_inferperf.measure.load.spread import spread_load
     from pytest_inferperf.measure.load.summary import check_load, check_slo, summarise_load
 
     seed: int = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(2**31)
@@ -210,7 +212,8 @@ def _measure(arguments: argparse.Namespace) -> int:
         check_records_path(records)
     settings = _settings(arguments, plan.num_requests, seed)
     try:
-        run = run_load(endpoint, plan, bodies, progress=_show_progress if sys.stderr.isatty() else None)
+        progress = _show_progress if sys.stderr.isatty() else None
+        run = spread_load(endpoint, plan, lambda _: bodies, processes=arguments.processes, progress=progress)
     except EngineError as error:
         print(f"INVALID: {error}", file=sys.stderr)
         _write(path, endpoint, settings, invalid=str(error))
@@ -288,7 +291,7 @@ def _run_lines(run: LoadRun) -> list[str]:
         f"excluded   {plural(run.warmup, 'warm-up request')} before, {run.fillers} after the measured ones "
         f"({run.cut} cut off at the end)",
         f"in flight  {run.held:.2f}{asked} in the mean over {run.stop - run.start:.2f} s",
-        f"clock      {_clock_text(run.clock)}",
+        f"clock      {_clock_text(run.clock, run.clocks)}",
     ]
     if run.count_sources:
         sources = ", ".join(sorted(run.count_sources))
@@ -301,7 +304,7 @@ def _run_lines(run: LoadRun) -> list[str]:
     return lines
 
 
-def _clock_text(clock: ClockReport) -> str:
+def _clock_text(clock: ClockReport, each: Sequence[ClockReport]) -> str:
     parts = []
     if clock.wait is not None:
         kernel = clock.wait_source == "kernel"
@@ -311,7 +314,10 @@ def _clock_text(clock: ClockReport) -> str:
         parts.append(f"sends {clock.lateness.mean_ms:.3f} ms late (p99 {clock.lateness.p99_ms:.3f})")
     if clock.lag is not None:
         parts.append(f"woke {clock.lag.mean_ms:.3f} ms late (p99 {clock.lag.p99_ms:.3f})")
-    return "; ".join([*parts, f"{clock.cpu_share:.3f} CPU cores used"])
+    cores = f"{clock.cpu_share:.3f} CPU cores used"
+    if len(each) > 1:
+        cores += f" by {len(each)} processes, {max(item.cpu_share for item in each):.3f} by one at most"
+    return "; ".join([*parts, cores])
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
@@ -348,7 +354,7 @@ def _write(
         document["retries"], document["reconnects"] = run.retries, run.reconnects
         document["tokens_counted_by"] = run.count_sources
         document["cached_tokens"] = run.cached_tokens
-        document["clock"] = asdict(run.clock)
+        document["clock"] = asdict(run.clock) | {"processes": [asdict(clock) for clock in run.clocks]}
     _save(path, document, hide=hider(also=[endpoint.api_key_env]))
 
 

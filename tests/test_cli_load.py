@@ -41,6 +41,16 @@ def measure(url: str, *arguments: str) -> int:
 
 
 @pytest.mark.usefixtures("_lenient")
+def test_the_clock_of_each_process(capsys: Capture, tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    with serve_in_thread(Behaviour(ttft_ms=20.0, itl_ms=5.0)) as server:
+        assert measure(server.url, "--concurrency", "4", "--processes", "2", "--json", str(path)) == 0
+    assert re.search(r"CPU cores used by 2 processes, \d\.\d+ by one at most$", capsys.readouterr().out, re.MULTILINE)
+    clock = json.loads(path.read_text())["clock"]
+    assert [sorted(each) for each in clock["processes"]] == [sorted(clock.keys() - {"processes"})] * 2
+
+
+@pytest.mark.usefixtures("_lenient")
 def test_a_table_of_figures_and_a_file(capsys: Capture, tmp_path: Path) -> None:
     path = tmp_path / "out.json"
     with serve_in_thread(Behaviour(ttft_ms=20.0, itl_ms=5.0)) as server:

@@ -45,7 +45,10 @@ class ClockReport:
     """Sends after their planned time, under open loop."""
 
     cpu_share: float
-    """Share of one core that the client used in the measured time, 0 to 1."""
+    """Share of one core that the client used in the measured time, 0 to 1 for each of its processes."""
+
+    idle_share: float = 0.0
+    """What of it went into reading answers when nothing else was to be done: that could have waited."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +71,8 @@ class ClockMeter:
         self._lag, self._wait, self._lateness = Sample(), Sample(), Sample()
         self._next_beat = time.perf_counter() + _BEAT_S
         self._kernel = self._bounded = False
-        self._cpu = self._start = 0.0
+        self._cpu = self._start = self._idle_s = 0.0
+        self._cpu_share = self._idle_share = 0.0
 
     @property
     def next_beat(self) -> float:
@@ -77,7 +81,7 @@ class ClockMeter:
 
     def start(self) -> None:
         """Begin the measured time, on the thread that runs the generator."""
-        self._cpu, self._start = time.thread_time(), time.perf_counter()
+        self._cpu, self._start, self._idle_s = time.thread_time(), time.perf_counter(), 0.0
         self._lag, self._wait, self._lateness = Sample(), Sample(), Sample()
 
     def beat(self, now: float) -> None:
@@ -100,16 +104,47 @@ class ClockMeter:
         self._wait.add(1000 * seconds)
         self._bounded = True
 
-    def report(self) -> ClockReport:
-        """Return what was found since `start`."""
+    def idle(self, seconds: float) -> None:
+        """Take how long an answer was read that could have waited."""
+        self._idle_s += seconds
+
+    def stop(self) -> None:
+        """End the measured time, on the thread that runs the generator."""
         wall = time.perf_counter() - self._start
+        if wall > 0:
+            self._cpu_share = (time.thread_time() - self._cpu) / wall
+            self._idle_share = min(self._cpu_share, self._idle_s / wall)
+
+    @property
+    def path_share(self) -> float:
+        """Share of the core that was used since `start` for what could not wait."""
+        wall = time.perf_counter() - self._start
+        return (time.thread_time() - self._cpu - self._idle_s) / wall if wall > 0 else 0.0
+
+    def report(self) -> ClockReport:
+        """Return what was found from `start` to `stop`."""
         return ClockReport(
             lag=_error(self._lag),
             wait=_error(self._wait),
             wait_source="kernel" if self._kernel and not self._bounded else "bound",
             lateness=_error(self._lateness),
-            cpu_share=(time.thread_time() - self._cpu) / wall if wall > 0 else 0.0,
+            cpu_share=self._cpu_share,
+            idle_share=self._idle_share,
         )
+
+    @classmethod
+    def joined(cls, meters: Sequence[ClockMeter]) -> ClockMeter:
+        """Return the errors of several processes as one, and the sum of their CPU shares; of a single one, itself."""
+        if len(meters) == 1:
+            return meters[0]
+        found = cls()
+        for name in ("_lag", "_wait", "_lateness"):
+            setattr(found, name, Sample.joined([getattr(meter, name) for meter in meters]))
+        found._kernel = any(meter._kernel for meter in meters)
+        found._bounded = any(meter._bounded for meter in meters)
+        found._cpu_share = sum(meter._cpu_share for meter in meters)
+        found._idle_share = sum(meter._idle_share for meter in meters)
+        return found
 
 
 def _error(sample: Sample) -> ClockError | None:
@@ -121,9 +156,10 @@ def _error(sample: Sample) -> ClockError | None:
 
 def client_bound(report: ClockReport, *, ttft_ms: float, limits: ClockLimits) -> str:
     """Say why the client was the bottleneck of a run with this mean TTFT; "" where it was not."""
-    if report.cpu_share > limits.cpu_share:
+    share = report.cpu_share - report.idle_share
+    if share > limits.cpu_share:
         return (
-            f"client-bound: the load generator used {100 * report.cpu_share:.0f} % of a core, so the figures may be its "
+            f"client-bound: the load generator used {100 * share:.0f} % of a core, so the figures may be its "
             "own. Lower the load, or measure from a faster machine."
         )
     limit = max(limits.error_floor_ms, limits.error_share * ttft_ms)

@@ -23,18 +23,20 @@ from pytest_inferperf.engines.openai.endpoint import Endpoint
 from pytest_inferperf.engines.openai.http import HttpError
 from pytest_inferperf.engines.openai.late import LateReader
 from pytest_inferperf.engines.openai.sse import CountTokens
-from pytest_inferperf.measure.load.accounts import Accounts, in_window
+from pytest_inferperf.measure.load.accounts import Accounts
 from pytest_inferperf.measure.load.clock import ClockMeter
+from pytest_inferperf.measure.load.conductor import Conductor
 from pytest_inferperf.measure.load.interrupt import Interrupt
+from pytest_inferperf.measure.load.parts import Part, whole_run
 from pytest_inferperf.measure.load.plan import Failure, LoadPlan, LoadRun
-from pytest_inferperf.measure.load.records import FILLER, MEASURED, WARMUP
+from pytest_inferperf.measure.load.records import MEASURED, WARMUP
 from pytest_inferperf.measure.load.rest import Rest
 from pytest_inferperf.measure.load.slots import CONNECT_TIMEOUT_S, Request, Slot, Slots
 from pytest_inferperf.measure.load.supply import SizesOf, Spare, Supply, TalkOf
 from pytest_inferperf.measure.load.talks import Talk
 from pytest_inferperf.polling import READ, WRITE
 
-__all__ = ["Failure", "LoadPlan", "LoadRun", "run_load"]
+__all__ = ["Failure", "LoadPlan", "LoadRun", "run_load", "run_part"]
 
 _clock = time.perf_counter
 _SCAN_S = 0.2
@@ -59,6 +61,7 @@ def run_load(
     talk_of: TalkOf | None = None,
     count_tokens: CountTokens | None = None,
     progress: Callable[[int, int], None] | None = None,
+    watch: Callable[[list[float]], None] | None = None,
 ) -> LoadRun:
     """Send the load that `plan` describes and return what happened; `LoadRun` is judged by `summary`.
 
@@ -66,18 +69,36 @@ def run_load(
     tokens its prompt has and its answer must have, where that is not `plan.osl` for all. With `make_spare` both are of
     measured requests alone, counted from 0, and it writes the others. `talk_of(i)` begins the conversation of one of them,
     whose later turns are measured too, as many as `plan.follow_ups` in all. `progress(done, of)` is
-    called now and then with the number of measured requests that have ended. Ctrl-C ends the run and keeps what was
+    called now and then with the number of measured requests that have ended, and `watch([share])` with the share of its
+    core that this process has used for what could not wait; it may raise to end the run. Ctrl-C ends the run and keeps what was
     measured. Raises `EngineError` where no connection can be opened, or the limit of open files is too low.
     """
-    generator = _Generator(
-        endpoint, plan, Supply(endpoint, plan, make_body, sizes_of, make_spare, talk_of), count_tokens, progress
-    )
+    supply = Supply(endpoint, plan, make_body, sizes_of, make_spare, talk_of)
+    conductor = Conductor(of=plan.num_requests, progress=progress, watch=watch)
+    with Interrupt() as interrupt:
+        part = run_part(endpoint, plan, supply, conductor, interrupt, count_tokens=count_tokens)
+        return whole_run(plan, [part], interrupted=interrupt.seen)
+
+
+def run_part(
+    endpoint: Endpoint,
+    plan: LoadPlan,
+    supply: Supply,
+    conductor: Conductor,
+    interrupt: Interrupt,
+    *,
+    count_tokens: CountTokens | None = None,
+) -> Part:
+    """Send what `supply` hands out, from this thread, until `conductor` says that the load has ended, or Ctrl-C.
+
+    Raises `EngineError` as `run_load` does, and what `conductor` raises.
+    """
+    generator = _Generator(endpoint, plan, supply, conductor, count_tokens)
     collecting = gc.isenabled()
     # A collection in a process that holds a large heap stops the clock for tens of milliseconds.
     gc.disable()
     try:
-        with Interrupt() as interrupt:
-            return generator.run(interrupt)
+        return generator.run(interrupt)
     finally:
         generator.close()
         if collecting:
@@ -90,11 +111,10 @@ class _Generator:
         endpoint: Endpoint,
         plan: LoadPlan,
         supply: Supply,
+        conductor: Conductor,
         count_tokens: CountTokens | None,
-        progress: Callable[[int, int], None] | None,
     ) -> None:
-        self._plan, self._progress = plan, progress
-        self._supply = supply
+        self._plan, self._supply, self._conductor = plan, supply, conductor
         self._slots = Slots(endpoint, concurrency=plan.concurrency)
         self._accounts = Accounts(count_tokens=count_tokens, kept=plan.kept)
         self._meter = ClockMeter()
@@ -130,13 +150,14 @@ class _Generator:
 
     # The run.
 
-    def run(self, interrupt: Interrupt) -> LoadRun:
-        plan = self._plan
+    def run(self, interrupt: Interrupt) -> Part:
+        plan, conductor = self._plan, self._conductor
         self._slots.open(plan.concurrency or _MIN_SPARE)
         self._supply.fill()
-        planned: Iterator[float] = plan.arrivals.times() if plan.arrivals is not None else iter(())
+        planned: Iterator[float] = conductor.due(plan.arrivals.times()) if plan.arrivals is not None else iter(())
+        begin = conductor.begin()
         self._meter.start()
-        begin = self._looked = _clock()
+        self._looked = _clock()
         (self._idle if plan.arrivals is not None else self._free).extend(self._slots.all)
         due = next(planned, float("inf")) + begin
         next_scan = begin + _SCAN_S
@@ -179,13 +200,15 @@ class _Generator:
             elif behind:
                 if self._ended:
                     self._read_one()
+                    meter.idle(_clock() - now)
                 if supply.behind:
                     supply.write_one()
             self._looked = now
             if now >= next_scan:
                 self._scan(now)
                 next_scan = now + _SCAN_S
-        return self._result(interrupt.seen)
+        meter.stop()
+        return self._result()
 
     def _receive(self, ready: list[tuple[int, int]], now: float, wall_ns: int) -> None:
         """Receive from every ready socket. `now` and `wall_ns` are one moment on two clocks."""
@@ -384,7 +407,8 @@ class _Generator:
         missing = talk.end()
         self._accounts.unasked(missing, now)
         self._left -= missing
-        self._stop = not self._left
+        if missing and not self._left:
+            self._stop = self._conductor.ended()
 
     def _retry(self, slot: Slot, request: Request, reader: LateReader, now: float) -> None:
         """Send a request again later, on the same slot, after the time that the server names or a growing one."""
@@ -437,8 +461,8 @@ class _Generator:
                 what = f"{size} bytes of the body had come" if slot.reader.status else "no status had come"
                 detail = f"no complete answer within {self._plan.timeout_s:g} s; {what}"
                 self._broken(slot, ConnectionFailed("timeout", detail), now)
-        if self._progress is not None:
-            self._progress(self._plan.num_requests - self._left, self._plan.num_requests)
+        if self._conductor.look(self._plan.num_requests - self._left, self._meter):
+            self._stop = True
 
     def _close_request(self, request: Request, reader: LateReader, now: float, error: ConnectionFailed | None) -> None:
         """Count a request that has ended, and keep it for reading."""
@@ -449,8 +473,9 @@ class _Generator:
         self._supply.warm = True
         if request.kind == MEASURED:
             self._left -= 1
-            self._stop = not self._left
             self._last = max(self._last, now)
+            if not self._left:
+                self._stop = self._conductor.ended()
         elif request.kind == WARMUP and self._plan.arrivals is None:
             self._warming -= 1
             self._warmed = max(self._warmed, now)
@@ -463,39 +488,27 @@ class _Generator:
         self._unread_bytes -= reader.held
         self._accounts.read(request, reader, done, error)
 
-    def _result(self, interrupted: bool) -> LoadRun:
-        stop = self._last if self._stop else self._looked
-        clock = self._meter.report()
+    def _result(self) -> Part:
         while self._ended:
             self._read_one()
-        if self._start is None or self._start >= stop:
-            # The measured requests were faster than the slowest of the warm-up.
-            self._start = min(stop, self._first_measured if self._first_measured is not None else stop)
-        start = self._start
-        accounts, issued = self._accounts, self._supply.issued
+        accounts = self._accounts
         flying = [slot.request.sent for slot in self._slots.all if slot.request is not None and slot.request.sent]
-        held, requests, tokens = in_window(accounts.records, flying, start, stop)
-        return LoadRun(
-            plan=self._plan,
+        return Part(
             records=accounts.records,
             itl_ms=accounts.itl_ms,
             chunk_gap_ms=accounts.chunk_gap_ms,
-            start=start,
-            stop=stop,
-            held=held,
-            window_tokens=tokens,
-            window_requests=requests,
             failures=accounts.failures,
-            warmup=issued[WARMUP],
-            fillers=issued[FILLER],
-            cut=len(flying),
+            count_sources=accounts.sources,
+            cached_tokens=accounts.cached_tokens,
+            outputs=accounts.outputs.kept,
+            meter=self._meter,
+            issued=tuple(self._supply.issued),
+            flying=tuple(flying),
+            warmed=self._start,
+            first_measured=self._first_measured,
+            last=self._last if not self._left else self._looked,
             retries=self._retries,
             reconnects=self._reconnects,
-            cached_tokens=accounts.cached_tokens,
-            count_sources=accounts.sources,
-            interrupted=interrupted,
-            clock=clock,
-            outputs=accounts.outputs.kept,
         )
 
 

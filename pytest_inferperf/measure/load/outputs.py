@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pytest_inferperf.engines.openai.sse import Decoded
 
-__all__ = ["Output", "OutputSample"]
+__all__ = ["Output", "OutputSample", "drawn"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,3 +59,8 @@ class OutputSample:
     def kept(self) -> tuple[Output, ...]:
         """What was kept."""
         return tuple(self._kept)
+
+
+def drawn(outputs: Sequence[Output], size: int) -> tuple[Output, ...]:
+    """Return `size` of the answers that several processes kept, drawn by chance."""
+    return tuple(outputs) if len(outputs) <= size else tuple(random.Random("outputs").sample(outputs, size))

@@ -113,5 +113,8 @@ class LoadRun:
 
     interrupted: bool
     clock: ClockReport
+    clocks: tuple[ClockReport, ...] = ()
+    """Of each process that sent a part of the load."""
+
     outputs: tuple[Output, ...] = ()
     """The answers that were kept."""

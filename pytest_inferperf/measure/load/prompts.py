@@ -5,6 +5,7 @@ from __future__ import annotations
 from pytest_inferperf.engines.openai.chat import CHAT_WORDS
 from pytest_inferperf.engines.openai.endpoint import Endpoint
 from pytest_inferperf.errors import SettingsError
+from pytest_inferperf.measure.load.processes import Bodies
 
 __all__ = ["SyntheticBodies"]
 
@@ -27,7 +28,7 @@ class SyntheticBodies:
             raise SettingsError(f"vocabulary of {vocab_size}: must be at least 20 tokens.")
         import numpy as np
 
-        self._isl = isl
+        self._isl, self._seed = isl, seed
         self._random = np.random.default_rng(seed)
         if endpoint.chat:
             units = [f"{word} " for word in CHAT_WORDS]
@@ -40,6 +41,15 @@ class SyntheticBodies:
         self._units = np.array([unit.encode() for unit in units])
         self._head, self._tail = head, tail
         self._drawn, self._at = b"", 0
+
+    def slice(self, index: int, of: int) -> Bodies:
+        """See `Texts.slice`: another seed for each process, and what this one writes next for a single one."""
+        if of > 1:
+            import numpy as np
+
+            self._random = np.random.default_rng((self._seed, of, index))
+            self._drawn, self._at = b"", 0
+        return Bodies(make_body=self)
 
     def __call__(self, index: int) -> bytes:
         """Return the body of the next request; `index` is its number, which the order already gives."""

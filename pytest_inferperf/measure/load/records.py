@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import zlib
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 __all__ = ["FILLER", "MEASURED", "WARMUP", "Records", "Sample"]
@@ -60,6 +60,34 @@ class Sample:
 
     def __len__(self) -> int:
         return self._count + len(self._buffer)
+
+    @classmethod
+    def joined(cls, samples: Sequence[Sample]) -> Sample:
+        """Return the values of several samples as one; of a single sample, itself."""
+        if len(samples) == 1:
+            return samples[0]
+        found = cls()
+        for sample in samples:
+            sample._flush()
+            found._sum += sample._sum
+            found._count += sample._count
+            found._dense += sample._dense
+            for tick, count in sample._large.items():
+                found._large[tick] = found._large.get(tick, 0) + count
+        return found
+
+    def __getstate__(self) -> tuple[Any, Any, dict[int, int], float, int]:
+        """Leave out what never came, which is most: so that a sample can be sent to another process."""
+        import numpy as np
+
+        self._flush()
+        present = np.flatnonzero(self._dense)
+        return present, self._dense[present], self._large, self._sum, self._count
+
+    def __setstate__(self, state: tuple[Any, Any, dict[int, int], float, int]) -> None:
+        self.__init__()  # type: ignore[misc]
+        present, counts, self._large, self._sum, self._count = state
+        self._dense[present] = counts
 
     @property
     def mean(self) -> float:
@@ -145,6 +173,20 @@ class Records:
         self.first_tokens.append(first_tokens)
         self.prompt_tokens.append(prompt_tokens)
         self.asked_prompt.append(asked_prompt)
+
+    @classmethod
+    def joined(cls, records: Sequence[Records], stop: float) -> tuple[Records, list[float]]:
+        """Return the rows of several processes as one table, but for those that ended after `stop`: when these were sent."""
+        import numpy as np
+
+        tables = [item.columns() for item in records]
+        table = {name: np.concatenate([item[name] for item in tables]) for name in tables[0]}
+        inside = table["done"] <= stop
+        order = np.flatnonzero(inside)[np.argsort(table["done"][inside], kind="stable")]
+        found = cls()
+        for name, column in vars(found).items():
+            column.frombytes(table[name][order].astype(column.typecode).tobytes())
+        return found, table["sent"][~inside].tolist()
 
     def __len__(self) -> int:
         return len(self.kind)

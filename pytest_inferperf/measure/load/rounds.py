@@ -15,6 +15,7 @@ from pytest_inferperf.measure.load.generator import LoadPlan, LoadRun, run_load
 from pytest_inferperf.measure.load.kept_records import keep_records
 from pytest_inferperf.measure.load.records import MEASURED
 from pytest_inferperf.measure.load.round_prompts import RoundPrompts, prompts_of
+from pytest_inferperf.measure.load.round_spread import spread_round
 from pytest_inferperf.measure.load.summary import check_load, summarise_load
 from pytest_inferperf.measure.recorded.traces import trace_of
 from pytest_inferperf.measure.witness import Witness
@@ -59,6 +60,9 @@ def load_round(
     runs: list[LoadRun] = []
 
     def target() -> None:
+        if not (workload.dataset or workload.trace):
+            runs.append(spread_round(serving, workload, requests, prompts, plan))
+            return
         runs.append(
             run_load(
                 serving.endpoint,

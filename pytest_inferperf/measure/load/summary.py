@@ -76,9 +76,10 @@ def check_load(
             "off, or send other prompts (another seed)"
         )
     ttft_ms = 1000 * float((columns["first"] - columns["intended"])[measured & columns["ok"]].mean())
-    cause = client_bound(run.clock, ttft_ms=ttft_ms, limits=limits or ClockLimits())
-    if cause:
-        return cause
+    for number, clock in enumerate(run.clocks or (run.clock,), 1):
+        cause = client_bound(clock, ttft_ms=ttft_ms, limits=limits or ClockLimits())
+        if cause:
+            return cause if len(run.clocks) < 2 else f"process {number} of {len(run.clocks)}: {cause}"
     asked = run.plan.concurrency
     if asked and run.held < min_held_share * asked:
         return (

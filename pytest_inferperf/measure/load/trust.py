@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pytest_inferperf.engines.openai.endpoint import Endpoint
 from pytest_inferperf.errors import EngineError, SettingsError
 from pytest_inferperf.measure.load.clock import ClockReport
-from pytest_inferperf.measure.load.generator import run_load
 from pytest_inferperf.measure.load.plan import LoadPlan
 from pytest_inferperf.measure.load.prompts import SyntheticBodies
+from pytest_inferperf.measure.load.spread import spread_load
 from pytest_inferperf.measure.load.summary import check_load, summarise_load
 from pytest_inferperf.simulate.behaviour import Behaviour
 from pytest_inferperf.simulate.process import read_stats, serve_in_process
@@ -108,7 +108,8 @@ def _measure(streams: int, truth: Behaviour, osl: int, trust: ClockTrust) -> Clo
         endpoint = Endpoint.parse(url, model=truth.model)
         plan = LoadPlan(num_requests=max(_MIN_REQUESTS, _ROUNDS * streams), osl=osl, concurrency=streams)
         try:
-            run = run_load(endpoint, plan, SyntheticBodies(endpoint, isl=_ISL, osl=osl, seed=0))
+            bodies = SyntheticBodies(endpoint, isl=_ISL, osl=osl, seed=0)
+            run = spread_load(endpoint, plan, lambda _: bodies)
         except EngineError as error:
             return ClockPoint(
                 streams=streams, errors=(), held=0.0, server_late_ms=0.0, server_cores=0.0, clock=None, cause=str(error)

@@ -19,8 +19,11 @@ def report(
     wait_source: str = "kernel",
     lateness: ClockError | None = None,
     cpu_share: float = 0.1,
+    idle_share: float = 0.0,
 ) -> ClockReport:
-    return ClockReport(lag=lag, wait=wait, wait_source=wait_source, lateness=lateness, cpu_share=cpu_share)
+    return ClockReport(
+        lag=lag, wait=wait, wait_source=wait_source, lateness=lateness, cpu_share=cpu_share, idle_share=idle_share
+    )
 
 
 def test_a_good_clock() -> None:
@@ -52,6 +55,33 @@ def test_where_the_kernel_timed_the_arrivals_a_late_process_is_excused() -> None
     assert client_bound(report(lag=LARGE, wait=LARGE), ttft_ms=200.0, limits=ClockLimits()) == ""
 
 
+def test_a_core_that_is_filled_with_what_could_wait_is_no_bottleneck() -> None:
+    """Answers are read whenever nothing else is to be done: a process that is far from its limits uses all its time so."""
+    assert client_bound(report(cpu_share=1.0, idle_share=0.4), ttft_ms=200.0, limits=ClockLimits()) == ""
+    assert "used 96 %" in client_bound(report(cpu_share=1.0, idle_share=0.04), ttft_ms=200.0, limits=ClockLimits())
+
+
+def test_several_clocks_as_one() -> None:
+    meters = []
+    for late_s in (0.001, 0.003):
+        meter = ClockMeter()
+        meter.start()
+        meter.late(late_s)
+        meter.waited([1000 * late_s])
+        meter.idle(0.001)
+        meter.stop()
+        meters.append(meter)
+    found, each = ClockMeter.joined(meters).report(), [meter.report() for meter in meters]
+    assert found.lateness == found.wait
+    assert found.wait is not None
+    assert (found.wait.mean_ms, found.wait.p99_ms, found.wait.max_ms) == pytest.approx((2.0, 2.98, 3.0))
+    assert found.cpu_share == pytest.approx(sum(item.cpu_share for item in each))
+    assert found.idle_share == pytest.approx(sum(item.idle_share for item in each))
+    assert found.wait_source == "kernel"
+    meters[1].bound(0.002)
+    assert ClockMeter.joined(meters).report().wait_source == "bound"
+
+
 def test_lag_is_what_a_deadline_was_missed_by() -> None:
     meter = ClockMeter()
     meter.start()
@@ -81,11 +111,13 @@ def test_the_share_of_the_core() -> None:
     meter = ClockMeter()
     meter.start()
     time.sleep(0.05)
+    meter.stop()
     idle = meter.report().cpu_share
     meter.start()
     until = time.thread_time() + 0.05
     while time.thread_time() < until:
         pass
+    meter.stop()
     assert 0 <= idle < meter.report().cpu_share <= 1.05
 
 

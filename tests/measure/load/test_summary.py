@@ -120,6 +120,10 @@ def test_goodput(slo: dict[str, float], share: float) -> None:
         ({"cached_tokens": 40}, "40 of 80 prompt tokens came from the server's prefix cache"),
         ({"clock": replace(CLOCK, cpu_share=1.0)}, "client-bound: the load generator used 100 % of a core"),
         (
+            {"clocks": (CLOCK, replace(CLOCK, cpu_share=1.0), CLOCK)},
+            "process 2 of 3: client-bound: the load generator used 100 % of a core",
+        ),
+        (
             {"clock": replace(CLOCK, wait_source="bound", wait=ClockError(mean_ms=20.0, p99_ms=50.0, max_ms=60.0))},
             "client-bound: the load generator took the time of arrivals late by 20.00 ms",
         ),
@@ -130,6 +134,10 @@ def test_a_run_that_cannot_be_trusted_gives_no_figure(changes: dict[str, Any], c
     assert check_load(run).startswith(cause)
     with pytest.raises(InvalidRun, match=f"^{re.escape(cause)}"):
         summarise_load(run, isl=3)
+
+
+def test_several_processes_may_use_more_than_a_core_together() -> None:
+    assert check_load(made(clock=replace(CLOCK, cpu_share=1.8), clocks=(CLOCK, CLOCK))) == ""
 
 
 def test_what_may_be_allowed() -> None:
