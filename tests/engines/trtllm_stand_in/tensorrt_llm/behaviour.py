@@ -7,7 +7,7 @@ import os
 FAULTS = (
     *("oom", "dies", "hangs", "misquantized", "wrong_kv_cache", "wrong_tp", "wrong_option"),
     *("late", "short", "failing", "truncating", "silent", "cancelled", "unstreamed", "two_outputs", "raises"),
-    *("no_logprobs", "short_logprobs", "absent_token", "no_rank", "no_figures"),
+    *("no_logprobs", "short_logprobs", "absent_token", "no_rank", "no_figures", "forgetful"),
 )
 
 
