@@ -13,13 +13,17 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_inferperf.errors import EngineError, SettingsError
+from pytest_inferperf.cli_measure import check_measure, measure_once
+from pytest_inferperf.cli_workload import add_workload_options, settings_of, workload_of
+from pytest_inferperf.errors import EngineError, InvalidRun, SettingsError
 from pytest_inferperf.hiding import Hide, hide_in, hider
 from pytest_inferperf.model.metrics import METRICS, STATISTICS
 from pytest_inferperf.report.lines import number, plural
 
 if TYPE_CHECKING:
+    from pytest_inferperf.cli_measure import Measured
     from pytest_inferperf.engines.openai.endpoint import Endpoint
+    from pytest_inferperf.measure.agreement import Agreement
     from pytest_inferperf.measure.load.clock import ClockReport
     from pytest_inferperf.measure.load.generator import LoadRun
 
@@ -31,8 +35,7 @@ exit status:
   1  INVALID: no figure can be trusted; the cause is named
   2  bad usage
 """
-_REQUESTS_PER_STREAM = 4
-_REQUESTS_OF_OPEN_LOOP = 100
+_COMPARED = 16
 
 
 def add_load_commands(commands: Any) -> None:
@@ -47,23 +50,19 @@ def add_load_commands(commands: Any) -> None:
     add = measure.add_argument
     add("--url", required=True, help="Where the server is, such as http://127.0.0.1:8000")
     add("--model", required=True, help="Name of the model, as the server knows it")
-    add("--chat", action="store_true", help="Use /chat/completions with prompts of words, not token ids")
-    add("--isl", type=int, required=True, metavar="TOKENS", help="Input tokens of each request")
-    add("--osl", type=int, required=True, metavar="TOKENS", help="Output tokens of each request, exact")
-    loop = measure.add_mutually_exclusive_group(required=True)
-    loop.add_argument("--concurrency", type=int, metavar="N", help="Closed loop: requests in flight")
-    loop.add_argument("--request-rate", type=float, metavar="R", help="Open loop: requests per second")
-    add("--arrival", default="poisson", help="Open loop: poisson, constant or gamma (default: poisson)")
-    add("--burstiness", type=float, default=1.0, help="Shape of gamma arrivals; below 1 comes in bursts (default: 1)")
-    add(
-        "--num-requests",
-        type=int,
-        metavar="N",
-        help=f"Requests measured (default: {_REQUESTS_PER_STREAM} times the concurrency, or {_REQUESTS_OF_OPEN_LOOP})",
-    )
+    add_workload_options(measure)
     add("--slo", default="", metavar="METRIC=MS,…", help="Count goodput: ttft_ms, tpot_ms, e2e_latency_ms")
     add("--seed", type=int, help="Seed of prompts and arrivals (default: a new one, which is shown)")
-    add("--vocab-size", type=int, default=32000, metavar="N", help="Token ids are drawn below this (default: 32000)")
+    add("--vocab-size", type=int, metavar="N", help="Draw token ids below this (default: the tokenizer's, else 32000)")
+    add("--tokenizer", metavar="NAME", help="Folder or hub id of the tokenizer, to count what the server does not")
+    add(
+        "--compare",
+        type=int,
+        default=_COMPARED,
+        metavar="N",
+        help=f"Answers that are asked for again at concurrency 1, and compared (default: {_COMPARED}; 0 for none)",
+    )
+    add("--audit", action="store_true", help="Repeat prompts afterwards, to find answers that come from a cache")
     add("--timeout", type=float, default=600.0, metavar="S", help="For each request, seconds (default: 600)")
     add("--retries", type=int, default=0, metavar="N", help="Send a request that got 429 or 503 again (default: 0)")
     add("--allow-failed", type=float, default=0.0, metavar="SHARE", help="Share of requests that may fail (default: 0)")
@@ -165,33 +164,11 @@ def _simulate(arguments: argparse.Namespace) -> int:
 
 def _measure(arguments: argparse.Namespace) -> int:
     from pytest_inferperf.engines.openai.endpoint import Endpoint
-    from pytest_inferperf.measure.load.arrivals import Arrivals
-    from pytest_inferperf.measure.load.plan import LoadPlan
-    from pytest_inferperf.measure.load.prompts import SyntheticBodies
     from pytest_inferperf.measure.load.record_file import check_records_path, write_records
-    from pytest_inferperf.measure.load.spread import spread_load
-    from pytest_inferperf.measure.load.summary import check_load, check_slo, summarise_load
+    from pytest_inferperf.measure.load.summary import check_slo, summarise_load
 
     seed: int = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(2**31)
-    arrivals = None
-    if arguments.request_rate is not None:
-        arrivals = Arrivals(
-            rate=arguments.request_rate, kind=arguments.arrival, burstiness=arguments.burstiness, seed=seed
-        )
-    elif arguments.arrival != "poisson" or arguments.burstiness != 1.0:
-        raise SettingsError("--arrival and --burstiness go with --request-rate, not with --concurrency.")
-    concurrency = arguments.concurrency or 0
-    requests = arguments.num_requests
-    if requests is None:
-        requests = _REQUESTS_PER_STREAM * concurrency or _REQUESTS_OF_OPEN_LOOP
-    plan = LoadPlan(
-        num_requests=requests,
-        osl=arguments.osl,
-        concurrency=concurrency,
-        arrivals=arrivals,
-        timeout_s=arguments.timeout,
-        retries=arguments.retries,
-    )
+    workload = workload_of(arguments, seed=seed)
     if not 0 <= arguments.allow_failed < 1:
         raise SettingsError(f"--allow-failed {arguments.allow_failed:g}: must be from 0 to below 1.")
     slo = _parse_slo(arguments.slo)
@@ -203,48 +180,41 @@ def _measure(arguments: argparse.Namespace) -> int:
         api_key_env=arguments.api_key_env,
         ca_file=arguments.ca_file,
     )
-    bodies = SyntheticBodies(endpoint, isl=arguments.isl, osl=arguments.osl, seed=seed, vocab_size=arguments.vocab_size)
+    check_measure(arguments)
     path: Path | None = arguments.json
     if path is not None and not path.parent.is_dir():
         raise SettingsError(f"{path}: cannot be written: no such folder.")
     records: Path | None = arguments.records
     if records is not None:
         check_records_path(records)
-    settings = _settings(arguments, plan.num_requests, seed)
+    settings = settings_of(workload)
     try:
-        progress = _show_progress if sys.stderr.isatty() else None
-        run = spread_load(endpoint, plan, lambda _: bodies, processes=arguments.processes, progress=progress)
-    except EngineError as error:
+        found = measure_once(arguments, workload, progress=_show_progress if sys.stderr.isatty() else None)
+    except (EngineError, InvalidRun) as error:
         print(f"INVALID: {error}", file=sys.stderr)
         _write(path, endpoint, settings, invalid=str(error))
         return 1
+    except KeyboardInterrupt:
+        print("inferperf: stopped before anything was measured", file=sys.stderr)
+        return 130
     if sys.stderr.isatty():
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    run, invalid = found.run, found.invalid
     if records is not None:
         # Of an INVALID run too: they may show why.
         write_records(records, run.records)
-    invalid = check_load(run, max_failed_share=arguments.allow_failed, isl=None if arguments.chat else arguments.isl)
-    metrics = dict(summarise_load(run, isl=arguments.isl, slo=slo, check=False).metrics)
+    metrics = dict(summarise_load(run, isl=found.isl, slo=slo, check=False).metrics)
+    if found.agreement is not None:
+        metrics["output_agreement"] = found.agreement.prefix
     head = [f"{endpoint.shown}  {endpoint.model}", "  ".join(f"{name} {value}" for name, value in settings.items()), ""]
     figures = _figure_lines(metrics, slo) if not invalid or run.interrupted else []
     if invalid and figures:
         head.append("So far, not to be judged:")
-    print("\n".join([*head, *figures, *_run_lines(run)]))
+    print("\n".join([*head, *figures, *_run_lines(run), *_agreement_lines(found.agreement)]))
     if invalid:
         print(f"INVALID: {invalid}", file=sys.stderr)
-    _write(path, endpoint, settings, invalid=invalid, metrics=metrics, run=run)
+    _write(path, endpoint, settings, invalid=invalid, metrics=metrics, found=found)
     return 1 if invalid else 0
-
-
-def _settings(arguments: argparse.Namespace, requests: int, seed: int) -> dict[str, Any]:
-    settings: dict[str, Any] = {"isl": arguments.isl, "osl": arguments.osl}
-    if arguments.request_rate is None:
-        settings["concurrency"] = arguments.concurrency
-    else:
-        settings |= {"request_rate": arguments.request_rate, "arrival": arguments.arrival}
-        if arguments.arrival == "gamma":
-            settings["burstiness"] = arguments.burstiness
-    return settings | {"num_requests": requests, "seed": seed}
 
 
 def _parse_slo(text: str) -> dict[str, float]:
@@ -304,6 +274,14 @@ def _run_lines(run: LoadRun) -> list[str]:
     return lines
 
 
+def _agreement_lines(found: Agreement | None) -> list[str]:
+    if found is None:
+        return []
+    return [
+        f"answers    {found.compared} asked for again at concurrency 1, {round(found.identical * found.compared)} identical"
+    ]
+
+
 def _clock_text(clock: ClockReport, each: Sequence[ClockReport]) -> str:
     parts = []
     if clock.wait is not None:
@@ -338,14 +316,17 @@ def _write(
     *,
     invalid: str,
     metrics: dict[str, float] | None = None,
-    run: LoadRun | None = None,
+    found: Measured | None = None,
 ) -> None:
     """Write the file of `--json`: figures only where the run is valid."""
     if path is None:
         return
     document: dict[str, Any] = {"endpoint": endpoint.shown, "model": endpoint.model, **settings, "invalid": invalid}
     document["metrics"] = metrics if not invalid else {}
-    if run is not None:
+    if found is not None:
+        run = found.run
+        if found.agreement is not None:
+            document["agreement"] = asdict(found.agreement)
         if run.interrupted:
             document["metrics_so_far"] = metrics
         document["window"] = {"duration_s": run.stop - run.start, "requests": run.window_requests, "held": run.held}

@@ -18,6 +18,7 @@ __all__ = [
     "SettingsError",
     "TaskError",
     "UpdateRefused",
+    "article",
     "choices",
 ]
 
@@ -73,6 +74,11 @@ class MissingExtra(InferperfError):
         because = f" ({missing} is not installed)" if missing else ""
         command = f'pip install "pytest-inferperf[{extra}]"'
         super().__init__(f'{what} needs the "{extra}" extra{because}: {command}' + (f". {hint}" if hint else ""))
+
+
+def article(type_name: str) -> str:
+    """Put the article before a type name: `an int`, `a str`."""
+    return f"an {type_name}" if type_name[0] in "aeiou" else f"a {type_name}"
 
 
 def choices(value: object, valid: Iterable[str], *, what: str) -> str:

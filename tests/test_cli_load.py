@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from pytest_inferperf.cli import _parser, main
 from pytest_inferperf.measure.load import summary
 from pytest_inferperf.measure.load.clock import ClockLimits
 from pytest_inferperf.simulate.behaviour import Behaviour
-from pytest_inferperf.simulate.server import serve_in_thread
+from pytest_inferperf.simulate.server import SimulatedServer, serve_in_thread
 
 Capture = pytest.CaptureFixture[str]
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,23 +78,26 @@ def test_a_table_of_figures_and_a_file(capsys: Capture, tmp_path: Path) -> None:
         "total_throughput N tok/s",
         "request_throughput N req/s",
         "goodput N req/s (ttft_ms <= 9000, tpot_ms <= 9000)",
+        "output_agreement N share",
         "",
-        lines[15],
+        lines[16],
         "in flight N of 2 in the mean over N s",
-        lines[17],
+        lines[18],
         "tokens counted by usage",
+        "answers 8 asked for again at concurrency 1, 8 identical",
     ]
     assert re.fullmatch(
-        r"excluded 2 warm-up requests before, \d after the measured ones \(\d cut off at the end\)", lines[15]
+        r"excluded 2 warm-up requests before, \d after the measured ones \(\d cut off at the end\)", lines[16]
     )
     assert re.fullmatch(
-        r"clock arrivals timed .* N ms late \(p99 N\); woke N ms late \(p99 N\); N CPU cores used", lines[17]
+        r"clock arrivals timed .* N ms late \(p99 N\); woke N ms late \(p99 N\); N CPU cores used", lines[18]
     )
     found = json.loads(path.read_text())
     assert found["invalid"] == ""
     assert found["metrics"]["ttft_ms.p50"] >= 20
     assert found["metrics"]["goodput"] == found["metrics"]["request_throughput"]
     assert found["tokens_counted_by"] == {"usage": 8}
+    assert found["agreement"] == {"prefix": 1.0, "identical": 1.0, "compared": 8}
     assert found["window"]["requests"] == pytest.approx(8, rel=0.3)
 
 
@@ -110,10 +114,10 @@ def test_open_loop_and_bursts(capsys: Capture) -> None:
 
 def test_an_invalid_run_shows_no_figure(capsys: Capture, tmp_path: Path) -> None:
     path = tmp_path / "out.json"
-    with serve_in_thread(Behaviour(ttft_ms=1.0, itl_ms=1.0, error_rate=1.0)) as server:
-        assert measure(server.url, "--concurrency", "1", "--num-requests", "3", "--json", str(path)) == 1
+    with serve_in_thread(Behaviour(ttft_ms=1.0, itl_ms=1.0, error_rate=0.5)) as server:
+        assert measure(server.url, "--concurrency", "1", "--num-requests", "6", "--json", str(path)) == 1
     out, err = capsys.readouterr()
-    assert err.startswith("INVALID: no request had success: 3 x http_503 (HTTP 503: {")
+    assert err.startswith("INVALID: 3 of 6 requests failed, where none may: 3 x http_503 (HTTP 503: {")
     assert "ttft_ms" not in out
     assert "throughput" not in out
     assert "failed     3 x http_503: HTTP 503: " in out
@@ -122,10 +126,33 @@ def test_an_invalid_run_shows_no_figure(capsys: Capture, tmp_path: Path) -> None
     assert found["failures"]["http_503"]["count"] == 3
 
 
+def interrupt_in_mid_run(server: SimulatedServer) -> None:
+    while server.stats()["requests"] < 20:
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_server_that_fails_always_is_said_to(capsys: Capture) -> None:
+    with serve_in_thread(Behaviour(error_rate=1.0)) as server:
+        assert measure(server.url, "--concurrency", "1") == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.match(r"INVALID: http://\S+ answers no completion: HTTP 503: ", err)
+
+
+def test_ctrl_c_before_the_run_is_no_measurement(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pytest_inferperf.engines.openai.engine.open_url", interrupt)
+    assert measure("http://127.0.0.1:1", "--concurrency", "1") == 130
+    assert capsys.readouterr().err == "inferperf: stopped before anything was measured\n"
+
+
 def test_ctrl_c_shows_what_was_measured_and_marks_it(capsys: Capture, tmp_path: Path) -> None:
     path = tmp_path / "out.json"
     with serve_in_thread(Behaviour(ttft_ms=2.0, itl_ms=1.0)) as server:
-        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        threading.Thread(target=interrupt_in_mid_run, args=(server,)).start()
         assert measure(server.url, "--concurrency", "1", "--num-requests", "1000000", "--json", str(path)) == 1
     out, err = capsys.readouterr()
     assert "\nSo far, not to be judged:\n" in out
@@ -148,8 +175,11 @@ def test_no_server(capsys: Capture, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--concurrency", "0"), "give either a concurrency (closed loop) or a request rate (open loop)."),
-        (("--concurrency", "1", "--arrival", "gamma"), "--arrival and --burstiness go with --request-rate"),
+        (("--concurrency", "0"), "--concurrency 0 is below its minimum 1."),
+        (
+            ("--concurrency", "1", "--arrival", "gamma"),
+            "--arrival 'gamma' says how requests arrive under open loop, and --request-rate is",
+        ),
         (("--request-rate", "1", "--arrival", "poison"), "arrival 'poison' is unknown. Did you mean 'poisson'?"),
         (("--concurrency", "1", "--slo", "ttft_ms"), "--slo 'ttft_ms': write METRIC=MILLISECONDS, such as"),
         (("--concurrency", "1", "--slo", "ttft_ms=x"), "--slo 'ttft_ms=x': write METRIC=MILLISECONDS, such as"),
@@ -174,7 +204,7 @@ def test_a_loop_is_needed(capsys: Capture) -> None:
     with pytest.raises(SystemExit) as found:
         measure("http://h")
     assert found.value.code == 2
-    assert "one of the arguments --concurrency --request-rate is required" in capsys.readouterr().err
+    assert "one of the arguments --concurrency --request-rate --trace is required" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

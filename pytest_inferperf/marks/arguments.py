@@ -1,4 +1,4 @@
-"""What every mark parser needs: checked keywords, checked numbers, and grammar for messages."""
+"""What every mark parser needs: checked keywords and checked numbers."""
 
 from __future__ import annotations
 
@@ -6,17 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pytest_inferperf.errors import MarkError, choices
+from pytest_inferperf.errors import MarkError, article, choices
 
 if TYPE_CHECKING:
     import pytest
 
-__all__ = ["article", "keywords_of", "number"]
-
-
-def article(type_name: str) -> str:
-    """Put the article before a type name: `an int`, `a str`."""
-    return f"an {type_name}" if type_name[0] in "aeiou" else f"a {type_name}"
+__all__ = ["keywords_of", "number"]
 
 
 def number(mark: pytest.Mark, name: str, value: object) -> float:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from pytest_inferperf.errors import MarkError, choices
-from pytest_inferperf.marks.arguments import article, keywords_of, number
+from pytest_inferperf.errors import MarkError, article, choices
+from pytest_inferperf.marks.arguments import keywords_of, number
 from pytest_inferperf.marks.engines import engine_like
 from pytest_inferperf.marks.keywords import KEYWORDS, check_value
 from pytest_inferperf.marks.origin import Origin

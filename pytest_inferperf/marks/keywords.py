@@ -7,8 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from pytest_inferperf.errors import MarkError, choices
-from pytest_inferperf.marks.arguments import article
+from pytest_inferperf.errors import MarkError, article, choices
 from pytest_inferperf.model.quant import KV_CACHE_DTYPES, check_quant
 from pytest_inferperf.model.workload import ENDPOINTS
 

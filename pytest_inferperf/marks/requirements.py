@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from pytest_inferperf.errors import MarkError
-from pytest_inferperf.marks.arguments import article, keywords_of, number
+from pytest_inferperf.errors import MarkError, article
+from pytest_inferperf.marks.arguments import keywords_of, number
 from pytest_inferperf.model.case import GpuRequirement
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from pytest_inferperf.engines.interface import GenerationRequest, Serving
@@ -16,7 +16,14 @@ __all__ = ["spread_round"]
 
 
 def spread_round(
-    serving: Serving, workload: Workload, requests: Sequence[GenerationRequest], prompts: RoundPrompts, plan: LoadPlan
+    serving: Serving,
+    workload: Workload,
+    requests: Sequence[GenerationRequest],
+    prompts: RoundPrompts,
+    plan: LoadPlan,
+    *,
+    processes: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> LoadRun:
     """Send a round of synthetic prompts: `prompts`, and where that is given up for more processes, shuffled ones.
 
@@ -28,7 +35,7 @@ def spread_round(
             return _Slices(prompts)
         return _Slices(prompts_of(replace(serving, fresh_prompts=True), workload, requests))
 
-    return spread_load(serving.endpoint, plan, write)
+    return spread_load(serving.endpoint, plan, write, processes=processes, progress=progress)
 
 
 class _Slices:

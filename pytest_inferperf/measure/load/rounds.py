@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import cast
 
@@ -23,7 +23,7 @@ from pytest_inferperf.model.case import Workload
 from pytest_inferperf.model.gates import NO_RULES, MeasureRules
 from pytest_inferperf.model.results import Round
 
-__all__ = ["load_round"]
+__all__ = ["SentRound", "arrivals_of", "load_round", "send_round"]
 
 _CACHED = 0.01
 """Share of the prompt tokens that may come from a cache though nobody asked for it."""
@@ -47,21 +47,91 @@ def load_round(
     Raises `InvalidRun` where the load or its clock cannot be trusted, `EngineError` where the server cannot be reached
     or has ended, and `MeasurementInterrupted` on Ctrl-C.
     """
+    load = send_round(
+        serving,
+        workload,
+        requests,
+        round_index=round_index,
+        kept=witness.honesty.compared if witness is not None else 0,
+        timer=timer,
+    )
+    devices = engine.info.hardware.count if engine.info.hardware.kind == "gpu" else 1
+
+    def summary() -> Round:
+        found = summarise_load(load.run, isl=load.isl, slos=rules.slos, devices=devices, check=False)
+        return replace(found, records=keep_records(load.run.records))
+
+    if load.run.interrupted:
+        raise MeasurementInterrupted((summary(),))
+    # Where a gate judges failures, how many there may be is its matter.
+    cause = load.check(max_failed_share=1.0 if rules.judges_failures else rules.max_failed_share)
+    if cause:
+        # A server that has died says more than the requests that it took along.
+        _ = engine.serving
+        raise InvalidRun(cause)
+    if witness is not None:
+        witness.saw_outputs(load.run.outputs, workload)
+    return summary()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentRound:
+    """A round that was sent, before anything is made of it."""
+
+    run: LoadRun
+    requests: Sequence[GenerationRequest]
+    prompts: RoundPrompts
+
+    @property
+    def isl(self) -> int:
+        """Mean length of the prompts where the server does not count them, tokens; 0 where nobody knows."""
+        return round(fmean(len(item.prompt) for item in self.requests))
+
+    def check(self, *, max_failed_share: float) -> str:
+        """Say why the round must not be judged; "" where it can be. What prompts have in common may come from a cache."""
+        columns = self.run.records.columns()
+        counted = columns["prompt_tokens"][(columns["kind"] == MEASURED) & columns["ok"]]
+        known = self.prompts.known_share(int(counted[counted > 0].sum()))
+        cause = check_load(self.run, max_failed_share=max_failed_share, max_cached_share=known + _CACHED)
+        return cause or _uncounted(self.run, self.requests)
+
+
+def send_round(
+    serving: Serving,
+    workload: Workload,
+    requests: Sequence[GenerationRequest],
+    *,
+    round_index: int = 0,
+    kept: int = 0,
+    timeout_s: float = 600.0,
+    retries: int = 0,
+    processes: int | None = None,
+    timer: Callable[[Callable[[], None]], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> SentRound:
+    """Send the requests of a round as the workload says; see `load_round`, `LoadPlan` and `spread_load` for the other values.
+
+    Raises `EngineError` where the server cannot be reached, and `SettingsError` for values out of range.
+    """
     prompts = prompts_of(serving, workload, requests)
     follow_ups = sum(len(item.follow_ups) for item in requests)
     plan = LoadPlan(
         num_requests=len(requests) + follow_ups,
         follow_ups=follow_ups,
-        osl=max(item.max_tokens for item in requests),
+        osl=max(item.max_tokens for request in requests for item in (request, *request.follow_ups)),
         concurrency=workload.concurrency,
-        arrivals=_arrivals(workload, round_index),
-        kept=witness.honesty.compared if witness is not None else 0,
+        arrivals=arrivals_of(workload, round_index),
+        timeout_s=timeout_s,
+        retries=retries,
+        kept=kept,
     )
     runs: list[LoadRun] = []
 
     def target() -> None:
         if not (workload.dataset or workload.trace):
-            runs.append(spread_round(serving, workload, requests, prompts, plan))
+            runs.append(
+                spread_round(serving, workload, requests, prompts, plan, processes=processes, progress=progress)
+            )
             return
         runs.append(
             run_load(
@@ -71,6 +141,7 @@ def load_round(
                 sizes_of=prompts.sizes,
                 make_spare=prompts.spare,
                 talk_of=prompts.talk,
+                progress=progress,
             )
         )
 
@@ -79,35 +150,7 @@ def load_round(
     else:
         timer(target)
     (run,) = runs
-    devices = engine.info.hardware.count if engine.info.hardware.kind == "gpu" else 1
-
-    def summary() -> Round:
-        found = summarise_load(
-            run, isl=round(fmean(len(item.prompt) for item in requests)), slos=rules.slos, devices=devices, check=False
-        )
-        return replace(found, records=keep_records(run.records))
-
-    if run.interrupted:
-        raise MeasurementInterrupted((summary(),))
-    # Where a gate judges failures, how many there may be is its matter.
-    allowed = 1.0 if rules.judges_failures else rules.max_failed_share
-    # What was asked to be shared may come from a cache.
-    cause = check_load(run, max_failed_share=allowed, max_cached_share=_shared_share(run, prompts) + _CACHED)
-    cause = cause or _uncounted(run, requests)
-    if cause:
-        # A server that has died says more than the requests that it took along.
-        _ = engine.serving
-        raise InvalidRun(cause)
-    if witness is not None:
-        witness.saw_outputs(run.outputs, workload)
-    return summary()
-
-
-def _shared_share(run: LoadRun, prompts: RoundPrompts) -> float:
-    """Return the share of the prompt tokens that a cache may know: what prompts have in common, and earlier turns."""
-    columns = run.records.columns()
-    counted = columns["prompt_tokens"][(columns["kind"] == MEASURED) & columns["ok"]]
-    return prompts.known_share(int(counted[counted > 0].sum()))
+    return SentRound(run=run, requests=requests, prompts=prompts)
 
 
 def _uncounted(run: LoadRun, requests: Sequence[GenerationRequest]) -> str:
@@ -124,7 +167,8 @@ def _uncounted(run: LoadRun, requests: Sequence[GenerationRequest]) -> str:
     )
 
 
-def _arrivals(workload: Workload, round_index: int) -> Arrivals | TraceTimes | None:
+def arrivals_of(workload: Workload, round_index: int) -> Arrivals | TraceTimes | None:
+    """Return when the requests of a round are due; None under closed loop."""
     if not workload.is_open_loop:
         return None
     if workload.trace:
