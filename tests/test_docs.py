@@ -25,9 +25,10 @@ import pytest
 
 from pytest_inferperf import cli, hookspecs, plugin
 from pytest_inferperf.baselines.cases import read_cases
-from pytest_inferperf.baselines.documents import SchemaName, check_schema
+from pytest_inferperf.baselines.documents import check_schema
 from pytest_inferperf.baselines.result_file import read_result_file
 from pytest_inferperf.baselines.store import read_accuracy, read_performance
+from pytest_inferperf.baselines.validator import SchemaName
 from pytest_inferperf.engines.tensorrt_llm.options import OPTIONS
 from pytest_inferperf.errors import BaselineError
 from pytest_inferperf.gates.looks import BLOCKS, QUESTIONS, SESSIONS

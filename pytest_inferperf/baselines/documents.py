@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from importlib import resources
-from typing import Any, Literal
+from typing import Any
 
+from pytest_inferperf.baselines.validator import SchemaName, validator
 from pytest_inferperf.errors import InferperfError, choices
 
-__all__ = ["SCHEMA_VERSION", "check_schema", "dump_json", "json_path", "parse_json", "schema"]
+__all__ = ["SCHEMA_VERSION", "check_schema", "dump_json", "json_path", "parse_json"]
 
 SCHEMA_VERSION = 1
 """The version of every file this package writes, and the only one it reads."""
-
-SchemaName = Literal["performance", "accuracy", "result", "cases"]
 
 _CONFLICT = re.compile(r"^(<{7}|={7}|>{7})(?: |$)", re.MULTILINE)
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|-?Infinity|NaN|[{}\[\],:]|[^\s{}\[\],:"]+', re.DOTALL)
@@ -68,19 +65,8 @@ def dump_json(data: Mapping[str, Any]) -> str:
     return text
 
 
-@functools.cache
-def schema(name: SchemaName) -> dict[str, Any]:
-    """Return one of the schemas shipped with the package."""
-    folder = resources.files("pytest_inferperf.baselines").joinpath("schema")
-    text = folder.joinpath(f"{name}.schema.json").read_text("utf-8")
-    loaded: dict[str, Any] = json.loads(text)
-    return loaded
-
-
 def check_schema(data: Any, name: SchemaName, shown: str, *, error: type[InferperfError]) -> None:
     """Check data against a schema and raise `error` for the first thing that is wrong with it."""
-    from jsonschema import Draft202012Validator
-
     if isinstance(data, dict):
         version = data.get("schema_version")
         if isinstance(version, int) and version > SCHEMA_VERSION:
@@ -89,7 +75,7 @@ def check_schema(data: Any, name: SchemaName, shown: str, *, error: type[Inferpe
                 f"{shown}: schema_version {version} is newer than {SCHEMA_VERSION}, the version this pytest-inferperf"
                 " reads. Upgrade: pip install --upgrade pytest-inferperf"
             )
-    problems = sorted(Draft202012Validator(schema(name)).iter_errors(data), key=_rank)
+    problems = sorted(validator(name).iter_errors(data), key=_rank)
     if problems:
         first = problems[0]
         raise error(f"{shown}: {json_path(first.absolute_path)}: {_explain(first)}")

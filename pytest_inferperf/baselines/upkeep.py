@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_inferperf.baselines.cases import CollectedCases, Unreachable, unreachable
-from pytest_inferperf.baselines.documents import SCHEMA_VERSION, SchemaName, parse_json
+from pytest_inferperf.baselines.documents import SCHEMA_VERSION, parse_json
 from pytest_inferperf.baselines.format import (
     dump_accuracy,
     dump_performance,
@@ -23,6 +23,7 @@ from pytest_inferperf.baselines.store import (
     shown_path,
 )
 from pytest_inferperf.baselines.update_plan import PlannedFile, UpdatePlan
+from pytest_inferperf.baselines.validator import SchemaName
 from pytest_inferperf.errors import BaselineError, UpdateRefused
 
 __all__ = ["MIGRATIONS", "plan_migration", "plan_prune"]

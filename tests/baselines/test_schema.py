@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from pytest_inferperf.baselines.documents import check_schema, dump_json, schema
+from pytest_inferperf.baselines.documents import check_schema, dump_json
 from pytest_inferperf.baselines.store import read_accuracy, read_performance
+from pytest_inferperf.baselines.validator import schema
 from pytest_inferperf.errors import BaselineError
 
 SHOWN = "baselines/performance/b/tiny.json"
