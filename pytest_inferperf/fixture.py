@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_inferperf.errors import BaselineError, InvalidRun, MarkError
+from pytest_inferperf.measure.progress import SILENT, Progress
 from pytest_inferperf.model.case import Case, ReferenceEngine, Task, Workload
 from pytest_inferperf.model.gates import (
     AccuracyFloor,
@@ -53,7 +54,7 @@ class Inferperf:
         settings: Settings,
         *,
         benchmark: Any | None = None,
-        progress: Callable[[str], None] | None = None,
+        progress: Progress | None = None,
         context: Callable[[], Mapping[str, str]] = dict,
         open_reference: Callable[[ReferenceEngine], Engine] | None = None,
         answers: dict[Any, Comparison] | None = None,
@@ -65,7 +66,7 @@ class Inferperf:
 
         self._settings = settings
         self._benchmark = benchmark
-        self._progress = progress
+        self._progress = progress or SILENT
         self._context = context
         self._open_reference = open_reference or _no_reference
         self._answers = {} if answers is None else answers
@@ -199,15 +200,10 @@ class Inferperf:
         from pytest_inferperf.gates.looks import SESSIONS
         from pytest_inferperf.measure.session import measure_session
 
-        report = self._progress
-        progress = report
-        if report is not None and wanted > 1:
+        progress = self._progress
+        if wanted > 1:
             # A look before the last may decide, so a judged run names the most there can be.
-            most = max(wanted, SESSIONS.cap)
-
-            def progress(line: str) -> None:
-                report(f"session {number} (up to {most}): {line}")
-
+            progress = progress.within(f"session {number} (up to {max(wanted, SESSIONS.cap)})")
         return measure_session(
             self.engine,
             workload,
@@ -348,8 +344,7 @@ class Inferperf:
 
         key = (reference, task, metric)
         if key not in self._answers:
-            if self._progress is not None:
-                self._progress(f"evaluate {task.name} with the reference {reference.label}")
+            self._progress(f"evaluate {task.name} with the reference {reference.label}")
             with held_reference(self.engine, reference, self._open_reference) as engine:
                 reason = check_engine(reference.spec, engine.info)
                 if reason:

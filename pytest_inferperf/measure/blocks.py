@@ -14,6 +14,7 @@ from dataclasses import replace
 from pytest_inferperf.engines.interface import Engine
 from pytest_inferperf.errors import EngineError, InvalidRun
 from pytest_inferperf.measure.agreement import Agreement
+from pytest_inferperf.measure.progress import SILENT, Live, Progress
 from pytest_inferperf.measure.session import run_round
 from pytest_inferperf.measure.telemetry import Telemetry
 from pytest_inferperf.measure.validity import check_engine
@@ -26,7 +27,6 @@ from pytest_inferperf.model.results import Abba, Comparison, Round
 __all__ = ["held_reference", "measure_blocks"]
 
 Opener = Callable[[ReferenceEngine], Engine]
-Progress = Callable[[str], None]
 
 
 def measure_blocks(
@@ -37,7 +37,7 @@ def measure_blocks(
     open_reference: Opener,
     next_look: Callable[[Comparison], int | None],
     rules: MeasureRules = NO_RULES,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
     gpu_hour_price: float = 0.0,
     honesty: Honesty | None = None,
 ) -> Comparison:
@@ -50,7 +50,7 @@ def measure_blocks(
         open_reference: Opens the reference engine; it is closed here.
         next_look: Says how many blocks, in all, are needed next; None when the verdict stands.
         rules: What the gates of the case ask of the measurement.
-        progress: Receives a line for each block.
+        progress: Receives a line for each block, and how far its rounds are.
         gpu_hour_price: As in `run_round`.
         honesty: How closely the candidate's answers are looked at: after all blocks, or with `reload` after each.
 
@@ -142,7 +142,7 @@ class _Blocks:
         workload: Workload,
         open_reference: Opener,
         rules: MeasureRules,
-        progress: Progress | None,
+        progress: Progress,
         gpu_hour_price: float,
         honesty: Honesty | None,
     ) -> None:
@@ -152,7 +152,8 @@ class _Blocks:
         self._workload = workload
         self._open = open_reference
         self._gpu_hour_price = gpu_hour_price
-        self._progress = progress or (lambda _line: None)
+        self._progress = progress.within(f"compare with {reference.label}")
+        self._live: Live | None = None
         self._honesty = honesty
         # Prompts must fit both engines; the candidate may be closed when the reference is there.
         self._vocabulary = vocabulary_of(candidate, workload)
@@ -187,7 +188,9 @@ class _Blocks:
         wanted: int | None = 1
         while wanted is not None and len(blocks) < wanted:
             of = f" of {wanted}" if wanted > 1 else ""
-            self._progress(f"compare with {self._reference.label}: block {len(blocks) + 1}{of}")
+            words = f"block {len(blocks) + 1}{of}"
+            self._progress(words)
+            self._live = self._progress.within(words).live
             blocks = (*blocks, block(len(blocks)))
             assert self._found is not None  # a block has met the reference
             found = self._found = Comparison(
@@ -280,6 +283,7 @@ class _Blocks:
             rules=self._rules,
             gpu_hour_price=self._gpu_hour_price,
             witness=witness,
+            live=self._live,
         )
 
 

@@ -18,6 +18,7 @@ from pytest_inferperf.engines.interface import (
 from pytest_inferperf.errors import EngineError, InvalidRun
 from pytest_inferperf.measure import blocks
 from pytest_inferperf.measure.blocks import held_reference, measure_blocks
+from pytest_inferperf.measure.progress import Progress
 from pytest_inferperf.model.case import EngineSpec, ReferenceEngine, Workload
 from pytest_inferperf.model.results import Comparison, EngineInfo, Hardware
 
@@ -321,7 +322,12 @@ def test_looks_are_asked_for_after_every_block(world: World) -> None:
 
     lines: list[str] = []
     measure_blocks(
-        world.candidate, REFERENCE, WORKLOAD, open_reference=world.open, next_look=next_look, progress=lines.append
+        world.candidate,
+        REFERENCE,
+        WORKLOAD,
+        open_reference=world.open,
+        next_look=next_look,
+        progress=Progress(lines.append),
     )
     assert seen == [1, 2, 3]
     assert lines[1] == "compare with engine_options.use_cache=false: block 2 of 3"

@@ -10,13 +10,19 @@ from pytest_inferperf.measure.load.plan import LoadPlan, LoadRun
 from pytest_inferperf.measure.load.processes import Bodies
 from pytest_inferperf.measure.load.round_prompts import RoundPrompts, prompts_of
 from pytest_inferperf.measure.load.spread import spread_load
+from pytest_inferperf.measure.progress import Live
 from pytest_inferperf.model.case import Workload
 
 __all__ = ["spread_round"]
 
 
 def spread_round(
-    serving: Serving, workload: Workload, requests: Sequence[GenerationRequest], prompts: RoundPrompts, plan: LoadPlan
+    serving: Serving,
+    workload: Workload,
+    requests: Sequence[GenerationRequest],
+    prompts: RoundPrompts,
+    plan: LoadPlan,
+    live: Live | None = None,
 ) -> LoadRun:
     """Send a round of synthetic prompts: `prompts`, and where that is given up for more processes, shuffled ones.
 
@@ -28,7 +34,7 @@ def spread_round(
             return _Slices(prompts)
         return _Slices(prompts_of(replace(serving, fresh_prompts=True), workload, requests))
 
-    return spread_load(serving.endpoint, plan, write)
+    return spread_load(serving.endpoint, plan, write, live=live)
 
 
 class _Slices:
