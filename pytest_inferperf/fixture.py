@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_inferperf.errors import BaselineError, InvalidRun, MarkError
+from pytest_inferperf.measure.interruption import ComparisonInterrupted, rounds_so_far
 from pytest_inferperf.measure.progress import SILENT, Progress
 from pytest_inferperf.model.case import Case, ReferenceEngine, Task, Workload
 from pytest_inferperf.model.gates import (
@@ -116,7 +117,7 @@ class Inferperf:
                 self._result = replace(self._result, invalid=f"the measurement failed: {error}")
             raise
         except KeyboardInterrupt:
-            # Between two rounds too, where nothing else sees it.
+            # What was measured is kept, and no verdict and no baseline comes of it.
             if self.measured and not self._result.invalid:
                 self._result = replace(self._result, invalid=_INTERRUPTED)
             raise
@@ -133,8 +134,6 @@ class Inferperf:
         return PerformanceResult(sessions=tuple(item for one in found for item in one.candidate.sessions))
 
     def _measure_sessions(self, workload: Workload) -> PerformanceResult:
-        from pytest_inferperf.measure.interruption import MeasurementInterrupted
-
         if workload.sessions > 1 and not self.engine.can_relaunch:
             self.engine.relaunch()  # says what it lacks, before anything is measured
         timer = _BenchmarkTimer(self._benchmark) if self._benchmark is not None else None
@@ -146,11 +145,11 @@ class Inferperf:
             self._check_validity()
             try:
                 sessions.append(self._measure_session(workload, len(sessions) + 1, wanted, timer))
-            except MeasurementInterrupted as error:
-                self._keep_interrupted(sessions, error.rounds, workload)
+            except KeyboardInterrupt as error:
+                if rounds := rounds_so_far(error):
+                    self._keep_sessions([*sessions, Session(rounds=rounds, warmup_rounds=workload.warmup_rounds)])
                 raise
-            performance = PerformanceResult(sessions=tuple(sessions))
-            self._result = replace(self._result, performance=performance, context=dict(self._context()))
+            performance = self._keep_sessions(sessions)
             self._check_telemetry(sessions[-1].telemetry)
             self._check_agreement(sessions[-1].rounds)
             wanted = self._sessions_wanted(workload, performance)
@@ -160,6 +159,11 @@ class Inferperf:
                 {f"inferperf.{name}": performance.median(name) for name in sorted(names)},
                 **{"inferperf.simulated": self.engine.info.simulated},
             )
+        return performance
+
+    def _keep_sessions(self, sessions: Sequence[Session]) -> PerformanceResult:
+        performance = PerformanceResult(sessions=tuple(sessions))
+        self._result = replace(self._result, performance=performance, context=dict(self._context()))
         return performance
 
     def _measure_sweep(self, workload: Workload) -> Frontier:
@@ -173,28 +177,31 @@ class Inferperf:
             self._check_validity()
             count += 1
             for point, sessions in found:
-                sessions.append(self._measure_session(point, count, wanted, None))
+                try:
+                    sessions.append(self._measure_session(point, count, wanted, None))
+                except KeyboardInterrupt as error:
+                    if rounds := rounds_so_far(error):
+                        sessions.append(Session(rounds=rounds, warmup_rounds=point.warmup_rounds))
+                        self._keep_points(found)
+                    raise
+                # What ends the run at a later point leaves this one in the result.
+                frontier = self._keep_points(found)
                 self._check_telemetry(sessions[-1].telemetry)
                 self._check_agreement(sessions[-1].rounds)
-            frontier = Frontier(
-                points=tuple(
-                    Point(workload=point, performance=PerformanceResult(sessions=tuple(sessions)))
-                    for point, sessions in found
-                )
-            )
-            self._result = replace(self._result, frontier=frontier, context=dict(self._context()))
             # A point that needs a further launch has all of them measured again.
             wanted = max(self._sessions_wanted(workload, point.performance) for point in frontier.points)
         return frontier
 
-    def _keep_interrupted(self, sessions: Sequence[Session], rounds: tuple[Round, ...], workload: Workload) -> None:
-        """Keep what was measured when somebody pressed Ctrl-C; no verdict and no baseline comes of it."""
-        part = (Session(rounds=rounds, warmup_rounds=workload.warmup_rounds),) if rounds else ()
-        if sessions or part:
-            performance = PerformanceResult(sessions=(*sessions, *part))
-            self._result = replace(
-                self._result, performance=performance, context=dict(self._context()), invalid=_INTERRUPTED
+    def _keep_points(self, found: Sequence[tuple[Workload, Sequence[Session]]]) -> Frontier:
+        frontier = Frontier(
+            points=tuple(
+                Point(workload=point, performance=PerformanceResult(sessions=tuple(sessions)))
+                for point, sessions in found
+                if sessions
             )
+        )
+        self._result = replace(self._result, frontier=frontier, context=dict(self._context()))
+        return frontier
 
     def _measure_session(self, workload: Workload, number: int, wanted: int, timer: _BenchmarkTimer | None) -> Session:
         from pytest_inferperf.gates.looks import SESSIONS
@@ -266,17 +273,21 @@ class Inferperf:
                 ]
                 return min((item.next_look for item in verdicts if item.next_look is not None), default=None)
 
-            found = measure_blocks(
-                self.engine,
-                reference,
-                workload,
-                open_reference=self._open_reference,
-                next_look=next_look,
-                rules=rules_of(self.bound.gates),
-                progress=self._progress,
-                gpu_hour_price=self._settings.gpu_hour_price,
-                honesty=self._honesty,
-            )
+            try:
+                found = measure_blocks(
+                    self.engine,
+                    reference,
+                    workload,
+                    open_reference=self._open_reference,
+                    next_look=next_look,
+                    rules=rules_of(self.bound.gates),
+                    progress=self._progress,
+                    gpu_hour_price=self._settings.gpu_hour_price,
+                    honesty=self._honesty,
+                )
+            except ComparisonInterrupted as error:
+                self._keep(error.found)
+                raise
             self._keep(found)
             for telemetry in found.telemetry:
                 self._check_telemetry(telemetry)

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pytest_inferperf.engines.interface import Engine
 from pytest_inferperf.errors import EngineError, InvalidRun
 from pytest_inferperf.measure.agreement import Agreement
+from pytest_inferperf.measure.interruption import ComparisonInterrupted, rounds_so_far
 from pytest_inferperf.measure.progress import SILENT, Live, Progress
 from pytest_inferperf.measure.session import run_round
 from pytest_inferperf.measure.telemetry import Telemetry
@@ -55,7 +56,7 @@ def measure_blocks(
         honesty: How closely the candidate's answers are looked at: after all blocks, or with `reload` after each.
 
     Raises `InvalidRun` for an engine or a round whose figures cannot be trusted, `EngineError` where an engine fails or
-    does not open.
+    does not open, and `ComparisonInterrupted` on Ctrl-C, with the rounds so far.
 
     """
     blocks = _Blocks(candidate, reference, workload, open_reference, rules, progress, gpu_hour_price, honesty)
@@ -159,9 +160,20 @@ class _Blocks:
         self._vocabulary = vocabulary_of(candidate, workload)
         self._found: Comparison | None = None
         self._telemetry: list[Mapping[str, float]] = []
+        self._under_way: tuple[list[Round], list[Round]] = ([], [])
+        """Rounds of the block that is being measured: of the reference, and of the candidate."""
 
     def measure(self, next_look: Callable[[Comparison], int | None]) -> Comparison:
-        return replace(self._measure(next_look), telemetry=tuple(self._telemetry))
+        try:
+            found = self._measure(next_look)
+        except KeyboardInterrupt:
+            if self._found is None:
+                raise
+            part = Abba(reference=tuple(self._under_way[0]), candidate=tuple(self._under_way[1]))
+            blocks = (*self._found.blocks, part) if part.reference or part.candidate else self._found.blocks
+            found = replace(self._found, blocks=blocks, warmup_rounds=self._workload.warmup_rounds)
+            raise ComparisonInterrupted(replace(found, telemetry=tuple(self._telemetry))) from None
+        return replace(found, telemetry=tuple(self._telemetry))
 
     def _measure(self, next_look: Callable[[Comparison], int | None]) -> Comparison:
         if self._reference.reload:
@@ -192,6 +204,7 @@ class _Blocks:
             self._progress(words)
             self._live = self._progress.within(words).live
             blocks = (*blocks, block(len(blocks)))
+            self._under_way = ([], [])
             assert self._found is not None  # a block has met the reference
             found = self._found = Comparison(
                 reference=self._reference,
@@ -216,9 +229,9 @@ class _Blocks:
 
     def _held_block(self, reference: Engine, number: int, witness: Witness | None) -> Abba:
         first, second = self._rounds(number)
-        a1 = self._round(reference, first)
-        b1, b2 = (self._round(self._candidate, index, witness) for index in (first, second))
-        a2 = self._round(reference, second)
+        a1 = self._measured(reference, first)
+        b1, b2 = (self._measured(self._candidate, index, witness) for index in (first, second))
+        a2 = self._measured(reference, second)
         return Abba(reference=(a1, a2), candidate=(b1, b2))
 
     def _reloaded_block(self, turns: _Turns, number: int) -> Abba:
@@ -248,7 +261,17 @@ class _Blocks:
     def _two_rounds(self, engine: Engine, number: int, witness: Witness | None = None) -> tuple[Round, ...]:
         self._warm_up(engine)
         with self._watched(engine):
-            return tuple(self._round(engine, index, witness) for index in self._rounds(number))
+            return tuple(self._measured(engine, index, witness) for index in self._rounds(number))
+
+    def _measured(self, engine: Engine, index: int, witness: Witness | None = None) -> Round:
+        """Run a round that counts, and keep it beside the others of its block."""
+        mine = self._under_way[engine is self._candidate]
+        try:
+            mine.append(self._round(engine, index, witness))
+        except KeyboardInterrupt as error:
+            mine += rounds_so_far(error)
+            raise
+        return mine[-1]
 
     def _rounds(self, number: int) -> tuple[int, int]:
         first = self._workload.warmup_rounds + 2 * number

@@ -9,7 +9,7 @@ from typing import Protocol
 from pytest_inferperf.engines.interface import Engine, Generation, GenerationRequest
 from pytest_inferperf.errors import InvalidRun, MarkError
 from pytest_inferperf.measure.energy import energy_meter
-from pytest_inferperf.measure.interruption import MeasurementInterrupted
+from pytest_inferperf.measure.interruption import MeasurementInterrupted, rounds_so_far
 from pytest_inferperf.measure.progress import SILENT, Live, Progress
 from pytest_inferperf.measure.serving import serving_of
 from pytest_inferperf.measure.summary import summarise_round, with_costs
@@ -69,8 +69,11 @@ def measure_session(
     witness = Witness(honesty, seed=workload.seed) if honesty is not None else None
 
     engine.forget_peak_memory()
-    for index in range(workload.warmup_rounds):
-        run(index, "warm-up round")
+    try:
+        for index in range(workload.warmup_rounds):
+            run(index, "warm-up round")
+    except MeasurementInterrupted:
+        raise MeasurementInterrupted(()) from None  # a warm-up is no measured round
     done: list[Round] = []
     with Telemetry(engine.watched_hardware, devices=engine.devices) as telemetry:
         try:
@@ -78,8 +81,7 @@ def measure_session(
                 index, kind = workload.warmup_rounds + number, f"round {number + 1}/{workload.rounds}"
                 done.append(run(index, kind, timer, witness))
         except KeyboardInterrupt as error:
-            part = error.rounds if isinstance(error, MeasurementInterrupted) else ()
-            raise MeasurementInterrupted((*done, *part)) from None
+            raise MeasurementInterrupted((*done, *rounds_so_far(error))) from None
     rounds = tuple(done)
     figures = dict(telemetry.figures)
     if witness is not None:
