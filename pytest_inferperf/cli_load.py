@@ -6,9 +6,10 @@ import argparse
 import gc
 import json
 import random
+import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from pytest_inferperf.errors import EngineError, InvalidRun, SettingsError
 from pytest_inferperf.hiding import Hide, hide_in, hider
 from pytest_inferperf.model.metrics import METRICS, STATISTICS
 from pytest_inferperf.report.lines import number, plural
+from pytest_inferperf.report.progress import ProgressLine
 
 if TYPE_CHECKING:
     from pytest_inferperf.cli_measure import Measured
@@ -188,8 +190,14 @@ def _measure(arguments: argparse.Namespace) -> int:
     if records is not None:
         check_records_path(records)
     settings = settings_of(workload)
+    line = ProgressLine(sys.stderr, is_terminal=sys.stderr.isatty(), width=shutil.get_terminal_size().columns, lead="")
+
+    def show(state: Callable[[], str]) -> None:
+        if line.is_due():
+            line(state())
+
     try:
-        found = measure_once(arguments, workload, progress=_show_progress if sys.stderr.isatty() else None)
+        found = measure_once(arguments, workload, live=show)
     except (EngineError, InvalidRun) as error:
         print(f"INVALID: {error}", file=sys.stderr)
         _write(path, endpoint, settings, invalid=str(error))
@@ -197,8 +205,8 @@ def _measure(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("inferperf: stopped before anything was measured", file=sys.stderr)
         return 130
-    if sys.stderr.isatty():
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    finally:
+        line.clear()
     run, invalid = found.run, found.invalid
     if records is not None:
         # Of an INVALID run too: they may show why.
@@ -229,10 +237,6 @@ def _parse_slo(text: str) -> dict[str, float]:
         if not equals:
             raise SettingsError(f"--slo {part!r}: write METRIC=MILLISECONDS, such as ttft_ms=500,tpot_ms=50.")
     return found
-
-
-def _show_progress(done: int, of: int) -> None:
-    print(f"\r\x1b[K{done}/{of} requests", end="", file=sys.stderr, flush=True)
 
 
 def _figure_lines(metrics: dict[str, float], slo: dict[str, float]) -> list[str]:

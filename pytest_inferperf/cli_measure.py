@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +16,13 @@ if TYPE_CHECKING:
     from pytest_inferperf.engines.interface import Engine, Serving
     from pytest_inferperf.measure.agreement import Agreement
     from pytest_inferperf.measure.load.generator import LoadRun
+    from pytest_inferperf.measure.progress import Live
 
 __all__ = ["Measured", "check_measure", "measure_once"]
 
 _LEAST_VOCABULARY = 20
 _INI_ADVICE = ", or set inferperf_"
 """How a message that ends in advice about ini settings goes on: there are none here."""
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +59,8 @@ def check_measure(arguments: argparse.Namespace) -> None:
         raise SettingsError(f"--timeout {arguments.timeout:g}: must be above 0 seconds.")
 
 
-def measure_once(arguments: argparse.Namespace, workload: Workload, *, progress: Progress | None = None) -> Measured:
-    """Send the workload once, and look at some of the answers again.
+def measure_once(arguments: argparse.Namespace, workload: Workload, *, live: Live | None = None) -> Measured:
+    """Send the workload once, and look at some of the answers again. `live` is shown how far the load is.
 
     Raises `EngineError` where the server cannot be asked, `InvalidRun` where a request does not fit, and `SettingsError`.
     """
@@ -82,7 +80,7 @@ def measure_once(arguments: argparse.Namespace, workload: Workload, *, progress:
         assert serving is not None
         # A seed that is given repeats a run, prompts and all.
         serving = replace(serving, fresh_prompts=arguments.seed is None)
-        found = _send(arguments, workload, engine, serving, progress)
+        found = _send(arguments, workload, engine, serving, live)
         return _look_again(arguments, workload, engine, found) if not found.invalid and arguments.compare else found
 
 
@@ -96,7 +94,7 @@ def _send(
     workload: Workload,
     engine: Engine,
     serving: Serving,
-    progress: Progress | None,
+    live: Live | None,
 ) -> Measured:
     from pytest_inferperf.measure.load.rounds import send_round
     from pytest_inferperf.measure.workload import draw_requests, make_requests, vocabulary_of
@@ -105,7 +103,7 @@ def _send(
     if arguments.vocab_size is not None:
         vocabulary = list(range(arguments.vocab_size // 10, arguments.vocab_size))
     if _is_plain(workload, serving):
-        return _send_plain(arguments, workload, serving, len(vocabulary) + vocabulary[0], progress)
+        return _send_plain(arguments, workload, serving, len(vocabulary) + vocabulary[0], live)
     requests = (
         make_requests(engine, workload, round_index=0)
         if workload.dataset
@@ -119,7 +117,7 @@ def _send(
         timeout_s=arguments.timeout,
         retries=arguments.retries,
         processes=arguments.processes,
-        progress=progress,
+        live=live,
     )
     return Measured(run=sent.run, isl=sent.isl, invalid=sent.check(max_failed_share=arguments.allow_failed))
 
@@ -139,7 +137,7 @@ def _is_plain(workload: Workload, serving: Serving) -> bool:
 
 
 def _send_plain(
-    arguments: argparse.Namespace, workload: Workload, serving: Serving, vocab_size: int, progress: Progress | None
+    arguments: argparse.Namespace, workload: Workload, serving: Serving, vocab_size: int, live: Live | None
 ) -> Measured:
     from pytest_inferperf.measure.load.plan import LoadPlan
     from pytest_inferperf.measure.load.prompts import SyntheticBodies
@@ -158,7 +156,7 @@ def _send_plain(
         kept=arguments.compare,
     )
     bodies = SyntheticBodies(serving.endpoint, isl=isl, osl=osl, seed=workload.seed, vocab_size=vocab_size)
-    run = spread_load(serving.endpoint, plan, lambda _: bodies, processes=arguments.processes, progress=progress)
+    run = spread_load(serving.endpoint, plan, lambda _: bodies, processes=arguments.processes, live=live)
     exact = None if serving.endpoint.chat else isl
     return Measured(run=run, isl=isl, invalid=check_load(run, max_failed_share=arguments.allow_failed, isl=exact))
 

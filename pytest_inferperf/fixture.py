@@ -8,6 +8,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_inferperf.errors import BaselineError, InvalidRun, MarkError
+from pytest_inferperf.measure.interruption import ComparisonInterrupted, rounds_so_far
+from pytest_inferperf.measure.progress import SILENT, Progress
 from pytest_inferperf.model.case import Case, ReferenceEngine, Task, Workload
 from pytest_inferperf.model.gates import (
     AccuracyFloor,
@@ -53,7 +55,7 @@ class Inferperf:
         settings: Settings,
         *,
         benchmark: Any | None = None,
-        progress: Callable[[str], None] | None = None,
+        progress: Progress | None = None,
         context: Callable[[], Mapping[str, str]] = dict,
         open_reference: Callable[[ReferenceEngine], Engine] | None = None,
         answers: dict[Any, Comparison] | None = None,
@@ -65,7 +67,7 @@ class Inferperf:
 
         self._settings = settings
         self._benchmark = benchmark
-        self._progress = progress
+        self._progress = progress or SILENT
         self._context = context
         self._open_reference = open_reference or _no_reference
         self._answers = {} if answers is None else answers
@@ -115,7 +117,7 @@ class Inferperf:
                 self._result = replace(self._result, invalid=f"the measurement failed: {error}")
             raise
         except KeyboardInterrupt:
-            # Between two rounds too, where nothing else sees it.
+            # What was measured is kept, and no verdict and no baseline comes of it.
             if self.measured and not self._result.invalid:
                 self._result = replace(self._result, invalid=_INTERRUPTED)
             raise
@@ -132,8 +134,6 @@ class Inferperf:
         return PerformanceResult(sessions=tuple(item for one in found for item in one.candidate.sessions))
 
     def _measure_sessions(self, workload: Workload) -> PerformanceResult:
-        from pytest_inferperf.measure.interruption import MeasurementInterrupted
-
         if workload.sessions > 1 and not self.engine.can_relaunch:
             self.engine.relaunch()  # says what it lacks, before anything is measured
         timer = _BenchmarkTimer(self._benchmark) if self._benchmark is not None else None
@@ -145,11 +145,11 @@ class Inferperf:
             self._check_validity()
             try:
                 sessions.append(self._measure_session(workload, len(sessions) + 1, wanted, timer))
-            except MeasurementInterrupted as error:
-                self._keep_interrupted(sessions, error.rounds, workload)
+            except KeyboardInterrupt as error:
+                if rounds := rounds_so_far(error):
+                    self._keep_sessions([*sessions, Session(rounds=rounds, warmup_rounds=workload.warmup_rounds)])
                 raise
-            performance = PerformanceResult(sessions=tuple(sessions))
-            self._result = replace(self._result, performance=performance, context=dict(self._context()))
+            performance = self._keep_sessions(sessions)
             self._check_telemetry(sessions[-1].telemetry)
             self._check_agreement(sessions[-1].rounds)
             wanted = self._sessions_wanted(workload, performance)
@@ -159,6 +159,11 @@ class Inferperf:
                 {f"inferperf.{name}": performance.median(name) for name in sorted(names)},
                 **{"inferperf.simulated": self.engine.info.simulated},
             )
+        return performance
+
+    def _keep_sessions(self, sessions: Sequence[Session]) -> PerformanceResult:
+        performance = PerformanceResult(sessions=tuple(sessions))
+        self._result = replace(self._result, performance=performance, context=dict(self._context()))
         return performance
 
     def _measure_sweep(self, workload: Workload) -> Frontier:
@@ -172,42 +177,40 @@ class Inferperf:
             self._check_validity()
             count += 1
             for point, sessions in found:
-                sessions.append(self._measure_session(point, count, wanted, None))
+                try:
+                    sessions.append(self._measure_session(point, count, wanted, None))
+                except KeyboardInterrupt as error:
+                    if rounds := rounds_so_far(error):
+                        sessions.append(Session(rounds=rounds, warmup_rounds=point.warmup_rounds))
+                        self._keep_points(found)
+                    raise
+                # What ends the run at a later point leaves this one in the result.
+                frontier = self._keep_points(found)
                 self._check_telemetry(sessions[-1].telemetry)
                 self._check_agreement(sessions[-1].rounds)
-            frontier = Frontier(
-                points=tuple(
-                    Point(workload=point, performance=PerformanceResult(sessions=tuple(sessions)))
-                    for point, sessions in found
-                )
-            )
-            self._result = replace(self._result, frontier=frontier, context=dict(self._context()))
             # A point that needs a further launch has all of them measured again.
             wanted = max(self._sessions_wanted(workload, point.performance) for point in frontier.points)
         return frontier
 
-    def _keep_interrupted(self, sessions: Sequence[Session], rounds: tuple[Round, ...], workload: Workload) -> None:
-        """Keep what was measured when somebody pressed Ctrl-C; no verdict and no baseline comes of it."""
-        part = (Session(rounds=rounds, warmup_rounds=workload.warmup_rounds),) if rounds else ()
-        if sessions or part:
-            performance = PerformanceResult(sessions=(*sessions, *part))
-            self._result = replace(
-                self._result, performance=performance, context=dict(self._context()), invalid=_INTERRUPTED
+    def _keep_points(self, found: Sequence[tuple[Workload, Sequence[Session]]]) -> Frontier:
+        frontier = Frontier(
+            points=tuple(
+                Point(workload=point, performance=PerformanceResult(sessions=tuple(sessions)))
+                for point, sessions in found
+                if sessions
             )
+        )
+        self._result = replace(self._result, frontier=frontier, context=dict(self._context()))
+        return frontier
 
     def _measure_session(self, workload: Workload, number: int, wanted: int, timer: _BenchmarkTimer | None) -> Session:
         from pytest_inferperf.gates.looks import SESSIONS
         from pytest_inferperf.measure.session import measure_session
 
-        report = self._progress
-        progress = report
-        if report is not None and wanted > 1:
+        progress = self._progress
+        if wanted > 1:
             # A look before the last may decide, so a judged run names the most there can be.
-            most = max(wanted, SESSIONS.cap)
-
-            def progress(line: str) -> None:
-                report(f"session {number} (up to {most}): {line}")
-
+            progress = progress.within(f"session {number} (up to {max(wanted, SESSIONS.cap)})")
         return measure_session(
             self.engine,
             workload,
@@ -270,17 +273,21 @@ class Inferperf:
                 ]
                 return min((item.next_look for item in verdicts if item.next_look is not None), default=None)
 
-            found = measure_blocks(
-                self.engine,
-                reference,
-                workload,
-                open_reference=self._open_reference,
-                next_look=next_look,
-                rules=rules_of(self.bound.gates),
-                progress=self._progress,
-                gpu_hour_price=self._settings.gpu_hour_price,
-                honesty=self._honesty,
-            )
+            try:
+                found = measure_blocks(
+                    self.engine,
+                    reference,
+                    workload,
+                    open_reference=self._open_reference,
+                    next_look=next_look,
+                    rules=rules_of(self.bound.gates),
+                    progress=self._progress,
+                    gpu_hour_price=self._settings.gpu_hour_price,
+                    honesty=self._honesty,
+                )
+            except ComparisonInterrupted as error:
+                self._keep(error.found)
+                raise
             self._keep(found)
             for telemetry in found.telemetry:
                 self._check_telemetry(telemetry)
@@ -348,8 +355,7 @@ class Inferperf:
 
         key = (reference, task, metric)
         if key not in self._answers:
-            if self._progress is not None:
-                self._progress(f"evaluate {task.name} with the reference {reference.label}")
+            self._progress(f"evaluate {task.name} with the reference {reference.label}")
             with held_reference(self.engine, reference, self._open_reference) as engine:
                 reason = check_engine(reference.spec, engine.info)
                 if reason:

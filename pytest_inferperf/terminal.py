@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from pytest_inferperf.measure.progress import Progress
 from pytest_inferperf.report.progress import ProgressLine
 from pytest_inferperf.session import state_of
 
@@ -17,8 +18,11 @@ __all__ = ["shown_progress"]
 
 
 @contextlib.contextmanager
-def shown_progress(config: pytest.Config) -> Iterator[Callable[[str], None]]:
-    """Give a callable that shows a line of progress, and remove the line when the block is done."""
+def shown_progress(config: pytest.Config) -> Iterator[Progress]:
+    """Give what shows lines of progress, and remove the line when the block is done.
+
+    Workers of pytest-xdist show none: what several write at once nobody can read. Stages are logged all the same.
+    """
     quiet = config.get_verbosity() < 0 or hasattr(config, "workerinput")
 
     hide = state_of(config).hide
@@ -30,8 +34,15 @@ def shown_progress(config: pytest.Config) -> Iterator[Callable[[str], None]]:
             with _uncaptured(config):
                 _line(config)(text)
 
+    def show_live(text: Callable[[], str]) -> None:
+        # Where no line is due, nothing is read and pytest's capture left alone.
+        line = state_of(config).progress
+        if line is None or line.is_due():
+            with _uncaptured(config):
+                _line(config)(hide(text()))
+
     try:
-        yield show
+        yield Progress(show, None if quiet else show_live)
     finally:
         if state_of(config).progress is not None:
             with _uncaptured(config):

@@ -12,13 +12,16 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pytest_inferperf.cli import _parser, main
-from pytest_inferperf.measure.load import summary
+from pytest_inferperf.measure import progress
+from pytest_inferperf.measure.load import generator, summary
 from pytest_inferperf.measure.load.clock import ClockLimits
 from pytest_inferperf.simulate.behaviour import Behaviour
 from pytest_inferperf.simulate.server import SimulatedServer, serve_in_thread
@@ -110,6 +113,27 @@ def test_open_loop_and_bursts(capsys: Capture) -> None:
     assert "request_rate 100.0  arrival gamma  burstiness 0.5  num_requests 10  seed " in out
     assert "\nchunk_gap_ms " in out
     assert re.search(r"; sends \d+\.\d+ ms late \(p99 ", out)
+
+
+@pytest.mark.usefixtures("_lenient")
+@pytest.mark.parametrize("terminal", [True, False])
+def test_how_far_it_is_shows_on_a_terminal_and_now_and_then_elsewhere(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    """Read fifty times a second: the run is short. Elsewhere a line comes every half a minute, which it does not last."""
+
+    def watched(state: Callable[[], str], live: Any) -> Any:
+        return progress.watched(state, live, every_s=0.02)
+
+    monkeypatch.setattr(generator, "watched", watched)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    with serve_in_thread(Behaviour(ttft_ms=50.0, itl_ms=5.0)) as server:
+        assert measure(server.url, "--concurrency", "1", "--num-requests", "5") == 0
+    out, err = capsys.readouterr()
+    assert "\nttft_ms " in out
+    lines = [line for line in err.split("\r") if "/5 requests, 1 in flight" in line]
+    assert bool(lines) is terminal
+    assert err.endswith("\r") is terminal
 
 
 def test_an_invalid_run_shows_no_figure(capsys: Capture, tmp_path: Path) -> None:

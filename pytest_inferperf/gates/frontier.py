@@ -169,15 +169,16 @@ def _entry(gate: FrontierFloor, point: FrontierPoint) -> PerformanceEntry | Miss
 
 def _wrong(gate: FrontierFloor, points: Sequence[FrontierPoint], gates: Sequence[Gate]) -> tuple[Status, str] | None:
     """Say why no figure of the sweep may be judged; None where they may."""
-    if len(points) != gate.points:
-        return Status.FAIL, f"was measured at {len(points)} of {gate.points} points"
-    counts = set()
     for point in points:
         result = point.result
         reason = result.invalid or failed_requests(gates, result.performance, result.comparisons)
         if reason:
             where = "" if result.invalid else f"{point.load}: "
             return Status.INVALID, f"the run is invalid: {where}{reason}"
+    if len(points) != gate.points:
+        return Status.FAIL, f"was measured at {len(points)} of {gate.points} points"
+    counts = set()
+    for point in points:
         for ref, sessions in zip((gate.metric, gate.over), _measured(gate, point), strict=True):
             if not sessions or not all(sessions):
                 return Status.FAIL, f"{point.load}: {ref.name} was not measured in every session"

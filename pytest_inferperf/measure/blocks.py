@@ -14,6 +14,8 @@ from dataclasses import replace
 from pytest_inferperf.engines.interface import Engine
 from pytest_inferperf.errors import EngineError, InvalidRun
 from pytest_inferperf.measure.agreement import Agreement
+from pytest_inferperf.measure.interruption import ComparisonInterrupted, rounds_so_far
+from pytest_inferperf.measure.progress import SILENT, Live, Progress
 from pytest_inferperf.measure.session import run_round
 from pytest_inferperf.measure.telemetry import Telemetry
 from pytest_inferperf.measure.validity import check_engine
@@ -26,7 +28,6 @@ from pytest_inferperf.model.results import Abba, Comparison, Round
 __all__ = ["held_reference", "measure_blocks"]
 
 Opener = Callable[[ReferenceEngine], Engine]
-Progress = Callable[[str], None]
 
 
 def measure_blocks(
@@ -37,7 +38,7 @@ def measure_blocks(
     open_reference: Opener,
     next_look: Callable[[Comparison], int | None],
     rules: MeasureRules = NO_RULES,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
     gpu_hour_price: float = 0.0,
     honesty: Honesty | None = None,
 ) -> Comparison:
@@ -50,12 +51,12 @@ def measure_blocks(
         open_reference: Opens the reference engine; it is closed here.
         next_look: Says how many blocks, in all, are needed next; None when the verdict stands.
         rules: What the gates of the case ask of the measurement.
-        progress: Receives a line for each block.
+        progress: Receives a line for each block, and how far its rounds are.
         gpu_hour_price: As in `run_round`.
         honesty: How closely the candidate's answers are looked at: after all blocks, or with `reload` after each.
 
     Raises `InvalidRun` for an engine or a round whose figures cannot be trusted, `EngineError` where an engine fails or
-    does not open.
+    does not open, and `ComparisonInterrupted` on Ctrl-C, with the rounds so far.
 
     """
     blocks = _Blocks(candidate, reference, workload, open_reference, rules, progress, gpu_hour_price, honesty)
@@ -142,7 +143,7 @@ class _Blocks:
         workload: Workload,
         open_reference: Opener,
         rules: MeasureRules,
-        progress: Progress | None,
+        progress: Progress,
         gpu_hour_price: float,
         honesty: Honesty | None,
     ) -> None:
@@ -152,15 +153,27 @@ class _Blocks:
         self._workload = workload
         self._open = open_reference
         self._gpu_hour_price = gpu_hour_price
-        self._progress = progress or (lambda _line: None)
+        self._progress = progress.within(f"compare with {reference.label}")
+        self._live: Live | None = None
         self._honesty = honesty
         # Prompts must fit both engines; the candidate may be closed when the reference is there.
         self._vocabulary = vocabulary_of(candidate, workload)
         self._found: Comparison | None = None
         self._telemetry: list[Mapping[str, float]] = []
+        self._under_way: tuple[list[Round], list[Round]] = ([], [])
+        """Rounds of the block that is being measured: of the reference, and of the candidate."""
 
     def measure(self, next_look: Callable[[Comparison], int | None]) -> Comparison:
-        return replace(self._measure(next_look), telemetry=tuple(self._telemetry))
+        try:
+            found = self._measure(next_look)
+        except KeyboardInterrupt:
+            if self._found is None:
+                raise
+            part = Abba(reference=tuple(self._under_way[0]), candidate=tuple(self._under_way[1]))
+            blocks = (*self._found.blocks, part) if part.reference or part.candidate else self._found.blocks
+            found = replace(self._found, blocks=blocks, warmup_rounds=self._workload.warmup_rounds)
+            raise ComparisonInterrupted(replace(found, telemetry=tuple(self._telemetry))) from None
+        return replace(found, telemetry=tuple(self._telemetry))
 
     def _measure(self, next_look: Callable[[Comparison], int | None]) -> Comparison:
         if self._reference.reload:
@@ -187,8 +200,11 @@ class _Blocks:
         wanted: int | None = 1
         while wanted is not None and len(blocks) < wanted:
             of = f" of {wanted}" if wanted > 1 else ""
-            self._progress(f"compare with {self._reference.label}: block {len(blocks) + 1}{of}")
+            words = f"block {len(blocks) + 1}{of}"
+            self._progress(words)
+            self._live = self._progress.within(words).live
             blocks = (*blocks, block(len(blocks)))
+            self._under_way = ([], [])
             assert self._found is not None  # a block has met the reference
             found = self._found = Comparison(
                 reference=self._reference,
@@ -213,9 +229,9 @@ class _Blocks:
 
     def _held_block(self, reference: Engine, number: int, witness: Witness | None) -> Abba:
         first, second = self._rounds(number)
-        a1 = self._round(reference, first)
-        b1, b2 = (self._round(self._candidate, index, witness) for index in (first, second))
-        a2 = self._round(reference, second)
+        a1 = self._measured(reference, first)
+        b1, b2 = (self._measured(self._candidate, index, witness) for index in (first, second))
+        a2 = self._measured(reference, second)
         return Abba(reference=(a1, a2), candidate=(b1, b2))
 
     def _reloaded_block(self, turns: _Turns, number: int) -> Abba:
@@ -245,7 +261,17 @@ class _Blocks:
     def _two_rounds(self, engine: Engine, number: int, witness: Witness | None = None) -> tuple[Round, ...]:
         self._warm_up(engine)
         with self._watched(engine):
-            return tuple(self._round(engine, index, witness) for index in self._rounds(number))
+            return tuple(self._measured(engine, index, witness) for index in self._rounds(number))
+
+    def _measured(self, engine: Engine, index: int, witness: Witness | None = None) -> Round:
+        """Run a round that counts, and keep it beside the others of its block."""
+        mine = self._under_way[engine is self._candidate]
+        try:
+            mine.append(self._round(engine, index, witness))
+        except KeyboardInterrupt as error:
+            mine += rounds_so_far(error)
+            raise
+        return mine[-1]
 
     def _rounds(self, number: int) -> tuple[int, int]:
         first = self._workload.warmup_rounds + 2 * number
@@ -280,6 +306,7 @@ class _Blocks:
             rules=self._rules,
             gpu_hour_price=self._gpu_hour_price,
             witness=witness,
+            live=self._live,
         )
 
 

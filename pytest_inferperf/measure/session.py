@@ -9,7 +9,8 @@ from typing import Protocol
 from pytest_inferperf.engines.interface import Engine, Generation, GenerationRequest
 from pytest_inferperf.errors import InvalidRun, MarkError
 from pytest_inferperf.measure.energy import energy_meter
-from pytest_inferperf.measure.interruption import MeasurementInterrupted
+from pytest_inferperf.measure.interruption import MeasurementInterrupted, rounds_so_far
+from pytest_inferperf.measure.progress import SILENT, Live, Progress
 from pytest_inferperf.measure.serving import serving_of
 from pytest_inferperf.measure.summary import summarise_round, with_costs
 from pytest_inferperf.measure.telemetry import Telemetry
@@ -35,7 +36,7 @@ def measure_session(
     *,
     rules: MeasureRules = NO_RULES,
     timer: RoundTimer | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress = SILENT,
     gpu_hour_price: float = 0.0,
     honesty: Honesty | None = None,
 ) -> Session:
@@ -48,13 +49,10 @@ def measure_session(
     contradict each other, `MarkError` for an open loop on an engine that is no server, `MeasurementInterrupted` on Ctrl-C,
     and passes the engine's `EngineError` on. Telemetry covers the measured rounds.
     """
-
-    def say(what: str) -> None:
-        if progress is not None:
-            progress(f"measure {workload.words}: {what}")
+    progress = progress.within(f"measure {workload.words}")
 
     def run(index: int, kind: str, timer: RoundTimer | None = None, witness: Witness | None = None) -> Round:
-        say(kind)
+        progress(kind)
         requests = make_requests(engine, workload, round_index=index)
         return run_round(
             engine,
@@ -65,13 +63,17 @@ def measure_session(
             timer=timer,
             witness=witness,
             gpu_hour_price=gpu_hour_price,
+            live=progress.within(kind).live,
         )
 
     witness = Witness(honesty, seed=workload.seed) if honesty is not None else None
 
     engine.forget_peak_memory()
-    for index in range(workload.warmup_rounds):
-        run(index, "warm-up round")
+    try:
+        for index in range(workload.warmup_rounds):
+            run(index, "warm-up round")
+    except MeasurementInterrupted:
+        raise MeasurementInterrupted(()) from None  # a warm-up is no measured round
     done: list[Round] = []
     with Telemetry(engine.watched_hardware, devices=engine.devices) as telemetry:
         try:
@@ -79,18 +81,17 @@ def measure_session(
                 index, kind = workload.warmup_rounds + number, f"round {number + 1}/{workload.rounds}"
                 done.append(run(index, kind, timer, witness))
         except KeyboardInterrupt as error:
-            part = error.rounds if isinstance(error, MeasurementInterrupted) else ()
-            raise MeasurementInterrupted((*done, *part)) from None
+            raise MeasurementInterrupted((*done, *rounds_so_far(error))) from None
     rounds = tuple(done)
     figures = dict(telemetry.figures)
     if witness is not None:
-        say("answers at concurrency 1")
+        progress("answers at concurrency 1")
         agreement = witness.ask_again(engine)
         rounds = with_agreement(rounds, agreement)
         if agreement is not None:
             figures |= {"outputs.compared": agreement.compared, "outputs.identical": agreement.identical}
         if witness.honesty.audit:
-            say("repeated prompts and new ones")
+            progress("repeated prompts and new ones")
             witness.audit(engine, workload)
     return Session(rounds=rounds, warmup_rounds=workload.warmup_rounds, telemetry=figures)
 
@@ -105,6 +106,7 @@ def run_round(
     timer: RoundTimer | None = None,
     gpu_hour_price: float = 0.0,
     witness: Witness | None = None,
+    live: Live | None = None,
 ) -> Round:
     """Send one round's requests and return its figures; `witness` sees the answers. Raises like `measure_session`.
 
@@ -121,7 +123,15 @@ def run_round(
         from pytest_inferperf.measure.load.rounds import load_round
 
         found = load_round(
-            engine, serving, workload, requests, round_index=round_index, rules=rules, timer=timer, witness=witness
+            engine,
+            serving,
+            workload,
+            requests,
+            round_index=round_index,
+            rules=rules,
+            timer=timer,
+            witness=witness,
+            live=live,
         )
         return with_costs(found, energy_j=None, price_per_hour=per_hour)
     if workload.is_open_loop:

@@ -153,7 +153,7 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Frontier:
-    """All points of a sweep, in the order of the mark. Every session measured every point."""
+    """All points of a sweep, in the order of the mark. Every session measured every point, unless the run was cut short."""
 
     points: tuple[Point, ...]
 

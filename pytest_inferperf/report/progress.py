@@ -13,7 +13,8 @@ class ProgressLine:
     """Shows the latest state of a long job.
 
     On a terminal the line is rewritten in place; elsewhere a line is written when the first `quiet_s` seconds have
-    passed and then at most every `quiet_s` seconds, so that a CI log shows life without filling up.
+    passed and then at most every `quiet_s` seconds, so that a CI log shows life without filling up. `lead` ends what stands before such a
+    line: pytest's dots.
     """
 
     def __init__(
@@ -23,15 +24,21 @@ class ProgressLine:
         is_terminal: bool,
         width: int = 100,
         quiet_s: float = 30.0,
+        lead: str = "\n",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._stream = stream
         self._is_terminal = is_terminal
         self._width = width
         self._quiet_s = quiet_s
+        self._lead = lead
         self._clock = clock
         self._last = clock()
         self._open = False
+
+    def is_due(self) -> bool:
+        """Whether a line would be shown now."""
+        return self._is_terminal or self._clock() - self._last >= self._quiet_s
 
     def __call__(self, text: str) -> None:
         """Show `text` as the current state."""
@@ -41,10 +48,9 @@ class ProgressLine:
             self._stream.flush()
             self._open = True
             return
-        now = self._clock()
-        if now - self._last >= self._quiet_s:
-            self._last = now
-            self._stream.write(f"\ninferperf: {text}\n")
+        if self.is_due():
+            self._last = self._clock()
+            self._stream.write(f"{self._lead}inferperf: {text}\n")
             self._stream.flush()
 
     def clear(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,6 +19,8 @@ from pytest_inferperf.engines.interface import (
 from pytest_inferperf.errors import EngineError, InvalidRun
 from pytest_inferperf.measure import blocks
 from pytest_inferperf.measure.blocks import held_reference, measure_blocks
+from pytest_inferperf.measure.interruption import ComparisonInterrupted
+from pytest_inferperf.measure.progress import Progress
 from pytest_inferperf.model.case import EngineSpec, ReferenceEngine, Workload
 from pytest_inferperf.model.results import Comparison, EngineInfo, Hardware
 
@@ -312,6 +315,45 @@ def test_the_machine_is_watched_while_rounds_are_measured(
     assert watched.startswith("round A round A stop" if reload else "round A round B round B round A round A")
 
 
+@pytest.mark.parametrize(
+    ("reload", "call", "sides"),
+    [
+        # Warm-up, then A B B A and A B; with reload A A B B, and B of the next block, which is the candidate's turn.
+        (False, 5, [(2, 2), (1, 1)]),
+        (False, 2, [(1, 0)]),
+        (False, 1, []),
+        (True, 6, [(2, 2), (0, 1)]),
+        (True, 2, [(2, 0)]),
+    ],
+)
+def test_ctrl_c_brings_the_rounds_so_far(
+    world: World, monkeypatch: pytest.MonkeyPatch, reload: bool, call: int, sides: list[tuple[int, int]]
+) -> None:
+    answer, calls = world.candidate.generate, itertools.count(1)
+
+    def generate(requests: Sequence[GenerationRequest], *, concurrency: int) -> list[Generation]:
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return answer(requests, concurrency=concurrency)
+
+    monkeypatch.setattr(world.candidate, "generate", generate)
+    with pytest.raises(ComparisonInterrupted) as raised:
+        world.measure(3, reload=reload)
+    found = raised.value.found
+    assert [(len(block.reference), len(block.candidate)) for block in found.blocks] == sides
+    assert found.warmup_rounds == 1
+    assert not world.opened[-1].loaded
+
+
+def test_ctrl_c_before_the_engines_have_met_brings_nothing(world: World) -> None:
+    def refuse(reference: ReferenceEngine) -> Engine:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as raised:
+        measure_blocks(world.candidate, REFERENCE, WORKLOAD, open_reference=refuse, next_look=lambda _found: None)
+    assert not isinstance(raised.value, ComparisonInterrupted)
+
+
 def test_looks_are_asked_for_after_every_block(world: World) -> None:
     seen = []
 
@@ -321,7 +363,12 @@ def test_looks_are_asked_for_after_every_block(world: World) -> None:
 
     lines: list[str] = []
     measure_blocks(
-        world.candidate, REFERENCE, WORKLOAD, open_reference=world.open, next_look=next_look, progress=lines.append
+        world.candidate,
+        REFERENCE,
+        WORKLOAD,
+        open_reference=world.open,
+        next_look=next_look,
+        progress=Progress(lines.append),
     )
     assert seen == [1, 2, 3]
     assert lines[1] == "compare with engine_options.use_cache=false: block 2 of 3"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 
@@ -15,12 +16,14 @@ from pytest_inferperf.engines.interface import (
     TokenChunk,
 )
 from pytest_inferperf.errors import InvalidRun
+from pytest_inferperf.measure import session
+from pytest_inferperf.measure.interruption import MeasurementInterrupted
 from pytest_inferperf.measure.session import measure_session
 from pytest_inferperf.measure.summary import summarise_round
 from pytest_inferperf.measure.validity import check_engine
 from pytest_inferperf.measure.workload import make_requests
 from pytest_inferperf.model.case import EngineSpec, Workload
-from pytest_inferperf.model.results import EngineInfo, Hardware
+from pytest_inferperf.model.results import EngineInfo, Hardware, Round
 
 INFO = EngineInfo(
     backend="test",
@@ -141,12 +144,32 @@ def test_warm_up_rounds_are_run_and_not_counted() -> None:
         target()
 
     workload = Workload(isl=4, osl=3, concurrency=2, num_requests=6, rounds=3, warmup_rounds=2)
-    session = measure_session(engine, workload, timer=timer)
+    found = measure_session(engine, workload, timer=timer)
     assert len(engine.asked) == 5
     assert timed == [2, 3, 4]
-    assert (len(session.rounds), session.warmup_rounds) == (3, 2)
+    assert (len(found.rounds), found.warmup_rounds) == (3, 2)
     assert all(len(requests) == 6 and concurrency == 2 for requests, concurrency in engine.asked)
-    assert [item.metrics["peak_memory_gib"] for item in session.rounds] == [3.0, 3.0, 3.0]
+    assert [item.metrics["peak_memory_gib"] for item in found.rounds] == [3.0, 3.0, 3.0]
+
+
+@pytest.mark.parametrize(("rounds_before", "kept"), [(0, 0), (1, 0), (2, 1), (4, 3)])
+def test_ctrl_c_brings_the_rounds_that_count_and_no_warm_up(
+    monkeypatch: pytest.MonkeyPatch, rounds_before: int, kept: int
+) -> None:
+    """Two warm-up rounds, then three. A server's round brings a part of itself, also out of a warm-up."""
+    engine, run = StubEngine(good), session.run_round
+
+    def stopped(*arguments: Any, **options: Any) -> Round:
+        found = run(*arguments, **options)
+        if len(engine.asked) > rounds_before:
+            raise MeasurementInterrupted((found,))
+        return found
+
+    monkeypatch.setattr(session, "run_round", stopped)
+    workload = Workload(isl=4, osl=3, concurrency=2, rounds=3, warmup_rounds=2)
+    with pytest.raises(MeasurementInterrupted) as raised:
+        measure_session(engine, workload)
+    assert len(raised.value.rounds) == kept
 
 
 def test_prompts_are_exact_seeded_distinct_and_free_of_special_tokens() -> None:

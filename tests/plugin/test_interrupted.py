@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+from typing import Any
 
 import pytest
 
@@ -75,3 +76,58 @@ def test_part_of_the_sessions_is_never_judged(project: Project, mark: str, place
     (record,) = json.loads((project.path / "out.json").read_text())["records"]
     assert record["result"]["invalid"]
     assert {verdict["status"] for verdict in record["verdicts"]} == {"INVALID"}
+
+
+def press_in(project: Project, number: int, *, concurrency: int) -> None:
+    """Let Ctrl-C come in one of the rounds that the case's own engine runs at a concurrency, counted from 1."""
+    conftest = project.path / "conftest.py"
+    before = '        time.sleep(self.script["round_s"])\n'
+    source = conftest.read_text()
+    assert source.count(before) == 1
+    press = (
+        f"        if concurrency == {concurrency} and self.spec.quant == 'NVFP4':\n"
+        "            self.rounds = getattr(self, 'rounds', 0) + 1\n"
+        f"            if self.rounds == {number}:\n"
+        "                raise KeyboardInterrupt\n"
+    )
+    conftest.write_text(source.replace(before, press + before))
+
+
+def interrupted(project: Project, *arguments: str) -> dict[str, Any]:
+    options = ("-p", "no:xdist", "-p", "no:benchmark", "--inferperf-json=out.json", *arguments)
+    result = project.pytester.runpytest_inprocess(*options, no_reraise_ctrlc=True)
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    (record,) = json.loads((project.path / "out.json").read_text())["records"]
+    assert "interrupted while it was " in record["result"]["invalid"]
+    assert {verdict["status"] for verdict in record["verdicts"]} == {"INVALID"}
+    assert not (project.path / "baselines").exists()
+    found: dict[str, Any] = record["result"]
+    return found
+
+
+def test_a_sweep_keeps_the_points_and_the_rounds_so_far(project: Project) -> None:
+    """A warm-up round, the first of two that count, and Ctrl-C, at the second of three loads."""
+    press_in(project, 3, concurrency=2)
+    write(
+        project,
+        "throughput_floor(request_throughput=1)",
+        'frontier_floor("output_throughput", over="output_throughput_per_user")',
+    )
+    found = interrupted(project, "--inferperf-update=new")
+    points = {point["workload"]["concurrency"]: point["performance"]["sessions"] for point in found["frontier"]}
+    assert {load: [len(item["rounds"]) for item in sessions] for load, sessions in points.items()} == {1: [2], 2: [1]}
+    assert points[2][0]["rounds"][0]["metrics"]["ttft_ms.p50"] == pytest.approx(100)
+
+
+def test_blocks_keep_the_rounds_so_far(project: Project) -> None:
+    """A warm-up round, A B B A, A B, and Ctrl-C."""
+    press_in(project, 5, concurrency=2)
+    project.engine(tpot_ms=10, by={"BF16": {"tpot_ms": 20}})
+    project.test(PERFORMANCE, 'speedup_floor("output_throughput_per_user", over="BF16")')
+    found = interrupted(project)
+    (compared,) = found["comparisons"]
+    sides = [(len(block["reference"]), len(block["candidate"])) for block in compared["blocks"]]
+    assert sides == [(2, 2), (1, 1)]
+    again = project.run("--inferperf-replay=out.json")
+    again.assert_outcomes(failed=1)
+    again.stdout.fnmatch_lines(["INVALID: *"])

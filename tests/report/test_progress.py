@@ -19,6 +19,23 @@ def test_terminal_rewrites_one_line_and_clears_it() -> None:
     assert text.endswith("\r")
 
 
+def test_whether_a_line_is_due_is_known_before_it_is_made() -> None:
+    now = 0.0
+    quiet = ProgressLine(io.StringIO(), is_terminal=False, quiet_s=30.0, clock=lambda: now)
+    assert ProgressLine(io.StringIO(), is_terminal=True).is_due()
+    assert not quiet.is_due()
+    now = 30.0
+    assert quiet.is_due()
+    quiet("step")
+    assert not quiet.is_due()
+
+
+def test_what_leads_a_quiet_line_may_be_nothing() -> None:
+    stream = io.StringIO()
+    ProgressLine(stream, is_terminal=False, quiet_s=0.0, lead="")("step")
+    assert stream.getvalue() == "inferperf: step\n"
+
+
 def test_elsewhere_a_line_now_and_then() -> None:
     stream = io.StringIO()
     now = 0.0

@@ -28,6 +28,8 @@ class Accounts:
         self.failures: dict[str, Failure] = {}
         self.sources: dict[str, int] = {}
         self.cached_tokens = 0
+        self.tokens = 0
+        """Output tokens of all answers, warm-up and fillers too."""
 
     def read(self, request: Request, reader: LateReader, done: float, error: ConnectionFailed | None) -> None:
         """Read a response that ended at `done`, or did not come because of `error`, and keep what it says."""
@@ -45,6 +47,7 @@ class Accounts:
             self.records.add(kind=kind, ok=False, intended=request.intended or done, sent=request.sent, done=done)
             return
         times, tokens = found.times, found.tokens
+        self.tokens += found.num_tokens
         if kind == MEASURED:
             gaps = [1000 * (after - before) for before, after in itertools.pairwise(times)]
             self.chunk_gap_ms.extend(gaps)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from pytest_inferperf.measure.load.clock import ClockMeter
+from pytest_inferperf.measure.load.state import LoadState
 
 __all__ = ["Conductor"]
 
@@ -13,15 +14,9 @@ __all__ = ["Conductor"]
 class Conductor:
     """Conducts a load that one process sends; those who send it with others override what differs."""
 
-    def __init__(
-        self,
-        *,
-        of: int,
-        progress: Callable[[int, int], None] | None = None,
-        watch: Callable[[list[float]], None] | None = None,
-    ) -> None:
-        """`of` is the number of measured requests; `progress` and `watch` are those of `run_load`."""
-        self._of, self._progress, self._watch = of, progress, watch
+    def __init__(self, *, watch: Callable[[list[float]], None] | None = None) -> None:
+        """`watch` is that of `run_load`."""
+        self._watch = watch
 
     def begin(self) -> float:
         """Wait for the beginning of the load, and return when it was. Connections are open, requests are written."""
@@ -35,10 +30,8 @@ class Conductor:
         """Take that all measured requests of this process have ended; return whether the load has."""
         return True
 
-    def look(self, done: int, meter: ClockMeter) -> bool:
-        """Take, some times a second, how many measured requests have ended; return whether the load has to."""
-        if self._progress is not None:
-            self._progress(done, self._of)
+    def look(self, meter: ClockMeter, state: Callable[[], LoadState]) -> bool:
+        """Take, some times a second, how the clock is and how far the load; return whether the load has to end."""
         if self._watch is not None:
             self._watch([meter.path_share])
         return False

@@ -32,8 +32,10 @@ from pytest_inferperf.measure.load.plan import Failure, LoadPlan, LoadRun
 from pytest_inferperf.measure.load.records import MEASURED, WARMUP
 from pytest_inferperf.measure.load.rest import Rest
 from pytest_inferperf.measure.load.slots import CONNECT_TIMEOUT_S, Request, Slot, Slots
+from pytest_inferperf.measure.load.state import LoadState, load_state
 from pytest_inferperf.measure.load.supply import SizesOf, Spare, Supply, TalkOf
 from pytest_inferperf.measure.load.talks import Talk
+from pytest_inferperf.measure.progress import Live, watched
 from pytest_inferperf.polling import READ, WRITE
 
 __all__ = ["Failure", "LoadPlan", "LoadRun", "run_load", "run_part"]
@@ -60,7 +62,7 @@ def run_load(
     make_spare: Spare | None = None,
     talk_of: TalkOf | None = None,
     count_tokens: CountTokens | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    live: Live | None = None,
     watch: Callable[[list[float]], None] | None = None,
 ) -> LoadRun:
     """Send the load that `plan` describes and return what happened; `LoadRun` is judged by `summary`.
@@ -68,15 +70,14 @@ def run_load(
     `make_body(i)` returns the body of request i, counted over warm-up, measured and fillers; `sizes_of(i)` says how many
     tokens its prompt has and its answer must have, where that is not `plan.osl` for all. With `make_spare` both are of
     measured requests alone, counted from 0, and it writes the others. `talk_of(i)` begins the conversation of one of them,
-    whose later turns are measured too, as many as `plan.follow_ups` in all. `progress(done, of)` is
-    called now and then with the number of measured requests that have ended, and `watch([share])` with the share of its
-    core that this process has used for what could not wait; it may raise to end the run. Ctrl-C ends the run and keeps what was
-    measured. Raises `EngineError` where no connection can be opened, or the limit of open files is too low.
+    whose later turns are measured too, as many as `plan.follow_ups` in all. `live` is shown how far
+    the run is, and `watch([share])` some times a second what share of its core this process has used for what could not
+    wait; it may raise to end the run. Ctrl-C ends the run and keeps what was measured. Raises `EngineError` where no connection can be opened, or the limit of open files is too low.
     """
     supply = Supply(endpoint, plan, make_body, sizes_of, make_spare, talk_of)
-    conductor = Conductor(of=plan.num_requests, progress=progress, watch=watch)
+    conductor = Conductor(watch=watch)
     with Interrupt() as interrupt:
-        part = run_part(endpoint, plan, supply, conductor, interrupt, count_tokens=count_tokens)
+        part = run_part(endpoint, plan, supply, conductor, interrupt, count_tokens=count_tokens, live=live)
         return whole_run(plan, [part], interrupted=interrupt.seen)
 
 
@@ -88,6 +89,7 @@ def run_part(
     interrupt: Interrupt,
     *,
     count_tokens: CountTokens | None = None,
+    live: Live | None = None,
 ) -> Part:
     """Send what `supply` hands out, from this thread, until `conductor` says that the load has ended, or Ctrl-C.
 
@@ -98,7 +100,8 @@ def run_part(
     # A collection in a process that holds a large heap stops the clock for tens of milliseconds.
     gc.disable()
     try:
-        return generator.run(interrupt)
+        with watched(lambda: str(generator.state()), live):
+            return generator.run(interrupt)
     finally:
         generator.close()
         if collecting:
@@ -143,7 +146,19 @@ class _Generator:
         self._first_measured: float | None = None
         self._stop = False
         self._retries = self._reconnects = 0
-        self._looked = 0.0
+        self._looked = self._begin = 0.0
+
+    def state(self) -> LoadState:
+        """Say how far the run is; from any thread."""
+        return load_state(
+            self._accounts,
+            self._slots.all,
+            done=self._plan.num_requests - self._left,
+            requests=self._plan.num_requests,
+            begin=self._begin,
+            first_measured=self._first_measured,
+            now=_clock(),
+        )
 
     def close(self) -> None:
         self._slots.close()
@@ -155,7 +170,7 @@ class _Generator:
         self._slots.open(plan.concurrency or _MIN_SPARE)
         self._supply.fill()
         planned: Iterator[float] = conductor.due(plan.arrivals.times()) if plan.arrivals is not None else iter(())
-        begin = conductor.begin()
+        begin = self._begin = conductor.begin()
         self._meter.start()
         self._looked = _clock()
         (self._idle if plan.arrivals is not None else self._free).extend(self._slots.all)
@@ -461,7 +476,7 @@ class _Generator:
                 what = f"{size} bytes of the body had come" if slot.reader.status else "no status had come"
                 detail = f"no complete answer within {self._plan.timeout_s:g} s; {what}"
                 self._broken(slot, ConnectionFailed("timeout", detail), now)
-        if self._conductor.look(self._plan.num_requests - self._left, self._meter):
+        if self._conductor.look(self._meter, self.state):
             self._stop = True
 
     def _close_request(self, request: Request, reader: LateReader, now: float, error: ConnectionFailed | None) -> None:

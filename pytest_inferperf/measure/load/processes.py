@@ -32,7 +32,9 @@ from pytest_inferperf.measure.load.generator import run_part
 from pytest_inferperf.measure.load.interrupt import Interrupt
 from pytest_inferperf.measure.load.parts import Part, whole_run
 from pytest_inferperf.measure.load.plan import LoadPlan, LoadRun
+from pytest_inferperf.measure.load.state import LoadState, joint_state
 from pytest_inferperf.measure.load.supply import SizesOf, Spare, Supply
+from pytest_inferperf.measure.progress import Live, watched
 
 __all__ = ["Bodies", "run_together"]
 
@@ -41,6 +43,9 @@ _LEAD_S = 0.05
 
 _SILENT_S = 60.0
 """A process that says nothing for so long hangs: at the end it may have a lot to read."""
+
+_LOOKS_PER_STATE = 3
+"""How often a process says how far it is: about twice a second."""
 
 _STOP = b"s"
 _LENGTH = struct.Struct("!Q")
@@ -62,12 +67,12 @@ def run_together(
     bodies: Callable[[int], Bodies],
     *,
     processes: int,
-    progress: Callable[[int, int], None] | None = None,
+    live: Live | None = None,
     watch: Callable[[list[float]], None] | None = None,
 ) -> LoadRun:
     """Send the load that `plan` describes from `processes` processes, and return what happened.
 
-    `bodies(i)` is called in process i for what its requests say. `progress` is that of `run_load`; `watch` is told some
+    `bodies(i)` is called in process i for what its requests say. `live` is that of `run_load`; `watch` is told some
     times a second what share of its core each process has used for what could not wait, and may raise to end the run.
     Ctrl-C ends it and keeps what was measured. Raises `EngineError` where a process cannot connect, dies or hangs, and
     `SettingsError` for fewer requests or streams than processes.
@@ -77,35 +82,37 @@ def run_together(
         raise SettingsError(f"{processes} processes: must be from 1 to {least}, so that each has a request to send.")
     with Interrupt() as interrupt, _Crew() as crew:
         for index in range(processes):
-            crew.start(partial(_send, endpoint, plan, bodies, index, processes))
-        done = [0] * processes
+            crew.start(partial(_send, endpoint, plan, bodies, index, processes, live is not None))
+        states: dict[int, LoadState] = {}
         shares = [0.0] * processes
         ready, ended, stopped = 0, 0, False
         parts: dict[int, Part] = {}
-        while len(parts) < processes:
-            for index, (what, value) in crew.hear():
-                if what == "ready":
-                    ready += 1
-                    if ready == processes:
-                        crew.tell(_MOMENT.pack(time.perf_counter() + _LEAD_S))
-                elif what == "at":
-                    done[index], shares[index] = value
-                elif what == "ended":
-                    ended += 1
-                elif what == "part":
-                    parts[index] = value
-                else:
-                    raise value
-            if ready == processes and not stopped:
-                if progress is not None:
-                    progress(sum(done), plan.num_requests)
-                if watch is not None:
-                    watch(shares)
-                if ended == processes or interrupt.seen:
-                    crew.tell(_STOP)
-                    stopped = True
-            elif interrupt.seen and not stopped:
-                raise KeyboardInterrupt
+        # Begun after the forks: they have none of this process's threads.
+        with watched(lambda: str(joint_state(list(states.values()), plan.num_requests)), live):
+            while len(parts) < processes:
+                for index, (what, value) in crew.hear():
+                    if what == "ready":
+                        ready += 1
+                        if ready == processes:
+                            crew.tell(_MOMENT.pack(time.perf_counter() + _LEAD_S))
+                    elif what == "at":
+                        shares[index], state = value
+                        if state is not None:
+                            states[index] = state
+                    elif what == "ended":
+                        ended += 1
+                    elif what == "part":
+                        parts[index] = value
+                    else:
+                        raise value
+                if ready == processes and not stopped:
+                    if watch is not None:
+                        watch(shares)
+                    if ended == processes or interrupt.seen:
+                        crew.tell(_STOP)
+                        stopped = True
+                elif interrupt.seen and not stopped:
+                    raise KeyboardInterrupt
         return whole_run(plan, [parts[index] for index in range(processes)], interrupted=ended < processes)
 
 
@@ -233,6 +240,7 @@ def _send(
     bodies: Callable[[int], Bodies],
     index: int,
     processes: int,
+    is_shown: bool,
     control: socket.socket,
 ) -> None:
     """Send one process's part of a load."""
@@ -244,7 +252,7 @@ def _send(
         )
         texts = bodies(index)
         supply = Supply(endpoint, mine, texts.make_body, texts.sizes_of, texts.make_spare)
-        conductor = _Follower(control, index=index, processes=processes)
+        conductor = _Follower(control, index=index, processes=processes, is_shown=is_shown)
         part = run_part(endpoint, mine, supply, conductor, Interrupt())
     except (EngineError, SettingsError) as error:
         _say(control, "error", error)
@@ -257,8 +265,9 @@ def _send(
 class _Follower(Conductor):
     """Begins and ends when the parent says so."""
 
-    def __init__(self, control: socket.socket, *, index: int, processes: int) -> None:
-        super().__init__(of=0)
+    def __init__(self, control: socket.socket, *, index: int, processes: int, is_shown: bool) -> None:
+        super().__init__()
+        self._looks, self._is_shown = 0, is_shown
         self._control, self._index, self._processes = control, index, processes
 
     def begin(self) -> float:
@@ -280,9 +289,12 @@ class _Follower(Conductor):
         self._tell("ended")
         return False
 
-    def look(self, done: int, meter: ClockMeter) -> bool:
+    def look(self, meter: ClockMeter, state: Callable[[], LoadState]) -> bool:
         """See `Conductor.look`."""
-        self._tell("at", (done, meter.path_share))
+        self._looks += 1
+        # How far the load is counts nothing where nobody looks, and little where somebody does.
+        shown = state() if self._is_shown and self._looks % _LOOKS_PER_STATE == 0 else None
+        self._tell("at", (meter.path_share, shown))
         try:
             data = self._control.recv(1, socket.MSG_DONTWAIT)
         except BlockingIOError:

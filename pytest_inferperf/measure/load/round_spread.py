@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from pytest_inferperf.engines.interface import GenerationRequest, Serving
@@ -10,6 +10,7 @@ from pytest_inferperf.measure.load.plan import LoadPlan, LoadRun
 from pytest_inferperf.measure.load.processes import Bodies
 from pytest_inferperf.measure.load.round_prompts import RoundPrompts, prompts_of
 from pytest_inferperf.measure.load.spread import spread_load
+from pytest_inferperf.measure.progress import Live
 from pytest_inferperf.model.case import Workload
 
 __all__ = ["spread_round"]
@@ -23,7 +24,7 @@ def spread_round(
     plan: LoadPlan,
     *,
     processes: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    live: Live | None = None,
 ) -> LoadRun:
     """Send a round of synthetic prompts: `prompts`, and where that is given up for more processes, shuffled ones.
 
@@ -35,7 +36,7 @@ def spread_round(
             return _Slices(prompts)
         return _Slices(prompts_of(replace(serving, fresh_prompts=True), workload, requests))
 
-    return spread_load(serving.endpoint, plan, write, processes=processes, progress=progress)
+    return spread_load(serving.endpoint, plan, write, processes=processes, live=live)
 
 
 class _Slices:

@@ -17,6 +17,7 @@ from pytest_inferperf.measure.load.records import MEASURED
 from pytest_inferperf.measure.load.round_prompts import RoundPrompts, prompts_of
 from pytest_inferperf.measure.load.round_spread import spread_round
 from pytest_inferperf.measure.load.summary import check_load, summarise_load
+from pytest_inferperf.measure.progress import Live
 from pytest_inferperf.measure.recorded.traces import trace_of
 from pytest_inferperf.measure.witness import Witness
 from pytest_inferperf.model.case import Workload
@@ -39,11 +40,13 @@ def load_round(
     rules: MeasureRules = NO_RULES,
     timer: Callable[[Callable[[], None]], None] | None = None,
     witness: Witness | None = None,
+    live: Live | None = None,
 ) -> Round:
     """Keep `workload.concurrency` requests in flight until every one of `requests` was answered.
 
     Under open loop each is sent when it is due; the times of a round are the same in every session. Warm-up requests and
-    fillers come on top, as `generator` has them, with prompts of their own. `witness` sees a sample of the answers.
+    fillers come on top, as `generator` has them, with prompts of their own. `witness` sees a sample of the answers;
+    `live` is shown how far the round is.
     Raises `InvalidRun` where the load or its clock cannot be trusted, `EngineError` where the server cannot be reached
     or has ended, and `MeasurementInterrupted` on Ctrl-C.
     """
@@ -54,6 +57,7 @@ def load_round(
         round_index=round_index,
         kept=witness.honesty.compared if witness is not None else 0,
         timer=timer,
+        live=live,
     )
     devices = engine.info.hardware.count if engine.info.hardware.kind == "gpu" else 1
 
@@ -107,7 +111,7 @@ def send_round(
     retries: int = 0,
     processes: int | None = None,
     timer: Callable[[Callable[[], None]], None] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    live: Live | None = None,
 ) -> SentRound:
     """Send the requests of a round as the workload says; see `load_round`, `LoadPlan` and `spread_load` for the other values.
 
@@ -129,9 +133,7 @@ def send_round(
 
     def target() -> None:
         if not (workload.dataset or workload.trace):
-            runs.append(
-                spread_round(serving, workload, requests, prompts, plan, processes=processes, progress=progress)
-            )
+            runs.append(spread_round(serving, workload, requests, prompts, plan, processes=processes, live=live))
             return
         runs.append(
             run_load(
@@ -141,7 +143,7 @@ def send_round(
                 sizes_of=prompts.sizes,
                 make_spare=prompts.spare,
                 talk_of=prompts.talk,
-                progress=progress,
+                live=live,
             )
         )
 

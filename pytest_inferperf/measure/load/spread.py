@@ -12,6 +12,7 @@ from pytest_inferperf.engines.openai.endpoint import Endpoint
 from pytest_inferperf.measure.load.generator import run_load
 from pytest_inferperf.measure.load.plan import LoadPlan, LoadRun
 from pytest_inferperf.measure.load.processes import Bodies, run_together
+from pytest_inferperf.measure.progress import Live
 
 __all__ = ["Texts", "most_processes", "spread_load"]
 
@@ -38,7 +39,7 @@ def spread_load(
     write: Callable[[int], Texts],
     *,
     processes: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    live: Live | None = None,
 ) -> LoadRun:
     """Send the load that `plan` describes from as many processes as it takes, or from `processes`.
 
@@ -53,7 +54,7 @@ def spread_load(
     while True:
         texts = write(attempt)
         try:
-            return _run(endpoint, plan, texts, count, progress, _Watch() if count < most else None)
+            return _run(endpoint, plan, texts, count, live, _Watch() if count < most else None)
         except _NeedsMoreError:
             count = min(most, 2 * count)
             attempt += 1
@@ -65,12 +66,12 @@ def _run(
     plan: LoadPlan,
     texts: Texts,
     count: int,
-    progress: Callable[[int, int], None] | None,
+    live: Live | None,
     watch: _Watch | None,
 ) -> LoadRun:
     if count > 1:
         return run_together(
-            endpoint, plan, lambda index: texts.slice(index, count), processes=count, progress=progress, watch=watch
+            endpoint, plan, lambda index: texts.slice(index, count), processes=count, live=live, watch=watch
         )
     alone = texts.slice(0, 1)
     return run_load(
@@ -79,7 +80,7 @@ def _run(
         alone.make_body,
         sizes_of=alone.sizes_of,
         make_spare=alone.make_spare,
-        progress=progress,
+        live=live,
         watch=watch,
     )
 

@@ -523,14 +523,3 @@ def test_ctrl_c_keeps_what_was_measured() -> None:
     assert check_load(run).startswith("interrupted after ")
     assert round_of(run)["ttft_ms.p50"] >= 5
     assert signal.getsignal(signal.SIGINT) == before
-
-
-def test_progress() -> None:
-    seen: list[tuple[int, int]] = []
-    with simulated(ttft_ms=100.0) as it:
-        plan = LoadPlan(num_requests=5, osl=4, concurrency=1)
-        body = it.body([1], osl=4)
-        run_load(it, plan, lambda index: body, progress=lambda done, of: seen.append((done, of)))
-    assert seen == sorted(seen)
-    assert seen[-1][0] <= 5
-    assert all(of == 5 for _, of in seen)

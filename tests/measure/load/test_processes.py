@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import pytest
 
 from pytest_inferperf.engines.openai.endpoint import Endpoint
 from pytest_inferperf.errors import EngineError, SettingsError
+from pytest_inferperf.measure import progress
 from pytest_inferperf.measure.load import processes as processes_module
 from pytest_inferperf.measure.load.arrivals import Arrivals
 from pytest_inferperf.measure.load.plan import LoadPlan, LoadRun
@@ -102,19 +103,25 @@ def test_causes_of_failures_are_counted_over_all() -> None:
     assert "simulated error" in run.failures["http_503"].example
 
 
-def test_progress_and_shares_are_those_of_all() -> None:
-    seen: list[tuple[int, int]] = []
+def test_progress_and_shares_are_those_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def often(state: Callable[[], str], live: Any) -> Any:
+        return progress.watched(state, live, every_s=0.05)
+
+    monkeypatch.setattr(processes_module, "watched", often)
+    states: list[str] = []
     shares: list[list[float]] = []
     with serve_in_thread(Behaviour(ttft_ms=250, itl_ms=20)) as server:
         together(
             server,
-            plan={"num_requests": 12},
-            progress=lambda done, of: seen.append((done, of)),
+            plan={"num_requests": 24},
+            live=lambda text: states.append(text()),
             watch=lambda each: shares.append([*each]),
         )
-    assert {of for _, of in seen} == {12}
-    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-    assert seen[-1][0] > 0
+    done = [int(line.partition("/")[0]) for line in states]
+    assert all("/24 requests, " in line for line in states)
+    assert done == sorted(done)
+    assert 0 < done[-1] <= 24
+    assert any("6 in flight" in line and "TTFT p50 " in line for line in states)
     assert {len(each) for each in shares} == {2}
 
 
@@ -130,29 +137,29 @@ def test_a_watch_that_raises_ends_all() -> None:
 
 
 def test_a_process_that_is_killed_is_an_error_that_says_so() -> None:
-    def kill(done: int, of: int) -> None:
-        if done > 6:
+    def kill(_shares: list[float]) -> None:
+        if server.stats()["requests"] > 20:
             os.kill(max(children()), signal.SIGKILL)
 
     with (
         serve_in_thread(QUICK) as server,
         pytest.raises(EngineError, match=r"^load process 2 of 2 was killed by signal 9 in mid-run\.$"),
     ):
-        together(server, progress=kill, plan={"num_requests": 100_000})
+        together(server, watch=kill, plan={"num_requests": 100_000})
 
 
 def test_a_process_that_hangs_is_an_error_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes_module, "_SILENT_S", 1.0)
 
-    def hang(done: int, of: int) -> None:
-        if done > 6:
+    def hang(_shares: list[float]) -> None:
+        if server.stats()["requests"] > 20:
             os.kill(max(children()), signal.SIGSTOP)
 
     with (
         serve_in_thread(QUICK) as server,
         pytest.raises(EngineError, match=r"^load process 2 of 2 has said nothing for 1 s: it hangs\.$"),
     ):
-        together(server, progress=hang, plan={"num_requests": 100_000})
+        together(server, watch=hang, plan={"num_requests": 100_000})
 
 
 def test_what_a_process_raises_is_raised() -> None:
@@ -170,12 +177,12 @@ def test_what_a_process_raises_is_raised() -> None:
 
 
 def test_ctrl_c_keeps_what_was_measured() -> None:
-    def interrupt(done: int, of: int) -> None:
-        if done > 6:
+    def interrupt(_shares: list[float]) -> None:
+        if server.stats()["requests"] > 20:
             signal.raise_signal(signal.SIGINT)
 
     with serve_in_thread(QUICK) as server:
-        run = together(server, progress=interrupt, plan={"num_requests": 100_000})
+        run = together(server, watch=interrupt, plan={"num_requests": 100_000})
     assert run.interrupted
     assert int((run.records.columns()["kind"] == MEASURED).sum()) > 6
     assert check_load(run).startswith("interrupted after")
@@ -207,12 +214,12 @@ def test_sockets_of_this_process_are_not_held_open_by_the_others() -> None:
     left, right = socket.socketpair()
     theirs: list[bytes] = []
 
-    def close(done: int, of: int) -> None:
-        if done > 2 and not theirs:
+    def close(_shares: list[float]) -> None:
+        if server.stats()["requests"] > 8 and not theirs:
             right.close()
             left.settimeout(10)
             theirs.append(left.recv(1))
 
     with left, serve_in_thread(QUICK) as server:
-        together(server, progress=close, plan={"num_requests": 40})
+        together(server, watch=close, plan={"num_requests": 40})
     assert theirs == [b""]
