@@ -128,9 +128,57 @@ def aiperf_figures(folder: Path) -> Mapping[str, float]:
     return found
 
 
+def inference_perf_command(run: Run) -> Sequence[str]:
+    load = run.load
+    isl, osl = ({"type": "fixed", "min": size, "max": size, "mean": size} for size in (ISL, load.osl))
+    settings = {
+        "load": {"type": "concurrent", "stages": [{"num_requests": load.requests, "concurrency_level": load.streams}]},
+        "api": {"type": "completion", "streaming": True},
+        "server": {"type": "vllm", "model_name": "simulated", "base_url": run.url, "ignore_eos": True},
+        "tokenizer": {"pretrained_model_name_or_path": str(run.tokenizer)},
+        "data": {"type": "random", "input_distribution": isl, "output_distribution": osl},
+        "storage": {"local_storage": {"path": str(run.folder)}},
+    }
+    # YAML takes JSON.
+    path = run.folder / "settings.yml"
+    path.write_text(json.dumps(settings))
+    return run.program, "--config_file", str(path)
+
+
+def inference_perf_figures(folder: Path) -> Mapping[str, float]:
+    latency = json.loads((folder / "summary_lifecycle_metrics.json").read_text())["successes"]["latency"]
+    found: dict[str, float] = {}
+    for short, name in (("ttft", "time_to_first_token"), ("itl", "inter_token_latency")):
+        if latency.get(name):
+            found |= {short: 1000 * latency[name]["mean"], f"{short}_p99": 1000 * latency[name]["p99"]}
+    return found
+
+
+def sglang_command(run: Run) -> Sequence[str]:
+    load = run.load
+    return (
+        *(run.program, "--backend", "sglang-oai", "--base-url", run.url, "--model", "simulated", "--seed", "1"),
+        *("--tokenizer", str(run.tokenizer), "--dataset-name", "random-ids", "--random-range-ratio", "1.0"),
+        *("--random-input-len", str(ISL), "--random-output-len", str(load.osl), "--num-prompts", str(load.requests)),
+        *("--max-concurrency", str(load.streams), "--warmup-requests", "0", "--disable-tqdm"),
+        *("--output-file", str(run.folder / "x.jsonl")),
+    )
+
+
+def sglang_figures(folder: Path) -> Mapping[str, float]:
+    document = json.loads((folder / "x.jsonl").read_text().splitlines()[-1])
+    return {
+        f"{short}{suffix}": document[f"{statistic}_{short}_ms"]
+        for short in ("ttft", "itl")
+        for suffix, statistic in (("", "mean"), ("_p99", "p99"))
+    }
+
+
 CLIENTS = {
     "inferperf": Client(command=ours_command, read=ours_figures),
     "aiperf": Client(command=aiperf_command, read=aiperf_figures),
+    "inference-perf": Client(command=inference_perf_command, read=inference_perf_figures),
+    "sglang": Client(command=sglang_command, read=sglang_figures),
 }
 
 
@@ -226,11 +274,13 @@ def measure(name: str, program: str, load: Load, tokenizer: Path) -> dict[str, A
     ):
         run = Run(program=program, url=url, load=load, tokenizer=tokenizer, folder=Path(folder))
         log = Path(folder) / "log.txt"
+        # The tokenizer is here: nobody needs to ask a hub, and wait for it.
+        environment = os.environ | {"HF_HUB_OFFLINE": "1"}
         begin = time.perf_counter()
         with (
             log.open("w") as output,
             subprocess.Popen(
-                CLIENTS[name].command(run), stdout=output, stderr=output, start_new_session=True
+                CLIENTS[name].command(run), stdout=output, stderr=output, start_new_session=True, env=environment
             ) as process,
         ):
             try:
@@ -267,7 +317,7 @@ def measure(name: str, program: str, load: Load, tokenizer: Path) -> dict[str, A
 
 COLUMNS = (
     ("load", 9, ""),
-    ("client", 10, ""),
+    ("client", 15, ""),
     ("ttft mean", 10, "ttft"),
     ("p99", 9, "ttft_p99"),
     ("itl mean", 9, "itl"),

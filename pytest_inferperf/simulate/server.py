@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import heapq
 import json
 import random
@@ -33,6 +34,9 @@ _STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Con
 _REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 413: "Content Too Large", 429: "Too Many Requests"}
 _MAX_REQUEST = 64 * 2**20
 _DEFAULT_MAX_TOKENS = 16
+_READS = 8
+"""Requests that are read before the sockets are looked at again."""
+
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -133,8 +137,9 @@ class SimulatedServer:
                 for descriptor, mask in ready:
                     self._ready(descriptor, mask, now)
                 self._send_due()
-                if unread:
+                for _ in range(min(len(unread), _READS)):
                     self._read(unread.popleft())
+                    self._send_due()
         finally:
             self._close()
 
@@ -225,23 +230,16 @@ class SimulatedServer:
             if len(inbox) > 65536:
                 self._refuse(connection, 400, "the head of the request is too long", close=True)
             return
-        line, *rows = bytes(inbox[:end]).split(b"\r\n")
-        headers = {}
-        for row in rows:
-            name, _, value = row.partition(b":")
-            headers[name.strip().lower()] = value.strip()
-        length = headers.get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > _MAX_REQUEST or b"transfer-encoding" in headers:
+        method, target, length = _read_head(bytes(inbox[:end]))
+        if length is None:
             self._refuse(connection, 413, "requests need a Content-Length of at most 64 MiB", close=True)
             return
-        total = end + 4 + int(length)
+        total = end + 4 + length
         if len(inbox) < total:
             return
         body = bytes(inbox[end + 4 : total])
         del inbox[:total]
-        method, _, rest = line.partition(b" ")
-        target = rest.partition(b" ")[0].decode("latin-1")
-        self._answer(connection, method.decode("latin-1"), target, body)
+        self._answer(connection, method, target, body)
         if not connection.closed and not connection.streaming and inbox:
             self._unread.append(connection)
 
@@ -273,7 +271,7 @@ class SimulatedServer:
             self._refuse(connection, behaviour.error_status, "simulated error")
             return
         try:
-            asked = json.loads(body)
+            asked = json.loads(body.decode())
             if not isinstance(asked, dict):
                 raise ValueError("the body must be an object")
             name = asked.get("model", behaviour.model)
@@ -458,6 +456,22 @@ def serve_in_thread(behaviour: Behaviour, *, port: int = 0) -> Iterator[Simulate
     finally:
         server.stop()
         thread.join()
+
+
+@functools.lru_cache(1024)
+def _read_head(head: bytes) -> tuple[str, str, int | None]:
+    """Return method, target and length of a request, the length None where it is no size of a body."""
+    line, *rows = head.split(b"\r\n")
+    headers = {}
+    for row in rows:
+        name, _, value = row.partition(b":")
+        headers[name.strip().lower()] = value.strip()
+    method, _, rest = line.decode("latin-1").partition(" ")
+    target = rest.partition(" ")[0]
+    length = headers.get(b"content-length", b"0")
+    if not length.isdigit() or int(length) > _MAX_REQUEST or b"transfer-encoding" in headers:
+        return method, target, None
+    return method, target, int(length)
 
 
 def _picked(rate: float, number: int) -> bool:

@@ -28,10 +28,11 @@ from pytest_inferperf.measure.load.clock import ClockMeter
 from pytest_inferperf.measure.load.conductor import Conductor
 from pytest_inferperf.measure.load.interrupt import Interrupt
 from pytest_inferperf.measure.load.parts import Part, whole_run
+from pytest_inferperf.measure.load.patience import cut_off, overdue
 from pytest_inferperf.measure.load.plan import Failure, LoadPlan, LoadRun
 from pytest_inferperf.measure.load.records import MEASURED, WARMUP
 from pytest_inferperf.measure.load.rest import Rest
-from pytest_inferperf.measure.load.slots import CONNECT_TIMEOUT_S, Request, Slot, Slots
+from pytest_inferperf.measure.load.slots import Request, Slot, Slots
 from pytest_inferperf.measure.load.state import LoadState, load_state
 from pytest_inferperf.measure.load.supply import SizesOf, Spare, Supply, TalkOf
 from pytest_inferperf.measure.load.talks import Talk
@@ -271,7 +272,7 @@ class _Generator:
             if done:
                 self._finished(slot, time_s, alive=bool(data))
             elif not data:
-                self._broken(slot, _cut_off(slot.reader), now)
+                self._broken(slot, cut_off(slot.reader), now)
         if waits:
             meter.waited(waits)
         for slot, problem in failed:
@@ -459,23 +460,8 @@ class _Generator:
 
     def _scan(self, now: float) -> None:
         """Give up on requests and connections that take too long, and say how far the run is."""
-        for slot in self._slots.all:
-            connection, request = slot.connection, slot.request
-            if connection is None:
-                continue
-            if connection.state != "ready":
-                if now - slot.since > CONNECT_TIMEOUT_S:
-                    self._broken(slot, ConnectionFailed("timeout", "no connection in time"), now)
-            elif request is not None and now - request.sent > self._plan.timeout_s and request.sent:
-                try:
-                    slot.reader.catch_up()
-                except HttpError as error:
-                    self._broken(slot, ConnectionFailed("malformed", str(error)), now)
-                    continue
-                size = sum(map(len, slot.reader.pieces))
-                what = f"{size} bytes of the body had come" if slot.reader.status else "no status had come"
-                detail = f"no complete answer within {self._plan.timeout_s:g} s; {what}"
-                self._broken(slot, ConnectionFailed("timeout", detail), now)
+        for slot, error in overdue(self._slots.all, now, timeout_s=self._plan.timeout_s):
+            self._broken(slot, error, now)
         if self._conductor.look(self._meter, self.state):
             self._stop = True
 
@@ -525,9 +511,3 @@ class _Generator:
             retries=self._retries,
             reconnects=self._reconnects,
         )
-
-
-def _cut_off(reader: LateReader) -> ConnectionFailed:
-    size = sum(map(len, reader.pieces))
-    when = f"after {size} bytes of the body" if reader.begun else "before it answered"
-    return ConnectionFailed("closed", f"the server closed the connection {when}")
