@@ -7,7 +7,7 @@ LOWEST_PYTEST ?= pytest==8.4.0
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
-SOURCES := pyproject.toml README.md LICENSE $(shell find pytest_inferperf -name '*.py' -o -name '*.json' -o -name '*.txt' -o -name py.typed)
+SOURCES := pyproject.toml README.md LICENSE $(shell find pytest_inferperf -name '*.py' -o -name '*.json' -o -name '*.txt' -o -name 'page.*' -o -name py.typed)
 # Tests run with the plugins of the project alone: what else is installed must not matter.
 TESTS := $(BIN)/pytest tests
 
@@ -15,7 +15,7 @@ LOWEST := PYTHONPATH=$(VENV)/lowest $(VENV)/lowest/bin/pytest -p no:xdist
 # Tests in which pytest has a part, dealt to two runs by size.
 LOWEST_TESTS := $(shell ls -S tests/plugin/test_*.py $(filter-out $(wildcard tests/test_embedded_*.py),$(wildcard tests/test_*.py)))
 
-.PHONY: demo test check unit unit-lowest lowest-1 lowest-2 install clean
+.PHONY: demo test check unit unit-lowest lowest-1 lowest-2 install chromium clean
 
 demo: install
 	$(BIN)/python suites/embedded/demo.py
@@ -29,7 +29,7 @@ check: install
 	$(BIN)/lint-imports --no-cache
 
 # The newest pytest, two workers.
-unit: install
+unit: install chromium
 	$(TESTS) -n 2
 
 # The lowest pytest that is supported, in a folder before the environment's own, without xdist, on all tests in which pytest
@@ -43,6 +43,11 @@ lowest-1 lowest-2: lowest-%:
 	$(LOWEST) $(shell echo $(LOWEST_TESTS) | tr ' ' '\n' | awk 'NR % 2 == $* % 2')
 
 install: $(VENV)/.wheel
+
+# The browser that opens the HTML report in tests. They fail, and say what they looked for, where none could be installed.
+chromium:
+	-@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
+		{ apt-get update -qq && apt-get install -qq -y chromium; }
 
 $(VENV)/.packages: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

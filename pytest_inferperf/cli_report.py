@@ -15,7 +15,7 @@ from pytest_inferperf.model.case import Case
 from pytest_inferperf.model.metrics import parse_metric
 from pytest_inferperf.report.lines import aligned, number, plural, summary_lines
 from pytest_inferperf.report.markdown import markdown
-from pytest_inferperf.report.run import RunReport, run_report
+from pytest_inferperf.report.run import run_report
 
 __all__ = ["add_report_commands"]
 
@@ -27,9 +27,22 @@ def add_report_commands(commands: Any) -> None:
         help="Show the verdicts of a result file again",
         description="Show the verdicts of a result file again.",
     )
-    report.add_argument("results", metavar="RESULTS.json", type=Path, help="What --inferperf-json wrote")
+    report.add_argument("results_file", metavar="RESULTS.json", type=Path, help="What --inferperf-json wrote")
     report.add_argument(
         "--markdown", metavar="PATH", type=Path, help="Write a summary that fits into a pull-request comment"
+    )
+    report.add_argument(
+        "--html", metavar="PATH", type=Path, help="Write an HTML report, one file that needs no network"
+    )
+    report.add_argument(
+        "--baselines",
+        metavar="DIR",
+        type=Path,
+        default=Path("baselines"),
+        help="Folder of the baseline files that the HTML report draws beside the run (default: baselines)",
+    )
+    report.add_argument(
+        "--results", metavar="DIR", type=Path, help="Folder of earlier results, whose trends the HTML report draws"
     )
     report.set_defaults(run=_report)
     compare = commands.add_parser(
@@ -43,10 +56,19 @@ def add_report_commands(commands: Any) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    report = _read(arguments.results)
+    file, hide = read_result_file(arguments.results_file), hider()
+    report = run_report(file.records, created=file.created, environment=file.environment, hide=hide)
+    if arguments.html is not None:
+        from pytest_inferperf.report.page.content import Where, page_of
+        from pytest_inferperf.report.page.write import write_page
+
+        where = Where(baselines=arguments.baselines, history=arguments.results)
+        write_page(arguments.html, page_of(file.records, report, where, hide=hide), shown=str(arguments.html))
+        print(f"{report.verdict}; written to {arguments.html}")
     if arguments.markdown is not None:
         write_atomic(arguments.markdown, markdown(report), shown=str(arguments.markdown), error=ResultFileError)
         print(f"{report.verdict}; written to {arguments.markdown}")
+    if arguments.html is not None or arguments.markdown is not None:
         return 0
     print(f"{report.verdict}\n")
     for line in summary_lines([(case.nodeid, case.verdicts, case.simulated) for case in report.cases]):
@@ -55,11 +77,6 @@ def _report(arguments: argparse.Namespace) -> int:
         if case.invalid:
             print(f"{case.nodeid}: INVALID: {case.invalid}")
     return 0
-
-
-def _read(path: Path) -> RunReport:
-    file = read_result_file(path)
-    return run_report(file.records, created=file.created, environment=file.environment, hide=hider())
 
 
 def _compare(arguments: argparse.Namespace) -> int:

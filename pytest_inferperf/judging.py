@@ -18,7 +18,7 @@ from pytest_inferperf.model.gates import ErrorRateCeiling, FrontierFloor, Gate, 
 from pytest_inferperf.model.results import CaseResult
 from pytest_inferperf.model.verdicts import GateVerdict, Status
 
-__all__ = ["judge_case", "lacks_baseline", "next_look"]
+__all__ = ["find_accuracy", "judge_case", "lacks_baseline", "next_look"]
 
 
 def judge_case(
@@ -63,17 +63,7 @@ def judge_case(
         return tuple(rows)
     case = result.case
     performance = _performance(result, root, against, nodeid)
-    accuracy: AccuracyEntry | Missing | None = None
-    if case.task is not None and result.accuracy is not None:
-        metric = result.accuracy.metric
-        answers = ((item.reference.label, item.accuracy) for item in result.comparisons)
-        label, compared = next(((label, found) for label, found in answers if found is not None), ("", None))
-        if compared is not None:
-            accuracy = answers_entry(label, case, compared, result.context)
-        elif against is not None:
-            accuracy = against.accuracy(case, metric, nodeid=nodeid)
-        else:
-            accuracy = lookup_accuracy(root, case, metric)
+    accuracy = find_accuracy(result, root=root, against=against, nodeid=nodeid)
     found = Baselines(performance=performance, accuracy=accuracy, default_tolerance=tolerance, alpha=alpha)
     verdicts = judge(gates, result, found)
     return verdicts if against is None else tuple(_without_files(verdict, against, case) for verdict in verdicts)
@@ -88,6 +78,23 @@ def _performance(
     if against is not None:
         return against.performance(case, engine.hardware, nodeid=nodeid)
     return lookup_performance(root, engine.hardware, case)
+
+
+def find_accuracy(
+    result: CaseResult, *, root: Path, against: RunReference | None = None, nodeid: str = ""
+) -> AccuracyEntry | Missing | None:
+    """Find the answers that a case is paired with; None where nothing was answered. Arguments and errors as in `judge_case`."""
+    case = result.case
+    if case.task is None or result.accuracy is None:
+        return None
+    metric = result.accuracy.metric
+    answers = ((item.reference.label, item.accuracy) for item in result.comparisons)
+    label, compared = next(((label, found) for label, found in answers if found is not None), ("", None))
+    if compared is not None:
+        return answers_entry(label, case, compared, result.context)
+    if against is not None:
+        return against.accuracy(case, metric, nodeid=nodeid)
+    return lookup_accuracy(root, case, metric)
 
 
 def next_look(

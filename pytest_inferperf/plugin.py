@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_inferperf.errors import EngineError, HardwareError, InferperfError, InvalidRun, MarkError, SettingsError
+from pytest_inferperf.errors import (
+    EngineError,
+    HardwareError,
+    InferperfError,
+    InvalidRun,
+    MarkError,
+    MissingExtra,
+    SettingsError,
+)
 from pytest_inferperf.hidden_reports import HiddenReports
 from pytest_inferperf.hiding import hide_in, hider
 from pytest_inferperf.model.limits import LIMITS
@@ -81,6 +89,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     option("baselines", metavar="DIR", help="Folder of the baseline files")
     option("cache-dir", metavar="DIR", help="Folder of built checkpoints")
     option("json", metavar="PATH", help="Write every result and verdict to this file")
+    option("html", metavar="PATH", help="Write an HTML report, one file that needs no network, to this file")
     option(
         "update",
         choices=("new", "tighten", "all"),
@@ -117,7 +126,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="Run nothing: say what would be built and loaded, what each gate can find, and how long it takes",
     )
-    option("past", metavar="PATH", help="Result file, or folder of them, that a plan takes expected times from")
+    option(
+        "past",
+        metavar="PATH",
+        help="Result file, or folder of them, that a plan takes expected times from, and an HTML report its trends",
+    )
     option("power", metavar="SHARE", help="Probability with which a plan wants losses to be found, such as 0.9")
     option("cases", metavar="PATH", help="Write every collected case to this file; goes with --collect-only")
     option(
@@ -168,7 +181,19 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(config.stash[SELECTION], "inferperf-selection")
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Recorder(config), "inferperf-recorder")
-    asked = ("update", "json", "reason", "accept_regression", "set", "plan", "past", "power", "inject", "replay")
+    asked = (
+        "update",
+        "json",
+        "html",
+        "reason",
+        "accept_regression",
+        "set",
+        "plan",
+        "past",
+        "power",
+        "inject",
+        "replay",
+    )
     if config.getoption("inferperf_plan") or config.getoption("inferperf_cases"):
         # This process collects and plans; xdist, if it is there, looks at its option after us.
         config.option.dist = "no"
@@ -180,7 +205,11 @@ def pytest_configure(config: pytest.Config) -> None:
         # Wrong options end the run before anything is collected, also where no test uses them.
         try:
             state_of(config)
-        except SettingsError as error:
+            if config.getoption("inferperf_html"):
+                from pytest_inferperf.html import register_writer
+
+                register_writer(config)
+        except (SettingsError, MissingExtra) as error:
             raise pytest.UsageError(hider()(str(error))) from None
 
 

@@ -37,6 +37,7 @@ __all__ = [
     "forget_attempt",
     "is_a_regression",
     "judge_item",
+    "now",
     "plan_report",
     "state_of",
     "waived_failure",
@@ -165,6 +166,7 @@ def judge_item(item: pytest.Item, run: Inferperf, *, invalid: str = "", body_fai
     becoming a baseline.
     """
     from pytest_inferperf.baselines.result_file import ResultRecord
+    from pytest_inferperf.flips import with_flips
     from pytest_inferperf.gates.judge import failed_requests
     from pytest_inferperf.gates.performance import stale_verdict
     from pytest_inferperf.judging import judge_case
@@ -192,6 +194,7 @@ def judge_item(item: pytest.Item, run: Inferperf, *, invalid: str = "", body_fai
             against=settings.against_run,
             nodeid=item.nodeid,
         )
+        result = with_flips(result, gates, root=settings.baselines, against=settings.against_run, nodeid=item.nodeid)
     except BaselineError as error:
         # What was measured is kept; it can be judged again once the file is mended.
         verdicts, broken = (), f"INVALID: {reason}\n{error}" if reason else str(error)
@@ -411,7 +414,7 @@ class Recorder:
             **{f"--inferperf-set {name}": str(value) for name, value in state.settings.overrides},
             **({"--inferperf-inject": shown(state.settings.injections)} if state.settings.injections else {}),
         }
-        file = ResultFile(created=_now(), environment=environment, records=state.kept())
+        file = ResultFile(created=now(), environment=environment, records=state.kept())
         write_result_file(path, file)
         state.lines.append(f"{plural(len(state.records), 'result')} written to {self._shown(path)}")
 
@@ -422,7 +425,7 @@ class Recorder:
         from pytest_inferperf.report.ci import write_ci_files
         from pytest_inferperf.report.run import run_report
 
-        report = run_report(state.kept(), created=_now(), environment=state.context or {}, hide=state.hide)
+        report = run_report(state.kept(), created=now(), environment=state.context or {}, hide=state.hide)
         try:
             state.commands = write_ci_files(report, os.environ, self._config.rootpath)
         except OSError as problem:
@@ -444,7 +447,7 @@ class Recorder:
             mode=settings.update,
             reason=settings.reason,
             accept_regression=settings.accept_regression,
-            now=_now(),
+            now=now(),
             tolerance=settings.tolerance,
             doubt=doubt_gain,
             outdone=outdone,
@@ -493,7 +496,8 @@ class Recorder:
         return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
 
 
-def _now() -> str:
+def now() -> str:
+    """Return the date and time as files hold it: ISO 8601, UTC."""
     from datetime import datetime, timezone
 
     return datetime.now(timezone.utc).isoformat(timespec="seconds")

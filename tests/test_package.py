@@ -38,6 +38,7 @@ def test_metadata_says_what_it_is() -> None:
         "dev",
         "embedded",
         "history",
+        "html",
         "records",
         "server",
         "tensorrt-llm",

@@ -37,6 +37,8 @@ from pytest_inferperf.model.results import (
     CaseResult,
     Comparison,
     EngineInfo,
+    Flip,
+    Flips,
     Frontier,
     Hardware,
     PerformanceResult,
@@ -386,7 +388,10 @@ def _workload(data: Mapping[str, Any]) -> Workload:
 
 def _accuracy_to_json(accuracy: AccuracyResult) -> dict[str, Any]:
     flags, asked, repeat = accuracy.unparseable, accuracy.asked, accuracy.repeat
-    return _as_dict(accuracy) | {
+    data = {name: value for name, value in _as_dict(accuracy).items() if name not in ("texts", "flips")}
+    if accuracy.flips:
+        data["flips"] = [_as_dict(item) | {"shown": [_as_dict(flip) for flip in item.shown]} for item in accuracy.flips]
+    return data | {
         "outcomes": encode(accuracy.outcomes, floats="float64"),
         "asked": None if asked is None else encode_bits(asked),
         "groups": None if accuracy.groups is None else list(accuracy.groups),
@@ -408,6 +413,10 @@ def _accuracy_from_json(data: Mapping[str, Any], where: str) -> AccuracyResult:
         **{
             **data,
             **flags,
+            "flips": tuple(
+                Flips(**{**item, "shown": tuple(Flip(**flip) for flip in item["shown"])})
+                for item in data.get("flips", ())
+            ),
             "outcomes": outcomes,
             "groups": None if groups is None else tuple(groups),
             "repeat": None if repeat is None else Repeat(**repeat),

@@ -27,6 +27,7 @@ from pytest_inferperf.errors import InferperfError, InvalidRun, TaskError, choic
 from pytest_inferperf.evaluate.interim import Asking, Documents, Interim, Sample, Stopped, half
 from pytest_inferperf.evaluate.isolation import FEWSHOT_SEED, isolated
 from pytest_inferperf.evaluate.tasks import FoundTask, find_task
+from pytest_inferperf.evaluate.texts import texts_of
 from pytest_inferperf.model.case import Task
 from pytest_inferperf.model.results import AccuracyResult
 
@@ -225,6 +226,7 @@ def _collect(
         logprobs=_logprobs(found, answered, asking.order(planned, documents.groups) if asking else range(planned)),
         unparseable=tuple(unparseable) if parsed else None,
         scores=scores,
+        texts=texts_of(found, documents, answered),
     )
 
 

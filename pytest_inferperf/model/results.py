@@ -15,9 +15,12 @@ __all__ = [
     "UNVERIFIED",
     "Abba",
     "AccuracyResult",
+    "Answered",
     "CaseResult",
     "Comparison",
     "EngineInfo",
+    "Flip",
+    "Flips",
     "Frontier",
     "Hardware",
     "PerformanceResult",
@@ -173,6 +176,46 @@ class Repeat:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Answered:
+    """A document as it was asked and answered, cut to a length that people read. Nothing is judged by it."""
+
+    prompt: str
+    expected: str
+    answer: str
+    choices: tuple[str, ...] = ()
+    """What there was to choose from; empty where the answer is generated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flip:
+    """A document that the candidate answered right and the reference wrong, or the other way round."""
+
+    document: int
+    """Its number in the task."""
+
+    lost: bool
+    """Whether the reference was right and the candidate is wrong; a gain where False."""
+
+    prompt: str
+    expected: str
+    answer: str
+    """The candidate's."""
+
+    reference_answer: str | None = None
+    """None where only whether it was right is stored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flips:
+    """The documents that flipped against one reference: all are counted, some are shown."""
+
+    reference: str
+    lost: int
+    gained: int
+    shown: tuple[Flip, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class AccuracyResult:
     """The answers to one task: a score, and the outcome of every document."""
 
@@ -213,6 +256,11 @@ class AccuracyResult:
     """Every metric lm-eval reports for the task."""
 
     duration_s: float = 0.0
+    texts: Mapping[int, Answered] | None = field(default=None, compare=False, repr=False)
+    """Document number to its texts, for the documents asked. Never written: of them, a result file has `flips`."""
+
+    flips: tuple[Flips, ...] = ()
+    """What flipped against each reference that it was judged by."""
 
     @property
     def planned(self) -> int:

@@ -31,6 +31,7 @@ for _name in (
     "evaluate.run",
     "collection",
     "fixture",
+    "flips",
     "gates.asking",
     "gates.drift",
     "judging",
@@ -52,10 +53,13 @@ for _name in (
     "report.ci",
     "report.junit",
     "report.lines",
+    "report.page.content",
+    "report.page.write",
     "report.plan",
     "report.progress",
     "report.run",
     "hiding",
+    "html",
     "report.secrets",
     "session",
     "settings",
@@ -63,7 +67,7 @@ for _name in (
 ):
     importlib.import_module(f"pytest_inferperf.{_name}")
 # C extensions refuse to be loaded twice.
-for _name in ("numpy", "scipy.special", "scipy.stats", "jsonschema"):
+for _name in ("numpy", "scipy.special", "scipy.stats", "jsonschema", "markupsafe"):
     importlib.import_module(_name)
 
 PROJECT = Path(__file__).parent / "project"

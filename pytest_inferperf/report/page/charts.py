@@ -1,0 +1,328 @@
+"""Charts as plain data for plotly.js: what is drawn is decided here, how it looks by the page.
+
+A color is the name of a custom property of the page's style (`--candidate`), so that a chart follows light and dark.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from pytest_inferperf.baselines.entries import MetricBaseline, PerformanceEntry
+from pytest_inferperf.baselines.result_file import ResultRecord
+from pytest_inferperf.errors import MarkError
+from pytest_inferperf.model.metrics import parse_metric
+from pytest_inferperf.model.results import CaseResult, PerformanceResult
+from pytest_inferperf.model.verdicts import GateVerdict
+from pytest_inferperf.report.lines import number, plural
+
+if TYPE_CHECKING:
+    from pytest_inferperf.history.series import Series, StepFound
+
+__all__ = ["Chart", "distribution", "frontier", "metric_names", "sessions", "trend_line"]
+
+CANDIDATE, BASELINE, BAND, LIMIT, STEP = "--candidate", "--baseline", "--band", "--fail", "--step"
+UNGATED = ("output_throughput", "ttft_ms.p50", "tpot_ms.p50")
+"""What is drawn of a case that gates no metric of its own."""
+
+PERCENTILES = ("p50", "p90", "p95", "p99")
+LATENCIES = ("ttft_ms", "tpot_ms", "itl_ms", "e2e_latency_ms")
+PER_USER, PER_GPU = "output_throughput_per_user", "output_throughput_per_gpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """One chart."""
+
+    title: str
+    summary: str
+    """What it shows, for those who do not see it."""
+
+    figure: Mapping[str, Any]
+    """`data` and `layout` of plotly.js."""
+
+    def shown(self, hide: Callable[[str], str]) -> Chart:
+        """Return it without secrets, and without what plotly.js would read as markup."""
+
+        def safe(value: Any) -> Any:
+            if isinstance(value, str):
+                return html.escape(hide(value), quote=False)
+            if isinstance(value, Mapping):
+                return {key: safe(item) for key, item in value.items()}
+            return [safe(item) for item in value] if isinstance(value, list | tuple) else value
+
+        return replace(self, title=hide(self.title), summary=hide(self.summary), figure=safe(self.figure))
+
+
+def metric_names(record: ResultRecord) -> list[str]:
+    """Return the metrics of a case that are drawn: those of its gates, else a few that say most."""
+    performance = record.result.performance
+    if performance is None:
+        return []
+    measured = {name for session in performance.sessions for item in session.rounds for name in item.metrics}
+    gated = [item.gate for item in record.verdicts if item.gate in measured]
+    return list(dict.fromkeys(gated)) or [name for name in UNGATED if name in measured]
+
+
+def sessions(
+    performance: PerformanceResult,
+    name: str,
+    verdict: GateVerdict | None,
+    baseline: MetricBaseline | None,
+    load: str = "",
+) -> Chart:
+    """Every round of every session, beside those of the baseline, its band and the limit.
+
+    The band spans the medians of the baseline's sessions.
+    """
+    mine = [values for values in performance.rounds(name) if values]
+    stored = [list(values) for values in baseline.sessions] if baseline is not None else []
+    levels = [median(values) for values in stored]
+    data = [
+        *_rounds("baseline", stored, [f"b{place}" for place in range(1, len(stored) + 1)], BASELINE),
+        *_rounds("this run", mine, [f"s{place}" for place in range(1, len(mine) + 1)], CANDIDATE),
+    ]
+    shapes: list[dict[str, Any]] = []
+    if levels:
+        shapes.append(_across(min(levels), max(levels), fillcolor=BAND, line={"width": 0}, layer="below"))
+    level = baseline.level if baseline is not None else verdict.baseline if verdict is not None else None
+    if level is not None:
+        shapes.append(_across(level, level, line={"color": BASELINE, "width": 1.5, "dash": "dot"}))
+    limit = verdict.limit if verdict is not None else None
+    notes = []
+    if limit is not None:
+        shapes.append(_across(limit, limit, line={"color": LIMIT, "width": 1.5}))
+        notes.append(_label(f"limit {number(limit)}", limit))
+    unit = _unit(name)
+    value = performance.median(name)
+    against = f"; baseline {number(level)}" if level is not None else "; no baseline"
+    bound = f", limit {number(limit)}" if limit is not None else ""
+    return Chart(
+        title=f"{load}{name}",
+        summary=f"{load}{name}: {number(value)} {unit} in {plural(len(mine), 'session')}{against}{bound}",
+        figure={
+            "data": data,
+            "layout": {
+                "xaxis": {"title": {"text": "session"}, "type": "category"},
+                "yaxis": {"title": {"text": unit}},
+                "shapes": shapes,
+                "annotations": notes,
+            },
+        },
+    )
+
+
+def _rounds(label: str, found: Sequence[Sequence[float]], names: Sequence[str], color: str) -> list[dict[str, Any]]:
+    if not found:
+        return []
+    pairs = [(name, value) for name, values in zip(names, found, strict=True) for value in values]
+    return [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": f"{label}: rounds",
+            "x": [name for name, _ in pairs],
+            "y": [value for _, value in pairs],
+            "marker": {"color": color, "size": 6, "opacity": 0.55},
+        },
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": f"{label}: median of a session",
+            "x": list(names),
+            "y": [median(values) for values in found],
+            "marker": {"color": color, "size": 16, "symbol": "line-ew-open", "line": {"width": 3, "color": color}},
+        },
+    ]
+
+
+def distribution(result: CaseResult, stored: Mapping[str, MetricBaseline], load: str = "") -> list[Chart]:
+    """Draw each latency from its median to its 99th percentile, this run's beside the baseline's."""
+    charts = []
+    for metric in LATENCIES if result.performance is not None else ():
+        assert result.performance is not None
+        names = {percentile: f"{metric}.{percentile}" for percentile in PERCENTILES}
+        mine = {at: value for at, name in names.items() if (value := result.performance.median(name)) is not None}
+        old = {at: stored[name].level for at, name in names.items() if name in stored}
+        if len(mine) < 2:
+            continue
+        lines = (("baseline", old, BASELINE), ("this run", mine, CANDIDATE))
+        charts.append(
+            Chart(
+                title=f"{load}{metric}: distribution",
+                summary=f"{load}{metric}: " + ", ".join(f"{at} {number(value)} ms" for at, value in mine.items()),
+                figure={
+                    "data": [
+                        {
+                            "type": "scatter",
+                            "mode": "lines+markers",
+                            "name": label,
+                            "x": list(values),
+                            "y": list(values.values()),
+                            "line": {"color": color},
+                        }
+                        for label, values, color in lines
+                        if len(values) > 1
+                    ],
+                    "layout": {
+                        "xaxis": {"title": {"text": "percentile of the requests"}, "type": "category"},
+                        "yaxis": {"title": {"text": "ms"}, "rangemode": "tozero"},
+                    },
+                },
+            )
+        )
+    return charts
+
+
+def frontier(points: Sequence[tuple[CaseResult, PerformanceEntry | None]]) -> list[Chart]:
+    """Draw throughput against interactivity over the loads of a sweep, with the points no other point dominates joined."""
+    mine, old = [], []
+    for result, entry in points:
+        load = result.case.workload.load_name if result.case.workload is not None else ""
+        measured = result.performance
+        if measured is not None:
+            mine.append((measured.median(PER_USER), measured.median(PER_GPU), load))
+        if entry is not None and PER_USER in entry.metrics and PER_GPU in entry.metrics:
+            old.append((entry.metrics[PER_USER].level, entry.metrics[PER_GPU].level, load))
+    known = [(x, y, load) for x, y, load in mine if x is not None and y is not None]
+    if not known:
+        return []
+    data = [
+        *_frontier("baseline", old, BASELINE),
+        *_frontier("this run", known, CANDIDATE),
+    ]
+    return [
+        Chart(
+            title="throughput against interactivity",
+            summary="frontier: "
+            + "; ".join(f"{load} {number(x)} tok/s/user, {number(y)} tok/s/GPU" for x, y, load in known),
+            figure={
+                "data": data,
+                "layout": {
+                    "xaxis": {"title": {"text": "tok/s/user"}, "rangemode": "tozero"},
+                    "yaxis": {"title": {"text": "tok/s/GPU"}, "rangemode": "tozero"},
+                },
+            },
+        )
+    ]
+
+
+def _frontier(label: str, points: Sequence[tuple[float, float, str]], color: str) -> list[dict[str, Any]]:
+    if not points:
+        return []
+    best = sorted(one for one in points if not any(_dominates(other, one) for other in points))
+    return [
+        {
+            "type": "scatter",
+            "mode": "markers+text",
+            "name": label,
+            "x": [x for x, _, _ in points],
+            "y": [y for _, y, _ in points],
+            "text": [load for _, _, load in points],
+            "textposition": "top center",
+            "marker": {"color": color, "size": 9},
+        },
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": f"{label}: frontier",
+            "x": [x for x, _, _ in best],
+            "y": [y for _, y, _ in best],
+            "line": {"color": color, "width": 2},
+        },
+    ]
+
+
+def _dominates(other: tuple[float, float, str], one: tuple[float, float, str]) -> bool:
+    return other[0] >= one[0] and other[1] >= one[1] and (other[0] > one[0] or other[1] > one[1])
+
+
+def trend_line(series: Series, steps: Sequence[StepFound]) -> Chart:
+    """Draw a metric over the results of a store, with the level between its steps."""
+    values = list(series.values)
+    cuts = [0, *(step.at for step in steps), len(values)]
+    level = [median(values[low:high]) for low, high in pairwise(cuts) for _ in range(low, high)]
+    worse = [step for step in steps if not step.better]
+    unit = "points" if series.is_score else "%"
+    told = [f"{'better' if step.better else 'worse'} by {abs(step.change):.1f} {unit}" for step in steps]
+    runs = list(range(series.older + 1, series.older + len(values) + 1))
+    return Chart(
+        title=series.label,
+        summary=f"{series.label}: {plural(len(values), 'result')}; " + (", ".join(told) if told else "no step"),
+        figure={
+            "data": [
+                {
+                    "type": "scatter",
+                    "mode": "markers",
+                    "name": "result",
+                    "x": runs,
+                    "y": values,
+                    "marker": {"color": CANDIDATE, "size": 5},
+                },
+                {
+                    "type": "scatter",
+                    "mode": "lines",
+                    "name": "level",
+                    "x": runs,
+                    "y": level,
+                    "line": {"color": STEP if steps else BASELINE, "shape": "hv", "width": 2},
+                },
+            ],
+            "layout": {
+                "xaxis": {"title": {"text": "result, oldest first"}},
+                "yaxis": {"title": {"text": series.unit}},
+                "shapes": [
+                    {
+                        "type": "line",
+                        "yref": "paper",
+                        "y0": 0,
+                        "y1": 1,
+                        "x0": runs[step.at] - 0.5,
+                        "x1": runs[step.at] - 0.5,
+                        "line": {"color": LIMIT if step in worse else STEP, "dash": "dot", "width": 1},
+                    }
+                    for step in steps
+                ],
+                "annotations": [
+                    {
+                        "x": runs[step.at] - 0.5,
+                        "y": 1,
+                        "yref": "paper",
+                        "yanchor": "bottom",
+                        "showarrow": False,
+                        "text": text,
+                    }
+                    for step, text in zip(steps, told, strict=True)
+                ],
+            },
+        },
+    )
+
+
+def _across(low: float, high: float, **look: Any) -> dict[str, Any]:
+    kind = "line" if low == high else "rect"
+    return {"type": kind, "xref": "paper", "x0": 0, "x1": 1, "y0": low, "y1": high, **look}
+
+
+def _label(text: str, y: float) -> dict[str, Any]:
+    return {
+        "text": text,
+        "xref": "paper",
+        "x": 1,
+        "y": y,
+        "xanchor": "right",
+        "yanchor": "bottom",
+        "showarrow": False,
+        "font": {"color": LIMIT},
+    }
+
+
+def _unit(name: str) -> str:
+    try:
+        return parse_metric(name).metric.unit
+    except MarkError:
+        return ""

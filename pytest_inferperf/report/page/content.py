@@ -1,0 +1,279 @@
+"""What the page shows beyond the other faces: sessions beside the baseline's, frontiers, flips, contexts, trends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import isclose
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_inferperf.baselines.entries import (
+    AccuracyEntry,
+    Anchor,
+    MetricBaseline,
+    Missing,
+    PerformanceEntry,
+    accuracy_key,
+    performance_key,
+)
+from pytest_inferperf.baselines.result_file import ResultRecord, record_points
+from pytest_inferperf.baselines.store import lookup_accuracy, lookup_performance
+from pytest_inferperf.errors import BaselineError, InferperfError
+from pytest_inferperf.model.results import CaseResult, Flip, Flips
+from pytest_inferperf.report.lines import number
+from pytest_inferperf.report.page.charts import Chart, distribution, frontier, metric_names, sessions, trend_line
+from pytest_inferperf.report.run import CaseReport, RunReport
+
+if TYPE_CHECKING:
+    from pytest_inferperf.baselines.against import RunReference
+    from pytest_inferperf.history.series import Trend
+
+__all__ = ["CasePage", "Page", "Where", "page_of"]
+
+MOST_TRENDS = 40
+"""Trend lines of a page; those with the newest steps come first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """Where a page finds what its result file does not hold."""
+
+    baselines: Path
+    against: RunReference | None = None
+    """The run that was compared with in the place of the baseline files."""
+
+    history: Path | None = None
+    """A folder of earlier results; None for a page without trends."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CasePage:
+    """One test."""
+
+    report: CaseReport
+    engine: str
+    """Model, precision and hardware in one line."""
+
+    charts: tuple[Chart, ...]
+    flips: tuple[Flips, ...]
+    moved: tuple[tuple[str, str, str], ...]
+    """Facts of the context that are not those of the baseline: name, baseline's, this run's."""
+
+    configuration: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+    """Anchors and provenance of the baseline, and why there is none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """Everything that the page shows; every text without secrets."""
+
+    report: RunReport
+    cases: tuple[CasePage, ...]
+    """In the order of `report.worst_first`."""
+
+    trends: tuple[Chart, ...]
+    notes: tuple[str, ...]
+    """What is not shown, and why."""
+
+
+def page_of(records: Sequence[ResultRecord], report: RunReport, where: Where, *, hide: Callable[[str], str]) -> Page:
+    """Put together a page of records and of the report that was made of them, in the same order."""
+    mine = {id(case): record for case, record in zip(report.cases, records, strict=True)}
+    trends, notes = _trends(records, where.history, hide)
+    return Page(
+        report=report,
+        cases=tuple(_case(case, mine[id(case)], where, hide) for case in report.worst_first),
+        trends=trends,
+        notes=tuple(map(hide, notes)),
+    )
+
+
+def _case(report: CaseReport, record: ResultRecord, where: Where, hide: Callable[[str], str]) -> CasePage:
+    result, notes = record.result, list[str]()
+    charts: list[Chart] = []
+    context: Mapping[str, str] = {}
+    points: list[tuple[CaseResult, PerformanceEntry | None]] = []
+    for point in record_points(record):
+        entry = _performance(point, where, notes)
+        points.append((point.result, entry))
+        context = entry.context if entry is not None else context
+        load = f"{point.result.case.workload.load_name} " if result.frontier and point.result.case.workload else ""
+        stored = entry.metrics if entry is not None else {}
+        charts += _session_charts(point, stored, load, notes)
+        charts += distribution(point.result, stored, load)
+        notes += [_anchor(f"{load}{name}", item.anchor) for name, item in stored.items() if item.anchor is not None]
+    if result.frontier is not None:
+        charts = [*frontier(points), *charts]
+    context = _accuracy_context(record, where, notes) or context
+    return CasePage(
+        report=report,
+        engine=hide(_engine(result)),
+        charts=tuple(chart.shown(hide) for chart in charts),
+        flips=tuple(_hidden(item, hide) for item in (result.accuracy.flips if result.accuracy is not None else ())),
+        moved=tuple(
+            (hide(name), hide(before), hide(after))
+            for name in sorted({*context, *result.context})
+            if context and (before := context.get(name, "-")) != (after := result.context.get(name, "-"))
+        ),
+        configuration=tuple((hide(name), hide(value)) for name, value in _configuration(result)),
+        notes=tuple(map(hide, dict.fromkeys(notes))),
+    )
+
+
+def _performance(record: ResultRecord, where: Where, notes: list[str]) -> PerformanceEntry | None:
+    result = record.result
+    if result.case.workload is None or result.engine is None or result.performance is None:
+        return None
+    try:
+        found = (
+            where.against.performance(result.case, result.engine.hardware, nodeid=record.nodeid)
+            if where.against is not None
+            else lookup_performance(where.baselines, result.engine.hardware, result.case)
+        )
+    except BaselineError as error:
+        notes.append(str(error))
+        return None
+    if isinstance(found, Missing):
+        notes.append(f"no baseline: {found.path}: {found.reason} (key {found.key})")
+        return None
+    if found.provenance.recorded:
+        notes.append(f"baseline of {found.provenance.recorded}: {found.provenance.reason or 'no reason given'}")
+    return found
+
+
+def _accuracy_context(record: ResultRecord, where: Where, notes: list[str]) -> Mapping[str, str]:
+    result = record.result
+    if result.case.task is None or result.accuracy is None or where.against is not None:
+        return {}
+    try:
+        found = lookup_accuracy(where.baselines, result.case, result.accuracy.metric)
+    except BaselineError as error:
+        notes.append(str(error))
+        return {}
+    if not isinstance(found, AccuracyEntry):
+        notes.append(f"no baseline: {found.path}: {found.reason} (key {found.key})")
+        return {}
+    notes += [_anchor(name, item.anchor) for name, item in found.scores.items() if item.anchor is not None]
+    own = found.scores.get(result.case.engine.precision)
+    return own.context if own is not None else {}
+
+
+def _session_charts(
+    record: ResultRecord, stored: Mapping[str, MetricBaseline], load: str, notes: list[str]
+) -> list[Chart]:
+    performance = record.result.performance
+    if performance is None:
+        return []
+    verdicts = {item.gate: item for item in record.verdicts}
+    charts = []
+    for name in metric_names(record):
+        verdict, baseline = verdicts.get(name), stored.get(name)
+        judged = verdict.baseline if verdict is not None else None
+        if baseline is not None and judged is not None and not isclose(baseline.level, judged, rel_tol=1e-6):
+            notes.append(
+                f"{load}{name}: the baseline has changed since this run was judged; its sessions are not drawn"
+            )
+            baseline = None
+        charts.append(sessions(performance, name, verdict, baseline, load))
+    return charts
+
+
+def _anchor(name: str, anchor: Anchor) -> str:
+    when = f", recorded {anchor.recorded}" if anchor.recorded else ""
+    commit = f", commit {anchor.commit}" if anchor.commit else ""
+    return f"anchor of {name}: {number(anchor.level)}, the best before a regression was accepted{when}{commit}"
+
+
+def _engine(result: CaseResult) -> str:
+    engine = result.case.engine
+    where = "" if result.engine is None else f" on {result.engine.hardware.name} x{result.engine.hardware.count}"
+    return f"{engine.served_model_name} {engine.precision}{where}"
+
+
+def _configuration(result: CaseResult) -> list[tuple[str, str]]:
+    """Flatten what the engine says it is, and what the case asked for."""
+    found: list[tuple[str, str]] = []
+    if result.engine is not None:
+        engine = result.engine
+        found += [
+            ("backend", engine.backend),
+            ("hardware", f"{engine.hardware.name} x{engine.hardware.count}"),
+            ("quantization", engine.quant_algo or "none"),
+            ("KV cache quantization", engine.kv_cache_quant_algo or "none"),
+            ("compute dtype", engine.compute_dtype),
+            ("longest sequence", f"{engine.max_model_len} tokens"),
+            ("checkpoint", engine.checkpoint),
+            ("checkpoint hash", engine.checkpoint_hash),
+            ("load time", f"{engine.load_s:.1f} s"),
+        ]
+        found += [(f"option {name}", _text(value)) for name, value in sorted(engine.options.items())]
+        found += [(f"version of {name}", value) for name, value in sorted(engine.versions.items())]
+    case = {name: values for name, values in result.case.to_json().items() if values is not None}
+    found += [
+        (f"{part}.{name}", _text(value))
+        for part, values in case.items()
+        for name, value in sorted(values.items())
+        if value not in ("", None, {}, [])
+    ]
+    return found + sorted(result.context.items())
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str, sort_keys=True)
+
+
+def _hidden(flips: Flips, hide: Callable[[str], str]) -> Flips:
+    def one(flip: Flip) -> Flip:
+        other = flip.reference_answer
+        return replace(
+            flip,
+            prompt=hide(flip.prompt),
+            expected=hide(flip.expected),
+            answer=hide(flip.answer),
+            reference_answer=None if other is None else hide(other),
+        )
+
+    return replace(flips, reference=hide(flips.reference), shown=tuple(map(one, flips.shown)))
+
+
+def _trends(
+    records: Sequence[ResultRecord], folder: Path | None, hide: Callable[[str], str]
+) -> tuple[tuple[Chart, ...], list[str]]:
+    """Draw what the cases of the run measured over time; say why not where that cannot be."""
+    if folder is None:
+        return (), []
+    from pytest_inferperf.history.series import find_trend
+    from pytest_inferperf.history.store import open_store
+
+    try:
+        store = open_store(str(folder), sealed=False)
+    except InferperfError as error:
+        return (), [f"no trends: {error}"]
+    try:
+        found = find_trend(store)
+    finally:
+        store.close()
+    notes = [f"trends: {item.file} was skipped: {item.reason}" for item in store.skipped[:20]]
+    return tuple(chart.shown(hide) for chart in _trend_charts(records, found)), notes
+
+
+def _trend_charts(records: Sequence[ResultRecord], found: Trend) -> list[Chart]:
+    wanted: set[tuple[str, str, str]] = set()
+    for record in records:
+        for point in record_points(record):
+            case, answers = point.result.case, point.result.accuracy
+            model = case.engine.served_model_name
+            if point.result.performance is not None and case.workload is not None:
+                wanted |= {(model, performance_key(case), name) for name in metric_names(point)}
+            if answers is not None and case.task is not None:
+                key = f"{case.engine.precision}-{accuracy_key(case, answers.metric)}"
+                wanted.add((model, key, answers.metric))
+    steps = {id(series): [step for step in found.steps if step.series is series] for series in found.series}
+    mine = [item for item in found.series if (item.model, item.case, item.metric) in wanted and len(item.values) > 1]
+    mine.sort(
+        key=lambda item: max((step.at - len(item.values) for step in steps[id(item)]), default=-(10**9)), reverse=True
+    )
+    return [trend_line(item, steps[id(item)]) for item in mine[:MOST_TRENDS]]

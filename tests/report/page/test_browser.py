@@ -1,0 +1,118 @@
+"""The page in a browser: headless Chromium opens it from the disk, and is told to use no network."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from pytest_inferperf.report.page.write import write_page
+from tests.report.page.planted import NEEDLE, SECRET, plant
+
+CHROMIUM = ("chromium", "google-chrome")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of the planted run."""
+    folder = tmp_path_factory.mktemp("page")
+    path = folder / "report.html"
+    write_page(path, plant(folder).page(), shown="report.html")
+    return path
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """A browser without a window. Where none is installed, tests fail: a page that nobody opened is not tested."""
+    found = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if found is None:
+        pytest.fail(
+            f"no browser on the PATH (looked for {', '.join(CHROMIUM)}): install one, such as by `make chromium`",
+            pytrace=False,
+        )
+    with sync_playwright() as playwright:
+        # Containers run as root, where Chromium has no sandbox; what it opens is our own file.
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+class Opened:
+    """A page that is open, and everything it said and asked for."""
+
+    def __init__(self, browser: Browser, path: Path, scheme: str = "light") -> None:
+        self.context = browser.new_context(color_scheme=scheme, offline=True)  # type: ignore[arg-type]
+        self.page: Page = self.context.new_page()
+        self.said: list[str] = []
+        self.asked: list[str] = []
+        self.page.on("console", lambda message: self.said.append(message.text))
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.goto(path.as_uri())
+
+    def shown(self, selector: str) -> list[str]:
+        """Return the texts of what is visible, each on one line."""
+        return [" ".join(one.inner_text().split()) for one in self.page.locator(selector).all() if one.is_visible()]
+
+
+@pytest.fixture
+def opened(chromium: Browser, written: Path) -> Iterator[Opened]:
+    """The page, open."""
+    page = Opened(chromium, written)
+    yield page
+    page.context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_opens_without_a_word_and_asks_for_nothing(chromium: Browser, written: Path, scheme: str) -> None:
+    opened = Opened(chromium, written, scheme)
+    opened.page.locator("#case-1 .plot").first.scroll_into_view_if_needed()
+    opened.page.locator("#case-1 .plot svg.main-svg").first.wait_for()
+    assert opened.said == []
+    assert opened.asked == [written.as_uri()]
+    assert "FAIL" in opened.page.title()
+    opened.context.close()
+
+
+def test_it_is_small(written: Path) -> None:
+    assert written.stat().st_size < 6_000_000
+
+
+def test_filters(opened: Opened) -> None:
+    assert len(opened.shown("#table tbody tr")) == 9
+    opened.page.select_option("#by-verdict", "PASS")
+    assert {row.split()[0] for row in opened.shown("#table tbody tr")} == {"PASS"}
+    opened.page.select_option("#by-verdict", "")
+    opened.page.select_option("#by-gate", "ttft_ms.p99")
+    assert len(opened.shown("#table tbody tr")) == 2
+    assert opened.shown("#count") == ["2 of 9 gates"]
+    opened.page.keyboard.press("Escape")
+    assert opened.shown("#count") == ["9 of 9 gates"]
+
+
+def test_a_flipped_document_is_found(opened: Opened) -> None:
+    opened.page.keyboard.press("/")
+    opened.page.keyboard.type("river runs")
+    (flip,) = opened.shown("details.flip")
+    assert flip.startswith("lost document 7")
+    assert NEEDLE in flip
+    assert "the Vltava" in flip
+    assert {row.split()[1] for row in opened.shown("#table tbody tr")} == {"test_answers.py::test_facts[NVFP4]"}
+
+
+def test_markup_in_names_and_answers_stays_text(opened: Opened) -> None:
+    opened.page.locator("#case-4 .plot").first.scroll_into_view_if_needed()
+    opened.page.locator("#case-4 .plot svg.main-svg").first.wait_for()
+    assert opened.page.locator("img").count() == 0
+    assert opened.page.title() != "owned"
+    assert opened.page.locator("body script:not([type])").count() == 1
+    assert "onerror=" in opened.page.locator("#case-4 > summary").inner_text()
+
+
+def test_no_secret_reaches_the_file(written: Path) -> None:
+    text = written.read_text()
+    assert SECRET not in text
+    assert "[hidden]" in text
