@@ -159,7 +159,7 @@ def test_published_entries_say_where_they_come_from_and_what_they_leave_open() -
         for task in read_accuracy(path).tasks.values()
         for score in task.scores.values()
     ]
-    assert (len(entries), len(scores)) == (4, 26)
+    assert (len(entries), len(scores)) == (4, 24)
     found: list[PerformanceEntry | ScoreEntry] = [*entries, *scores]
     for item in found:
         assert item.provenance.kind == "published"

@@ -7,10 +7,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from pytest_inferperf.errors import EngineError, MarkError, SettingsError, choices
+from pytest_inferperf.engines.checkpoint.sources import is_quantized
+from pytest_inferperf.errors import CheckpointError, EngineError, MarkError, SettingsError, choices
 from pytest_inferperf.marks.origin import Origin, existing
 from pytest_inferperf.model.case import EngineSpec
-from pytest_inferperf.model.quant import QAT, QUANTIZATIONS
+from pytest_inferperf.model.quant import BLOCK_SCALES, NO_LESSONS, NOT_MADE, QAT, QUANTIZATIONS
 
 __all__ = ["SERVERS", "engine_like", "make_engine"]
 
@@ -145,15 +146,14 @@ def _check_precision(values: Mapping[str, Any], folder: Path | None, origin: Ori
     if quant == "BF16" and (recipe or kv_cache != "auto"):
         given = f"recipe={recipe!r}" if recipe else f"kv_cache_dtype={kv_cache!r}"
         raise MarkError(f'inferperf: {given} needs a quantized checkpoint, and quant is BF16. Name one: quant="FP8".')
-    if recipe == QAT and not values.get("qat_dataset"):
-        raise MarkError(
-            'inferperf: recipe="qat" trains the quantized model. Give texts like those the model was trained on, and none '
-            'that a task asks: qat_dataset="texts.jsonl", a "text" field per line.'
-        )
+    built_here = folder is not None and not values.get("url") and _is_plain(folder)
+    if recipe == QAT and built_here and not values.get("qat_dataset"):
+        raise MarkError(f"inferperf: {NO_LESSONS}")
+    if quant == BLOCK_SCALES and built_here:
+        raise MarkError(f"inferperf: model={values['model']!r}: {NOT_MADE}")
     if not origin.backends:
         return
     row = QUANTIZATIONS.get(quant)
-    built_here = not values.get("url") and folder is not None and not (folder / "hf_quant_config.json").is_file()
     if row is not None and row.needs_calibration and built_here and not values.get("calib_dataset"):
         raise MarkError(
             f"inferperf: quant={quant!r} is calibrated. Give texts like those the model will see: "
@@ -162,3 +162,11 @@ def _check_precision(values: Mapping[str, Any], folder: Path | None, origin: Ori
     split = [f"{name}={values[name]}" for name in ("tp", "pp", "ep") if values.get(name, 1) != 1]
     if split and values["backend"] == "transformers":
         raise MarkError(f"inferperf: {', '.join(split)}: the transformers backend runs on one device.")
+
+
+def _is_plain(folder: Path) -> bool:
+    """Whether weights are not quantized yet. Of a hub id, only the download tells."""
+    try:
+        return not is_quantized(folder)
+    except CheckpointError as error:
+        raise MarkError(f"inferperf: {error}") from None

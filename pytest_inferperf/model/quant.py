@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pytest_inferperf.errors import choices
 
 __all__ = [
+    "BLOCK_SCALES",
     "KV_CACHE_DTYPES",
+    "NOT_MADE",
+    "NO_LESSONS",
     "QAT",
     "QUANTIZATIONS",
     "KvCacheDtype",
@@ -20,8 +23,21 @@ __all__ = [
     "split_precision",
 ]
 
+BLOCK_SCALES = "FP8_BLOCK_SCALES"
+"""FP8 with a scale for each block of weights, as DeepSeek releases it, under TensorRT-LLM's name. Read, and never made."""
+
 QAT = "qat"
 """The recipe that trains the quantized model before it is exported. Other weights, so another precision."""
+
+NOT_MADE = (
+    f'quant="{BLOCK_SCALES}" is read and never made, and these weights are plain. Give a checkpoint that has it, or '
+    'quant="FP8".'
+)
+
+NO_LESSONS = (
+    'recipe="qat" trains the quantized model, unless the checkpoint is one already. Give texts like those the model was '
+    'trained on, and none that a task asks: qat_dataset="texts.jsonl", a "text" field per line.'
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +48,10 @@ class Quantization:
     """What a mark says: `quant="NVFP4"`."""
 
     modelopt_config: str | None
-    """The ModelOpt configuration (a name in `mtq.config.choices`) that makes it; None for plain weights."""
+    """The ModelOpt configuration (a name in `mtq.config.choices`) that makes it; None for what is only read."""
 
     quant_algo: str | None
-    """What `hf_quant_config.json` says after export; None for plain weights."""
+    """What `hf_quant_config.json` says after export, and TensorRT-LLM once it is loaded; None for plain weights."""
 
     needs_calibration: bool
     """Whether its configuration measures activations on calibration texts."""
@@ -76,6 +92,15 @@ QUANTIZATIONS: dict[str, Quantization] = {
             quant_algo="FP8",
             needs_calibration=True,
             min_sm=89,
+            weight_bits=8,
+            activation_bits=8,
+        ),
+        Quantization(
+            name=BLOCK_SCALES,
+            modelopt_config=None,
+            quant_algo=BLOCK_SCALES,
+            needs_calibration=False,
+            min_sm=90,
             weight_bits=8,
             activation_bits=8,
         ),

@@ -15,7 +15,8 @@ pytestmark = [
     pytest.mark.requires_gpu(memory_gib=160),
 ]
 
-FP8 = pytest.mark.inferperf(model="deepseek-ai/DeepSeek-R1", quant="FP8")
+# DeepSeek's own weights: FP8 with a scale for each block.
+FP8 = pytest.mark.inferperf(model="deepseek-ai/DeepSeek-R1", quant="FP8_BLOCK_SCALES")
 SERVED = pytest.mark.inferperf(served_model_name="deepseek-r1")
 MTP = {"speculative": "mtp", "max_draft_len": 3}
 THROUGHPUT = {"attention_dp": True, "max_batch_size": 256}
@@ -57,7 +58,7 @@ def test_without_multi_token_prediction(inferperf: Inferperf) -> None:
 
 @SERVED
 @pytest.mark.inferperf(task=["mmlu", "gsm8k", "aime24", "gpqa_diamond_cot_zeroshot"])
-@pytest.mark.accuracy_loss_ceiling(reference="FP8", points=1.0)
+@pytest.mark.accuracy_loss_ceiling(reference="FP8_BLOCK_SCALES", points=1.0)
 def test_accuracy(inferperf: Inferperf) -> None:
     """NVFP4 loses at most a point to FP8; published: 0.0 to 0.5."""
     inferperf.evaluate()
@@ -65,7 +66,7 @@ def test_accuracy(inferperf: Inferperf) -> None:
 
 @SERVED
 @pytest.mark.inferperf(task="hendrycks_math500")
-@pytest.mark.accuracy_loss_ceiling(reference="FP8", points=1.5)
+@pytest.mark.accuracy_loss_ceiling(reference="FP8_BLOCK_SCALES", points=1.5)
 def test_accuracy_math(inferperf: Inferperf) -> None:
     """The published loss on MATH-500 is 1.2 points, above the ceiling of the other tasks."""
     inferperf.evaluate()
@@ -74,7 +75,7 @@ def test_accuracy_math(inferperf: Inferperf) -> None:
 @SERVED
 @FP8
 @pytest.mark.inferperf(task=["mmlu", "gsm8k", "aime24", "gpqa_diamond_cot_zeroshot", "hendrycks_math500"])
-@pytest.mark.accuracy_loss_ceiling(reference="FP8", points=1.0)
+@pytest.mark.accuracy_loss_ceiling(reference="FP8_BLOCK_SCALES", points=1.0)
 def test_reference(inferperf: Inferperf) -> None:
     """FP8 scores what is published; recorded, its answers are the reference, question by question."""
     inferperf.evaluate()

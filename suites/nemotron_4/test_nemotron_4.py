@@ -17,6 +17,10 @@ pytestmark = [
     pytest.mark.requires_gpu(sm=100, memory_gib=160),
 ]
 
+PTQ = pytest.mark.inferperf(quant="NVFP4")
+# These weights are trained already: the recipe gives their answers a place of their own beside those of PTQ.
+QAT = pytest.mark.inferperf(quant="NVFP4", recipe="qat")
+
 
 @pytest.mark.inferperf(model="nvidia/Nemotron-4-15B-Base", quant="BF16")
 @pytest.mark.accuracy_loss_ceiling(reference="BF16", points=1.0)
@@ -25,27 +29,19 @@ def test_reference_15b(inferperf: Inferperf) -> None:
     inferperf.evaluate()
 
 
-@pytest.mark.inferperf(model="nvidia/Nemotron-4-15B-Base-NVFP4", served_model_name="nemotron-4-15b-base", quant="NVFP4")
+@PTQ
+@pytest.mark.inferperf(model="nvidia/Nemotron-4-15B-Base-NVFP4", served_model_name="nemotron-4-15b-base")
 @pytest.mark.accuracy_loss_ceiling(reference="BF16", points=4.0)
 def test_ptq_15b(inferperf: Inferperf) -> None:
     """Quantized after training; published, on an unnamed task: 3.2 points lost."""
     inferperf.evaluate()
 
 
-# PTQ and QAT are one precision, so the name tells them apart; its BF16 answers are those of the same weights.
-@pytest.mark.inferperf(
-    model="nvidia/Nemotron-4-15B-Base-NVFP4-QAT", served_model_name="nemotron-4-15b-base-qat", quant="NVFP4"
-)
+@QAT
+@pytest.mark.inferperf(model="nvidia/Nemotron-4-15B-Base-NVFP4-QAT", served_model_name="nemotron-4-15b-base")
 @pytest.mark.accuracy_loss_ceiling(reference="BF16", points=1.0)
 def test_qat_15b(inferperf: Inferperf) -> None:
     """Fine-tuned in the format; published, on an unnamed task: 0.3 points gained."""
-    inferperf.evaluate()
-
-
-@pytest.mark.inferperf(model="nvidia/Nemotron-4-15B-Base", served_model_name="nemotron-4-15b-base-qat", quant="BF16")
-@pytest.mark.accuracy_loss_ceiling(reference="BF16", points=1.0)
-def test_reference_of_qat_15b(inferperf: Inferperf) -> None:
-    """The same BF16 answers, filed beside those of QAT."""
     inferperf.evaluate()
 
 
@@ -56,27 +52,17 @@ def test_reference_340b(inferperf: Inferperf) -> None:
     inferperf.evaluate()
 
 
-@pytest.mark.inferperf(
-    model="nvidia/Nemotron-4-340B-Base-NVFP4", served_model_name="nemotron-4-340b-base", quant="NVFP4"
-)
+@PTQ
+@pytest.mark.inferperf(model="nvidia/Nemotron-4-340B-Base-NVFP4", served_model_name="nemotron-4-340b-base")
 @pytest.mark.accuracy_loss_ceiling(reference="BF16", points=1.0)
 def test_ptq_340b(inferperf: Inferperf) -> None:
     """Quantized after training; published, on an unnamed task: 0.3 points lost."""
     inferperf.evaluate()
 
 
-# PTQ and QAT are one precision, so the name tells them apart; its BF16 answers are those of the same weights.
-@pytest.mark.inferperf(
-    model="nvidia/Nemotron-4-340B-Base-NVFP4-QAT", served_model_name="nemotron-4-340b-base-qat", quant="NVFP4"
-)
+@QAT
+@pytest.mark.inferperf(model="nvidia/Nemotron-4-340B-Base-NVFP4-QAT", served_model_name="nemotron-4-340b-base")
 @pytest.mark.accuracy_loss_ceiling(reference="BF16", points=1.0)
 def test_qat_340b(inferperf: Inferperf) -> None:
     """Fine-tuned in the format; published, on an unnamed task: 0.3 points gained."""
-    inferperf.evaluate()
-
-
-@pytest.mark.inferperf(model="nvidia/Nemotron-4-340B-Base", served_model_name="nemotron-4-340b-base-qat", quant="BF16")
-@pytest.mark.accuracy_loss_ceiling(reference="BF16", points=1.0)
-def test_reference_of_qat_340b(inferperf: Inferperf) -> None:
-    """The same BF16 answers, filed beside those of QAT."""
     inferperf.evaluate()

@@ -24,6 +24,7 @@ def spec(**values: Any) -> EngineSpec:
         ({"quant": "NVFP4", "tp": 8}, 100, 8),
         ({"quant": "W4A8_NVFP4_FP8"}, 100, 1),
         ({"quant": "FP8", "tp": 2, "pp": 2}, 89, 4),
+        ({"quant": "FP8_BLOCK_SCALES", "tp": 8}, 90, 8),
         ({"quant": "FP8", "kv_cache_dtype": "nvfp4"}, 100, 1),
         ({"quant": "BF16", "tp": 8}, 80, 8),
         ({"quant": "NVFP4_AWQ_LITE_CFG"}, 0, 1),

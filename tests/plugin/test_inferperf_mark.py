@@ -100,7 +100,7 @@ WRONG = {
         'inferperf(model="tiny-llama", quant="nvfp4", isl=1, osl=1)',
         [
             "*inferperf: unknown quant 'nvfp4'.",
-            "Did you mean 'NVFP4'? Quantizations: BF16, FP8, INT4_AWQ, NVFP4, W4A16_NVFP4, W4A8_NVFP4_FP8. Or a ModelOpt "
+            "Did you mean 'NVFP4'? Quantizations: BF16, FP8, FP8_BLOCK_SCALES, INT4_AWQ, NVFP4, W4A16_NVFP4, W4A8_NVFP4_FP8. Or a ModelOpt "
             "configuration name such as NVFP4_AWQ_LITE_CFG.",
         ],
     ),
@@ -157,7 +157,11 @@ WRONG = {
     ),
     "training without texts": (
         'inferperf(model="tiny-llama", quant="NVFP4", recipe="qat", isl=1, osl=1)',
-        ['*inferperf: recipe="qat" trains the quantized model. Give texts *qat_dataset="texts.jsonl", *'],
+        ['*inferperf: recipe="qat" trains the quantized model, *. Give texts *qat_dataset="texts.jsonl", *'],
+    ),
+    "a format that is not made": (
+        'inferperf(model="tiny-llama", quant="FP8_BLOCK_SCALES", isl=1, osl=1)',
+        ["*inferperf: model='*tiny-llama': quant=\"FP8_BLOCK_SCALES\" is read and never made, and these weights are *"],
     ),
     "training of plain weights": (
         'inferperf(model="tiny-llama", recipe="qat", isl=1, osl=1)',

@@ -20,7 +20,7 @@ from pytest_inferperf.engines.hardware import find_gpus
 from pytest_inferperf.engines.interface import Progress
 from pytest_inferperf.errors import CheckpointError
 from pytest_inferperf.model.case import EngineSpec
-from pytest_inferperf.model.quant import QAT
+from pytest_inferperf.model.quant import BLOCK_SCALES, NO_LESSONS, NOT_MADE, QAT
 from pytest_inferperf.model.results import slug
 
 __all__ = [
@@ -77,6 +77,8 @@ def ensure_checkpoint(spec: EngineSpec, *, cache_dir: Path | None = None, build:
     if spec.quant == "BF16":
         asked = f"recipe={spec.recipe!r}" if spec.recipe else f"kv_cache_dtype={spec.kv_cache_dtype!r}"
         raise CheckpointError(f"quant='BF16' with {asked}: plain weights are used as they are; name a quantization")
+    if spec.quant == BLOCK_SCALES:
+        raise CheckpointError(f"model {spec.model}: {NOT_MADE}")
     read_headers(source)
     root = (cache_dir or default_cache_dir()).expanduser().absolute()
     with _disk_errors(root):
@@ -118,6 +120,8 @@ def key_inputs(spec: EngineSpec, source: Path, root: Path, *, read_at_most: int 
         calibration = {"sha256": memo.hash(path), "size": spec.calib_size}
     trained: dict[str, Any] = {}
     if spec.recipe == QAT:
+        if not spec.qat_dataset:
+            raise CheckpointError(f"model {spec.model}: {NO_LESSONS}")
         path = Path(spec.qat_dataset)
         if not path.is_file():
             raise CheckpointError(f"qat_dataset {path}: no such file")

@@ -9,11 +9,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from pytest_inferperf.engines.checkpoint.block_scales import BLOCK, check_block_scales, is_block_scaled
 from pytest_inferperf.engines.checkpoint.formats import FORMATS, KV_SCALES, Format
 from pytest_inferperf.engines.checkpoint.sources import Tensor, read_headers, read_json, read_scalar
 from pytest_inferperf.errors import CheckpointError
 from pytest_inferperf.model.case import EngineSpec
-from pytest_inferperf.model.quant import KV_CACHE_DTYPES, QUANTIZATIONS
+from pytest_inferperf.model.quant import BLOCK_SCALES, KV_CACHE_DTYPES, QUANTIZATIONS
 
 __all__ = ["Conformance", "QuantConfig", "check_checkpoint", "read_quant_config"]
 
@@ -25,7 +26,7 @@ _PLAIN_DTYPES = ("BF16", "F16", "F32")
 
 @dataclass(frozen=True, kw_only=True)
 class QuantConfig:
-    """The quantization section of a checkpoint, the same in both files that hold it."""
+    """The quantization section of a checkpoint, the same in both files of a ModelOpt export."""
 
     quant_algo: str | None
     kv_cache_quant_algo: str | None
@@ -50,7 +51,7 @@ class Conformance:
 
 
 def read_quant_config(folder: Path) -> QuantConfig:
-    """Read hf_quant_config.json and config.json and require that they agree.
+    """Read hf_quant_config.json and config.json and require that they agree; of DeepSeek's own format, config.json alone.
 
     Raises `CheckpointError` naming both values.
     """
@@ -58,6 +59,13 @@ def read_quant_config(folder: Path) -> QuantConfig:
     embedded = read_json(folder / "config.json").get("quantization_config")
     if not path.is_file() and not embedded:
         return QuantConfig(quant_algo=None, kv_cache_quant_algo=None, group_size=None, exclude_modules=())
+    if not path.is_file() and embedded is not None and is_block_scaled(folder, embedded):
+        return QuantConfig(
+            quant_algo=BLOCK_SCALES,
+            kv_cache_quant_algo=None,
+            group_size=BLOCK,
+            exclude_modules=tuple(embedded.get("modules_to_not_convert") or ()),
+        )
     section = read_json(path).get("quantization") if path.is_file() else None
     if section is None and path.is_file():
         raise CheckpointError(f'{path}: no "quantization" section')
@@ -113,6 +121,10 @@ def check_checkpoint(folder: Path, spec: EngineSpec, *, source: Path | None = No
         _check_plain(tensors)
         _check_kv_scales(folder, tensors, config)
         return Conformance(config=config, quantized=(), bits_per_parameter=None)
+    if config.quant_algo == BLOCK_SCALES:
+        names, bits = check_block_scales(folder, tensors, config.exclude_modules)
+        _check_kv_scales(folder, tensors, config)
+        return Conformance(config=config, quantized=tuple(names), bits_per_parameter=bits)
     layout = FORMATS.get(config.quant_algo)
     if layout is None:
         raise CheckpointError(

@@ -51,6 +51,14 @@ def write_checkpoint(folder: Path, quant: str | None = None, kv_cache: str | Non
     return folder
 
 
+def write_block_scaled(folder: Path) -> Path:
+    """Write a checkpoint as DeepSeek does, without a file of ModelOpt's."""
+    path = write_checkpoint(folder) / "config.json"
+    section = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": section}))
+    return folder
+
+
 def write_weights(folder: Path) -> Path:
     """Add one plain matrix: what is checked of a checkpoint before an engine loads it."""
     header = json.dumps({"model.weight": {"dtype": "BF16", "shape": [2, 2], "data_offsets": [0, 8]}}).encode()
@@ -64,6 +72,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         "BF16": write_checkpoint(root / "bf16"),
         "FP8": write_checkpoint(root / "fp8", "FP8", "FP8"),
+        "FP8_BLOCK_SCALES": write_block_scaled(root / "deepseek"),
         "NVFP4": write_checkpoint(root / "nvfp4", "NVFP4", "FP8"),
     }
 

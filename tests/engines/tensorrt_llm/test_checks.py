@@ -55,6 +55,18 @@ def test_a_case_that_fits_is_collected(collect: Any) -> None:
     assert collect(quantized="FP8", kv_cache="FP8", quant="FP8", kv_cache_dtype="fp8").engine.quant == "FP8"
 
 
+def test_deepseeks_own_fp8_is_collected_under_its_name_alone(collect: Any, tmp_path: Path) -> None:
+    section = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"quantization_config": section}))
+    assert collect(quant="FP8_BLOCK_SCALES").engine.precision == "FP8_BLOCK_SCALES"
+    with pytest.raises(MarkError, match=r"model is FP8_BLOCK_SCALES, and quant='FP8' means FP8"):
+        collect(quant="FP8")
+
+
+def test_weights_that_were_trained_elsewhere_need_no_texts(collect: Any) -> None:
+    assert collect(quantized="FP8", quant="FP8", recipe="qat").engine.precision == "FP8+qat"
+
+
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [

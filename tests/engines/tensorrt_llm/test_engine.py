@@ -229,6 +229,7 @@ def test_a_late_answer_is_seen_in_the_times(newest: Any, start: Start, monkeypat
     [
         ("misquantized", spec_of("NVFP4", "fp8"), "the engine runs FP8 where the case asks for NVFP4"),
         ("misquantized", spec_of("FP8", "fp8"), "the engine runs NVFP4 where the case asks for FP8"),
+        ("misquantized", spec_of("FP8_BLOCK_SCALES"), "the engine runs NVFP4 where the case asks for FP8_BLOCK_SCALES"),
         ("wrong_kv_cache", spec_of("NVFP4", "fp8"), "KV cache is not quantized where the case asks for fp8"),
         ("wrong_tp", spec_of(tp=8), "the engine runs tp=1 where the case asks for tp=8"),
         ("wrong_option", spec_of(max_batch_size=64), "runs max_batch_size=1 where the case asks for max_batch_size=64"),

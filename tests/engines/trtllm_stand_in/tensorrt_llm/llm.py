@@ -82,9 +82,19 @@ class LLM:
             Path(marker).write_text("shut down")
 
 
+def _block_scales(folder: Path) -> dict[str, str]:
+    """The one format that both releases know without a file of ModelOpt's."""
+    found = json.loads((folder / "config.json").read_text()).get("quantization_config") or {}
+    if not found:
+        return {}
+    if found.get("quant_method") != "fp8" or found.get("weight_block_size") != [128, 128]:
+        raise NotImplementedError(f"Unsupported quantization_config: {found}.")
+    return {"quant_algo": "FP8_BLOCK_SCALES"}
+
+
 def _quant_config(folder: Path, args: Any) -> SimpleNamespace:
     path = folder / "hf_quant_config.json"
-    section = json.loads(path.read_text())["quantization"] if path.is_file() else {}
+    section = json.loads(path.read_text())["quantization"] if path.is_file() else _block_scales(folder)
     algo, kv_cache = section.get("quant_algo"), section.get("kv_cache_quant_algo")
     override = getattr(args.kv_cache_config, "dtype", "auto")
     if override in ("fp8", "nvfp4"):

@@ -49,6 +49,7 @@ class StrictModel:
 
 class QuantAlgo(str, Enum):
     FP8 = "FP8"
+    FP8_BLOCK_SCALES = "FP8_BLOCK_SCALES"
     NVFP4 = "NVFP4"
     W4A16_AWQ = "W4A16_AWQ"
 
