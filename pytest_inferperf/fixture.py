@@ -74,6 +74,9 @@ class Inferperf:
         self._nodeid = nodeid
         self._result = CaseResult(case=bound.case, engine=engine.info)
 
+    notes: tuple[str, ...] = ()
+    """What every verdict on it should say beside itself."""
+
     @property
     def case(self) -> Case:
         """The resolved case."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_inferperf.baselines.replay import Replay
+from pytest_inferperf.baselines.replay import Replay, edited
 from pytest_inferperf.engines.replayed import ReplayedEngine
 from pytest_inferperf.errors import MarkError, ResultFileError
 from pytest_inferperf.fixture import Inferperf
@@ -26,6 +26,7 @@ class ReplayedRun(Inferperf):
         super().__init__(bound, engine, settings, nodeid=nodeid)
         self._replay = replay
         self._stored = replay.result(bound.case, nodeid=nodeid)
+        self.notes = tuple(edited(self._stored.case, bound.case))
 
     def measure(self) -> PerformanceResult | Frontier:
         """Return the sessions of the earlier run, of a sweep those of every point.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -59,7 +61,7 @@ class Selection:
         )
         target = self._config.invocation_params.dir / path
         try:
-            write_cases(target, CollectedCases(partial=self.why_partial(), cases=cases))
+            write_cases(target, CollectedCases(partial=self.why_partial() or self._elsewhere(), cases=cases))
         except InferperfError as error:
             raise pytest.UsageError(str(error)) from None
 
@@ -86,6 +88,20 @@ class Selection:
             return f"{self._deselected} tests were deselected"
         if self._config.getoption("inferperf_set"):
             return "--inferperf-set changed the cases"
+        return ""
+
+    def _elsewhere(self) -> str:
+        """Name a module with cases that lies outside of what was collected; "" where there is none."""
+        from pytest_inferperf.marks.modules import has_cases, modules
+
+        config = self._config
+        folder = config.invocation_params.dir
+        named = [Path(os.path.abspath(folder / argument)) for argument in config.args]
+        for path in modules(
+            config.rootpath, names=config.getini("python_files"), not_into=config.getini("norecursedirs")
+        ):
+            if not any(path.is_relative_to(item) for item in named) and has_cases(path):
+                return f"{path.relative_to(config.rootpath).as_posix()} has inferperf marks and was not collected"
         return ""
 
 

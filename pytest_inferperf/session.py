@@ -205,6 +205,7 @@ def judge_item(item: pytest.Item, run: Inferperf, *, invalid: str = "", body_fai
         verdicts = tuple(replace(verdict, next_step="") for verdict in verdicts)
     if settings.fail_on_improvement and settings.against is None:
         verdicts = tuple(map(stale_verdict, verdicts))
+    verdicts = tuple(replace(verdict, notes=(*verdict.notes, *run.notes)) for verdict in verdicts)
     verdicts = with_notes(verdicts, item.nodeid, settings.waivers, today())
     status = worst(verdicts) if verdicts else None
     # A test that is run again reports its last attempt.

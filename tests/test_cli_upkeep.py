@@ -193,6 +193,21 @@ def test_prune_as_a_patch(capsys: Capture) -> None:
     assert list(json.loads(SCORES.read_text())["tasks"]["sums-exact_match"]["scores"]) == ["NVFP4"]
 
 
+def test_prune_removes_the_entry_of_another_server_with_the_same_key() -> None:
+    """A key holds a command line in lower case letters, digits, `.` and `-`."""
+    write_speed(64)
+    data = json.loads(SPEED.read_text())
+    (entry,) = data["entries"].values()
+    entry["identity"]["serve"] = "srv -c 4"
+    served = replace(load(64), engine=replace(engine(), serve="srv -C 4"))
+    data["entries"] = {performance_key(served): entry}
+    SPEED.write_text(json.dumps(data))
+    assert prune("--cases", collected(replace(served, engine=replace(engine(), serve="srv -c 4")))) == 0
+    assert SPEED.exists()
+    assert prune("--cases", collected(served)) == 0
+    assert not SPEED.exists()
+
+
 def test_prune_collects_by_itself(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_ADDOPTS"):
         monkeypatch.delenv(name, raising=False)
@@ -205,6 +220,18 @@ def test_prune_collects_by_itself(capsys: Capture, monkeypatch: pytest.MonkeyPat
     )
     assert prune("suite", "-p", "no:cacheprovider", "-k", "it") == 1
     assert capsys.readouterr().err.startswith("refused: not pruned: -k was given")
+    Path("other").mkdir()
+    Path("other/test_texts.py").write_text(f"TEXT = '@{mark}'\n")
+    Path("other/test_more.py").write_text(Path("suite/test_it.py").read_text().replace("isl=64", "isl=128"))
+    capsys.readouterr()
+    # One of two suites is no full selection, whatever it holds.
+    assert prune("suite", "-p", "no:cacheprovider") == 1
+    assert capsys.readouterr().err.startswith(
+        "refused: not pruned: other/test_more.py has inferperf marks and was not collected, so what is not reached"
+    )
+    assert prune("suite", "other", "-p", "no:cacheprovider") == 0
+    assert "Nothing to prune" in capsys.readouterr().out
+    Path("other/test_more.py").unlink()
     assert prune("suite", "-p", "no:cacheprovider") == 0
     assert list(json.loads(SPEED.read_text())["entries"]) == ["NVFP4-isl64-osl32-c1"]
 

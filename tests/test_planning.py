@@ -109,6 +109,18 @@ def test_a_machine_that_only_plans_uses_what_is_on_file(test: PlannedTest, root:
     assert case.gates[0].text.startswith("2 sessions on 8 x NVIDIA B200 of the 5")
 
 
+def test_the_baseline_of_another_server_with_the_same_key_is_none(test: PlannedTest, root: Path) -> None:
+    """The judge takes it for none too: options that differ in case alone give one key."""
+    assert test.case is not None
+    spec = replace(test.engine, serve="srv -c 4")
+    store(root, replace(test.case, engine=spec), EIGHT)
+    for serve, state in (("srv -c 4", Foresight.UNCALIBRATED), ("srv -C 4", Foresight.MISSING)):
+        case = replace(test.case, engine=replace(spec, serve=serve))
+        for gpus in ((B200,) * 8, ()):
+            _, planned = plan(replace(test, engine=case.engine, case=case), Conditions(baselines=root, gpus=gpus))
+            assert planned.gates[0].state is state
+
+
 def test_a_cpu(test: PlannedTest, root: Path) -> None:
     spec = replace(test.engine, tp=1)
     assert test.case is not None

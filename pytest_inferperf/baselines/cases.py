@@ -107,14 +107,15 @@ def unreachable(root: Path, cases: Sequence[CollectedCase]) -> list[Unreachable]
     for a file that cannot be read: what is in it is not known.
     """
     points = [point for item in cases if item.case.workload is not None for point in item.case.points()]
-    speeds = {(_file_of(point), performance_key(point)) for point in points}
+    # Two command lines of servers may give one key; the entry is that of one of them.
+    speeds = {(_file_of(point), performance_key(point), point.engine.server) for point in points}
     scores = {address for item in cases for address in _scores(item)}
     performance, accuracy = baseline_files(root)
     found = []
     for path in performance:
         shown = shown_path(root, path)
-        for key in sorted(read_performance(path, shown=shown).entries):
-            if (path.name, key) not in speeds:
+        for key, stored in sorted(read_performance(path, shown=shown).entries.items()):
+            if (path.name, key, str(stored.identity.get("serve", ""))) not in speeds:
                 found.append(Unreachable(path=path, shown=shown, key=key))
     for path in accuracy:
         shown = shown_path(root, path)

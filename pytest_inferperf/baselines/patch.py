@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import io
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from pytest_inferperf.baselines.hunks import hunks
 from pytest_inferperf.baselines.update_plan import PlannedFile, UpdatePlan
 from pytest_inferperf.baselines.write import write_atomic
 from pytest_inferperf.errors import SettingsError
@@ -60,8 +60,7 @@ def _lines(file: PlannedFile, name: str) -> Iterator[str]:
     tab = "\t" if " " in name else ""
     yield f"--- {'/dev/null' if file.before is None else _quoted('a/' + name) + tab}\n"
     yield f"+++ {'/dev/null' if file.after is None else _quoted('b/' + name) + tab}\n"
-    _, _, *hunks = difflib.unified_diff(old, new, "", "") if old != new else ("", "")
-    for line in hunks:
+    for line in hunks(old, new):
         yield line
         if not line.endswith("\n"):
             yield f"\n{_NO_NEWLINE}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pytest_inferperf.baselines.result_file import ResultFile, ResultRecord
@@ -10,7 +10,7 @@ from pytest_inferperf.errors import ResultFileError
 from pytest_inferperf.model.case import Case
 from pytest_inferperf.model.results import CaseResult
 
-__all__ = ["Replay"]
+__all__ = ["Replay", "edited"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,30 @@ class Replay:
         raise ResultFileError(
             f"--inferperf-replay: {self.label} has no result of this case ({words}). {_nearest(self.file.records, case)}"
         )
+
+
+_EDITABLE: Mapping[str, Sequence[str]] = {
+    "engine": ("calib_size", "qat_steps", "qat_learning_rate", "hardware"),
+    "workload": ("rounds", "warmup_rounds"),
+    "task": ("group_by",),
+}
+"""What a mark says beside the identity that changes what is measured. Places are left out: each machine has its own."""
+
+
+def edited(then: Case, now: Case) -> Iterator[str]:
+    """Yield a note for all that the mark of a replayed case says otherwise today: no figure of then knows of it."""
+    before, after = then.to_json(), now.to_json()
+    for part, names in _EDITABLE.items():
+        old, new = before[part] or {}, after[part] or {}
+        rows = [(name, old.get(name), new.get(name)) for name in names]
+        options = old.get("engine_options", {}), new.get("engine_options", {})
+        rows += [
+            (f"engine_options.{name}", *(item.get(name, "not given") for item in options))
+            for name in sorted({*options[0], *options[1]})
+        ]
+        for name, was, is_now in rows:
+            if was != is_now:
+                yield f"replayed: measured with {name} {was}, and the mark says {is_now} today"
 
 
 def _nearest(records: Sequence[ResultRecord], case: Case) -> str:

@@ -13,6 +13,7 @@ from pytest_inferperf.baselines.store import (
     accuracy_path,
     load_accuracy,
     load_performance,
+    other_server,
     performance_path,
     read_performance,
     shown_path,
@@ -81,7 +82,7 @@ class Files:
         except BaselineError as error:
             return Unknown(reason=str(error), broken=True)
         file = self._performance[path]
-        return file.entries.get(performance_key(case)) if isinstance(file, PerformanceFile) else file
+        return _own(file, case) if isinstance(file, PerformanceFile) else file
 
     def _stored(self, case: Case) -> tuple[list[tuple[Hardware, PerformanceEntry]], list[Unknown]]:
         """Find the entries of a case on whatever hardware, and the files that might hold one but cannot be read."""
@@ -98,7 +99,7 @@ class Files:
             if isinstance(file, Unknown):
                 broken.append(file)
             elif file is not None and file.model == name:
-                entry = file.entries.get(performance_key(case))
+                entry = _own(file, case)
                 if entry is not None:
                     entries.append((file.hardware, entry))
         return entries, broken
@@ -138,6 +139,12 @@ class Files:
                 )
             found = mine[0] if mine else None
         return found or Missing(path=shown, key=key, reason="no such entry" if file is not None else "no such file")
+
+
+def _own(file: PerformanceFile, case: Case) -> PerformanceEntry | None:
+    """Return the entry that a run would be judged by: not that of another server with the same key."""
+    entry = file.entries.get(performance_key(case))
+    return None if entry is None or other_server(entry, case) else entry
 
 
 def hardware_words(hardware: Hardware) -> str:

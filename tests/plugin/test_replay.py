@@ -55,6 +55,22 @@ def test_a_new_tolerance_judges_old_results(measured: Project) -> None:
     measured.run(REPLAY, "-o", "inferperf_tolerance=0.25").assert_outcomes(passed=1)
 
 
+def test_a_mark_that_was_edited_since_is_noted(measured: Project) -> None:
+    """Options are no part of a case's identity, so the result is found; no figure in it knows of them."""
+    edited = PERFORMANCE.replace("rounds=3", "rounds=4, engine_options={'use_cache': False}")
+    measured.test(edited, FLOOR)
+    result = measured.run(REPLAY)
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines_random(
+        [
+            "*note: *replayed: measured with rounds 3, and the mark says 4 today*",
+            "*replayed: measured with engine_options.use_cache not given, and the mark says False today*",
+        ]
+    )
+    measured.test(PERFORMANCE, FLOOR)
+    measured.run(REPLAY).stdout.no_fnmatch_line("*replayed: *")
+
+
 def test_a_new_gate_judges_old_results(measured: Project) -> None:
     measured.test(PERFORMANCE, "latency_ceiling(ttft_ms_p50=9_000)")
     measured.run(REPLAY).assert_outcomes(failed=1)
