@@ -37,6 +37,7 @@ from pytest_inferperf.session import (
     state_of,
     waived_failure,
 )
+from pytest_inferperf.termination import take_sigterm
 
 if TYPE_CHECKING:
     from pytest_inferperf.engines.devices import DeviceLease
@@ -279,6 +280,7 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if next(_ours(item), None) is None:
         return
+    take_sigterm(item.config)
     # Another plugin may run the same item a second time.
     message = forget_attempt(item)
     lacking = ""

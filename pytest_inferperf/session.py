@@ -15,6 +15,7 @@ import pytest
 from pytest_inferperf.errors import BaselineError, InferperfError
 from pytest_inferperf.hiding import Hide, hider
 from pytest_inferperf.selection import SELECTION, bound_of
+from pytest_inferperf.termination import take_sigterm
 
 if TYPE_CHECKING:
     from pytest_inferperf.baselines.result_file import ResultRecord
@@ -348,6 +349,7 @@ class Recorder:
             from pytest_inferperf.baselines.result_file import record_from_json
 
             state_of(self._config).add(record_from_json(record))
+            take_sigterm(self._config)  # of workers' tests, whose setup is not seen here
         if report.failed and STATE in self._config.stash and not self._stands_for_a_verdict(record):
             self._config.stash[STATE].failed.add(report.nodeid)
 

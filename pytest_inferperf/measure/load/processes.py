@@ -212,9 +212,9 @@ def _become(control: socket.socket, work: Callable[[socket.socket], None]) -> No
     """Do `work` and end, as a process that has just been forked: nothing of what its parent had open is touched."""
     status = 1
     try:
-        # Ctrl-C is for the parent, which then says what is to be done.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # Ctrl-C, and SIGTERM to a whole group, are for the parent, which then says what is to be done.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         # A socket of the parent that stays open here would keep its other end from seeing that it was closed.
         kept = {0, 1, 2, control.fileno()}
         for descriptor in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
