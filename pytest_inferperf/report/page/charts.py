@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_inferperf.baselines.entries import MetricBaseline, PerformanceEntry
 from pytest_inferperf.baselines.result_file import ResultRecord
 from pytest_inferperf.errors import MarkError
+from pytest_inferperf.model.gates import FrontierFloor
 from pytest_inferperf.model.metrics import parse_metric
 from pytest_inferperf.model.results import CaseResult, PerformanceResult
 from pytest_inferperf.model.verdicts import GateVerdict
@@ -23,7 +24,7 @@ from pytest_inferperf.report.lines import number, plural
 if TYPE_CHECKING:
     from pytest_inferperf.history.series import Series, StepFound
 
-__all__ = ["Chart", "distribution", "frontier", "metric_names", "sessions", "trend_line"]
+__all__ = ["PER_GPU", "PER_USER", "Chart", "distribution", "frontier", "metric_names", "sessions", "trend_line"]
 
 CANDIDATE, BASELINE, BAND, LIMIT, STEP = "--candidate", "--baseline", "--band", "--fail", "--step"
 UNGATED = ("output_throughput", "ttft_ms.p50", "tpot_ms.p50")
@@ -40,7 +41,7 @@ class Chart:
 
     title: str
     summary: str
-    """What it shows, for those who do not see it."""
+    """What it shows, in a sentence."""
 
     figure: Mapping[str, Any]
     """`data` and `layout` of plotly.js."""
@@ -65,6 +66,9 @@ def metric_names(record: ResultRecord) -> list[str]:
         return []
     measured = {name for session in performance.sessions for item in session.rounds for name in item.metrics}
     gated = [item.gate for item in record.verdicts if item.gate in measured]
+    for gate in record.gates:
+        if isinstance(gate, FrontierFloor):
+            gated += [name for name in (gate.metric.name, gate.over.name) if name in measured]
     return list(dict.fromkeys(gated)) or [name for name in UNGATED if name in measured]
 
 
@@ -73,7 +77,6 @@ def sessions(
     name: str,
     verdict: GateVerdict | None,
     baseline: MetricBaseline | None,
-    load: str = "",
 ) -> Chart:
     """Every round of every session, beside those of the baseline, its band and the limit.
 
@@ -96,14 +99,16 @@ def sessions(
     notes = []
     if limit is not None:
         shapes.append(_across(limit, limit, line={"color": LIMIT, "width": 1.5}))
-        notes.append(_label(f"limit {number(limit)}", limit))
+        assert verdict is not None
+        notes.append(_label(f"limit {number(limit)}", limit, above=not verdict.higher_is_better))
     unit = _unit(name)
     value = performance.median(name)
     against = f"; baseline {number(level)}" if level is not None else "; no baseline"
     bound = f", limit {number(limit)}" if limit is not None else ""
+    band = "; the band spans the baseline's sessions" if levels else ""
     return Chart(
-        title=f"{load}{name}",
-        summary=f"{load}{name}: {number(value)} {unit} in {plural(len(mine), 'session')}{against}{bound}",
+        title=name,
+        summary=f"{number(value)} {unit} in {plural(len(mine), 'session')}{against}{bound}{band}.",
         figure={
             "data": data,
             "layout": {
@@ -124,7 +129,8 @@ def _rounds(label: str, found: Sequence[Sequence[float]], names: Sequence[str], 
         {
             "type": "scatter",
             "mode": "markers",
-            "name": f"{label}: rounds",
+            "name": f"{label}: a round",
+            "showlegend": False,
             "x": [name for name, _ in pairs],
             "y": [value for _, value in pairs],
             "marker": {"color": color, "size": 6, "opacity": 0.55},
@@ -132,7 +138,7 @@ def _rounds(label: str, found: Sequence[Sequence[float]], names: Sequence[str], 
         {
             "type": "scatter",
             "mode": "markers",
-            "name": f"{label}: median of a session",
+            "name": f"{label}: sessions, with their rounds",
             "x": list(names),
             "y": [median(values) for values in found],
             "marker": {"color": color, "size": 16, "symbol": "line-ew-open", "line": {"width": 3, "color": color}},
@@ -140,7 +146,7 @@ def _rounds(label: str, found: Sequence[Sequence[float]], names: Sequence[str], 
     ]
 
 
-def distribution(result: CaseResult, stored: Mapping[str, MetricBaseline], load: str = "") -> list[Chart]:
+def distribution(result: CaseResult, stored: Mapping[str, MetricBaseline]) -> list[Chart]:
     """Draw each latency from its median to its 99th percentile, this run's beside the baseline's."""
     charts = []
     for metric in LATENCIES if result.performance is not None else ():
@@ -153,8 +159,8 @@ def distribution(result: CaseResult, stored: Mapping[str, MetricBaseline], load:
         lines = (("baseline", old, BASELINE), ("this run", mine, CANDIDATE))
         charts.append(
             Chart(
-                title=f"{load}{metric}: distribution",
-                summary=f"{load}{metric}: " + ", ".join(f"{at} {number(value)} ms" for at, value in mine.items()),
+                title=f"{metric}: distribution",
+                summary=_told(mine, old),
                 figure={
                     "data": [
                         {
@@ -178,58 +184,75 @@ def distribution(result: CaseResult, stored: Mapping[str, MetricBaseline], load:
     return charts
 
 
-def frontier(points: Sequence[tuple[CaseResult, PerformanceEntry | None]]) -> list[Chart]:
-    """Draw throughput against interactivity over the loads of a sweep, with the points no other point dominates joined."""
+def _told(mine: Mapping[str, float], old: Mapping[str, float]) -> str:
+    """Say each percentile, with its change."""
+    parts = []
+    for at, value in mine.items():
+        change = f" ({100 * (value / old[at] - 1):+.1f} %)" if old.get(at) else ""
+        parts.append(f"{at} {number(value)} ms{change}")
+    return ", ".join(parts) + (", against the baseline." if old else "; no baseline.")
+
+
+def frontier(
+    points: Sequence[tuple[CaseResult, PerformanceEntry | None]], upward: str = PER_GPU, over: str = PER_USER
+) -> list[Chart]:
+    """Draw one metric against another over the loads of a sweep, with the points joined that no other point dominates."""
     mine, old = [], []
     for result, entry in points:
         load = result.case.workload.load_name if result.case.workload is not None else ""
         measured = result.performance
         if measured is not None:
-            mine.append((measured.median(PER_USER), measured.median(PER_GPU), load))
-        if entry is not None and PER_USER in entry.metrics and PER_GPU in entry.metrics:
-            old.append((entry.metrics[PER_USER].level, entry.metrics[PER_GPU].level, load))
+            mine.append((measured.median(over), measured.median(upward), load))
+        if entry is not None and over in entry.metrics and upward in entry.metrics:
+            old.append((entry.metrics[over].level, entry.metrics[upward].level, load))
     known = [(x, y, load) for x, y, load in mine if x is not None and y is not None]
     if not known:
         return []
+    signs = _sign(over), _sign(upward)
     data = [
-        *_frontier("baseline", old, BASELINE),
-        *_frontier("this run", known, CANDIDATE),
+        *_frontier("baseline", old, BASELINE, signs, mode="markers"),
+        *_frontier("this run", known, CANDIDATE, signs, mode="markers+text"),
     ]
+    units = _unit(over), _unit(upward)
     return [
         Chart(
-            title="throughput against interactivity",
-            summary="frontier: "
-            + "; ".join(f"{load} {number(x)} tok/s/user, {number(y)} tok/s/GPU" for x, y, load in known),
+            title=f"Frontier: {upward} over {over}",
+            summary="; ".join(f"{load} {number(y)} {units[1]} at {number(x)} {units[0]}" for x, y, load in known) + ".",
             figure={
                 "data": data,
                 "layout": {
-                    "xaxis": {"title": {"text": "tok/s/user"}, "rangemode": "tozero"},
-                    "yaxis": {"title": {"text": "tok/s/GPU"}, "rangemode": "tozero"},
+                    "xaxis": {"title": {"text": units[0] or over}, "rangemode": "tozero"},
+                    "yaxis": {"title": {"text": units[1] or upward}, "rangemode": "tozero"},
                 },
             },
         )
     ]
 
 
-def _frontier(label: str, points: Sequence[tuple[float, float, str]], color: str) -> list[dict[str, Any]]:
+def _frontier(
+    label: str, points: Sequence[tuple[float, float, str]], color: str, signs: tuple[int, int], *, mode: str
+) -> list[dict[str, Any]]:
     if not points:
         return []
-    best = sorted(one for one in points if not any(_dominates(other, one) for other in points))
+    best = sorted(one for one in points if not any(_dominates(other, one, signs) for other in points))
     return [
         {
             "type": "scatter",
-            "mode": "markers+text",
+            "mode": mode,
             "name": label,
             "x": [x for x, _, _ in points],
             "y": [y for _, y, _ in points],
             "text": [load for _, _, load in points],
-            "textposition": "top center",
+            "textposition": "top right",
+            "textfont": {"color": color},
+            "cliponaxis": False,
             "marker": {"color": color, "size": 9},
         },
         {
             "type": "scatter",
             "mode": "lines",
             "name": f"{label}: frontier",
+            "showlegend": False,
             "x": [x for x, _, _ in best],
             "y": [y for _, y, _ in best],
             "line": {"color": color, "width": 2},
@@ -237,8 +260,9 @@ def _frontier(label: str, points: Sequence[tuple[float, float, str]], color: str
     ]
 
 
-def _dominates(other: tuple[float, float, str], one: tuple[float, float, str]) -> bool:
-    return other[0] >= one[0] and other[1] >= one[1] and (other[0] > one[0] or other[1] > one[1])
+def _dominates(other: tuple[float, float, str], one: tuple[float, float, str], signs: tuple[int, int]) -> bool:
+    x, y = signs[0] * (other[0] - one[0]), signs[1] * (other[1] - one[1])
+    return min(x, y) >= 0 and max(x, y) > 0
 
 
 def trend_line(series: Series, steps: Sequence[StepFound]) -> Chart:
@@ -252,7 +276,7 @@ def trend_line(series: Series, steps: Sequence[StepFound]) -> Chart:
     runs = list(range(series.older + 1, series.older + len(values) + 1))
     return Chart(
         title=series.label,
-        summary=f"{series.label}: {plural(len(values), 'result')}; " + (", ".join(told) if told else "no step"),
+        summary=f"{plural(len(values), 'result')}; " + (", ".join(told) if told else "no step") + ".",
         figure={
             "data": [
                 {
@@ -269,7 +293,7 @@ def trend_line(series: Series, steps: Sequence[StepFound]) -> Chart:
                     "name": "level",
                     "x": runs,
                     "y": level,
-                    "line": {"color": STEP if steps else BASELINE, "shape": "hv", "width": 2},
+                    "line": {"color": STEP if steps else BASELINE, "shape": "hvh", "width": 2},
                 },
             ],
             "layout": {
@@ -308,17 +332,26 @@ def _across(low: float, high: float, **look: Any) -> dict[str, Any]:
     return {"type": kind, "xref": "paper", "x0": 0, "x1": 1, "y0": low, "y1": high, **look}
 
 
-def _label(text: str, y: float) -> dict[str, Any]:
+def _label(text: str, y: float, *, above: bool) -> dict[str, Any]:
+    """Label a line on its bad side, over the baseline's sessions, which are on the other."""
     return {
         "text": text,
         "xref": "paper",
-        "x": 1,
+        "x": 0,
         "y": y,
-        "xanchor": "right",
-        "yanchor": "bottom",
+        "xanchor": "left",
+        "yanchor": "bottom" if above else "top",
         "showarrow": False,
         "font": {"color": LIMIT},
     }
+
+
+def _sign(name: str) -> int:
+    """1 where higher is better, -1 where lower is."""
+    try:
+        return 1 if parse_metric(name).metric.higher_is_better else -1
+    except MarkError:
+        return 1
 
 
 def _unit(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isclose
@@ -15,22 +16,34 @@ from pytest_inferperf.baselines.entries import (
     MetricBaseline,
     Missing,
     PerformanceEntry,
+    Provenance,
     accuracy_key,
     performance_key,
 )
 from pytest_inferperf.baselines.result_file import ResultRecord, record_points
 from pytest_inferperf.baselines.store import lookup_accuracy, lookup_performance
 from pytest_inferperf.errors import BaselineError, InferperfError
+from pytest_inferperf.model.gates import FrontierFloor
 from pytest_inferperf.model.results import CaseResult, Flip, Flips
+from pytest_inferperf.model.verdicts import GateVerdict
 from pytest_inferperf.report.lines import number
-from pytest_inferperf.report.page.charts import Chart, distribution, frontier, metric_names, sessions, trend_line
+from pytest_inferperf.report.page.charts import (
+    PER_GPU,
+    PER_USER,
+    Chart,
+    distribution,
+    frontier,
+    metric_names,
+    sessions,
+    trend_line,
+)
 from pytest_inferperf.report.run import CaseReport, RunReport
 
 if TYPE_CHECKING:
     from pytest_inferperf.baselines.against import RunReference
     from pytest_inferperf.history.series import Trend
 
-__all__ = ["CasePage", "Page", "Where", "page_of"]
+__all__ = ["CasePage", "LoadPage", "Page", "Reason", "Where", "page_of"]
 
 MOST_TRENDS = 40
 """Trend lines of a page; those with the newest steps come first."""
@@ -49,6 +62,26 @@ class Where:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reason:
+    """Why a gate has its verdict."""
+
+    verdict: GateVerdict
+    notes: tuple[str, ...]
+    """What no gate before it said."""
+
+    next_step: str
+    """A command that can be typed; "" for none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadPage:
+    """One point of a sweep."""
+
+    title: str
+    charts: tuple[Chart, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class CasePage:
     """One test."""
 
@@ -56,10 +89,12 @@ class CasePage:
     engine: str
     """Model, precision and hardware in one line."""
 
+    reasons: tuple[Reason, ...]
     charts: tuple[Chart, ...]
+    loads: tuple[LoadPage, ...]
     flips: tuple[Flips, ...]
-    moved: tuple[tuple[str, str, str], ...]
-    """Facts of the context that are not those of the baseline: name, baseline's, this run's."""
+    moved: tuple[tuple[str, str, str], ...] | None
+    """Facts of the context that are not those of the baseline: name, baseline's, this run's. None where it says none."""
 
     configuration: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
@@ -94,33 +129,69 @@ def page_of(records: Sequence[ResultRecord], report: RunReport, where: Where, *,
 def _case(report: CaseReport, record: ResultRecord, where: Where, hide: Callable[[str], str]) -> CasePage:
     result, notes = record.result, list[str]()
     charts: list[Chart] = []
+    loads: list[LoadPage] = []
     context: Mapping[str, str] = {}
     points: list[tuple[CaseResult, PerformanceEntry | None]] = []
     for point in record_points(record):
         entry = _performance(point, where, notes)
         points.append((point.result, entry))
         context = entry.context if entry is not None else context
-        load = f"{point.result.case.workload.load_name} " if result.frontier and point.result.case.workload else ""
+        workload = point.result.case.workload
+        load = workload.load_name if result.frontier is not None and workload is not None else ""
         stored = entry.metrics if entry is not None else {}
-        charts += _session_charts(point, stored, load, notes)
-        charts += distribution(point.result, stored, load)
-        notes += [_anchor(f"{load}{name}", item.anchor) for name, item in stored.items() if item.anchor is not None]
+        drawn = [*_session_charts(point, stored, load, notes), *distribution(point.result, stored)]
+        if load:
+            loads.append(LoadPage(title=load, charts=tuple(chart.shown(hide) for chart in drawn)))
+        else:
+            charts += drawn
+        notes += [
+            _anchor(f"{load} {name}".strip(), item.anchor) for name, item in stored.items() if item.anchor is not None
+        ]
     if result.frontier is not None:
-        charts = [*frontier(points), *charts]
+        charts += frontier(points, *_traded(record))
     context = _accuracy_context(record, where, notes) or context
     return CasePage(
         report=report,
         engine=hide(_engine(result)),
+        reasons=_reasons(report, differs=bool(context)),
         charts=tuple(chart.shown(hide) for chart in charts),
+        loads=tuple(loads),
         flips=tuple(_hidden(item, hide) for item in (result.accuracy.flips if result.accuracy is not None else ())),
-        moved=tuple(
-            (hide(name), hide(before), hide(after))
-            for name in sorted({*context, *result.context})
-            if context and (before := context.get(name, "-")) != (after := result.context.get(name, "-"))
-        ),
+        moved=_moved(context, result.context, hide) if context else None,
         configuration=tuple((hide(name), hide(value)) for name, value in _configuration(result)),
         notes=tuple(map(hide, dict.fromkeys(notes))),
     )
+
+
+def _moved(
+    before: Mapping[str, str], after: Mapping[str, str], hide: Callable[[str], str]
+) -> tuple[tuple[str, str, str], ...]:
+    pairs = [(name, before.get(name, "-"), after.get(name, "-")) for name in sorted({*before, *after})]
+    return tuple((hide(name), hide(old), hide(new)) for name, old, new in pairs if old != new)
+
+
+def _reasons(report: CaseReport, *, differs: bool) -> tuple[Reason, ...]:
+    """Say each thing once. What differs in the environment has a table of its own, where it could be compared."""
+    said = set[str]()
+    found = []
+    for item in report.verdicts:
+        notes = [note for note in item.notes if not (differs and note.startswith("context differs: "))]
+        step = item.next_step.replace("{nodeid}", shlex.quote(report.nodeid))
+        found.append(
+            Reason(
+                verdict=item,
+                notes=tuple(note for note in dict.fromkeys(notes) if note not in said),
+                next_step="" if step in said else step,
+            )
+        )
+        said |= {*notes, step}
+    return tuple(found)
+
+
+def _traded(record: ResultRecord) -> tuple[str, str]:
+    """Return the two metrics of a sweep that are traded against each other: those of its frontier gate, else the usual."""
+    gates = [gate for gate in record.gates if isinstance(gate, FrontierFloor)]
+    return (gates[0].metric.name, gates[0].over.name) if gates else (PER_GPU, PER_USER)
 
 
 def _performance(record: ResultRecord, where: Where, notes: list[str]) -> PerformanceEntry | None:
@@ -137,11 +208,28 @@ def _performance(record: ResultRecord, where: Where, notes: list[str]) -> Perfor
         notes.append(str(error))
         return None
     if isinstance(found, Missing):
-        notes.append(f"no baseline: {found.path}: {found.reason} (key {found.key})")
+        notes += _absence(record, found)
         return None
-    if found.provenance.recorded:
-        notes.append(f"baseline of {found.provenance.recorded}: {found.provenance.reason or 'no reason given'}")
+    notes.append(_origin(found.provenance))
     return found
+
+
+def _absence(record: ResultRecord, missing: Missing) -> list[str]:
+    """Say that there is no baseline, where no gate has said so."""
+    if any("has no baseline" in item.reason for item in record.verdicts):
+        return []
+    return [f"no baseline: {missing.path}: {missing.reason} (key {missing.key})"]
+
+
+def _origin(provenance: Provenance) -> str:
+    parts = [
+        f"baseline {provenance.kind}",
+        provenance.source and f"in {provenance.source}",
+        provenance.recorded and f"recorded {provenance.recorded}",
+        provenance.author and f"by {provenance.author}",
+        provenance.commit and f"at commit {provenance.commit}",
+    ]
+    return ", ".join(filter(None, parts)) + (f": {provenance.reason}" if provenance.reason else "")
 
 
 def _accuracy_context(record: ResultRecord, where: Where, notes: list[str]) -> Mapping[str, str]:
@@ -154,7 +242,7 @@ def _accuracy_context(record: ResultRecord, where: Where, notes: list[str]) -> M
         notes.append(str(error))
         return {}
     if not isinstance(found, AccuracyEntry):
-        notes.append(f"no baseline: {found.path}: {found.reason} (key {found.key})")
+        notes += _absence(record, found)
         return {}
     notes += [_anchor(name, item.anchor) for name, item in found.scores.items() if item.anchor is not None]
     own = found.scores.get(result.case.engine.precision)
@@ -174,10 +262,10 @@ def _session_charts(
         judged = verdict.baseline if verdict is not None else None
         if baseline is not None and judged is not None and not isclose(baseline.level, judged, rel_tol=1e-6):
             notes.append(
-                f"{load}{name}: the baseline has changed since this run was judged; its sessions are not drawn"
+                f"{load} {name}: the baseline has changed since this run was judged; its sessions are not drawn".strip()
             )
             baseline = None
-        charts.append(sessions(performance, name, verdict, baseline, load))
+        charts.append(sessions(performance, name, verdict, baseline))
     return charts
 
 

@@ -3,17 +3,16 @@
   const $ = (id) => document.getElementById(id);
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 
-  // Charts: plotly.js is unpacked when the first one comes into sight, and runs because the policy names its digest.
+  // Charts: plotly.js is unpacked once the page stands, and runs because the policy names its digest.
   const figures = JSON.parse($("figures").textContent);
-  let library;
-  const plotly = () => (library ??= (async () => {
+  const plots = all(".plot");
+  const unpack = async () => {
     const packed = Uint8Array.from(atob($("library").textContent), (letter) => letter.charCodeAt(0));
     const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
     const script = document.createElement("script");
     script.textContent = await new Response(stream).text();
     document.head.append(script);
-    return window.Plotly;
-  })());
+  };
   const colored = (value, style) => {
     if (typeof value === "string") return value.startsWith("--") ? style.getPropertyValue(value).trim() || value : value;
     if (Array.isArray(value)) return value.map((item) => colored(item, style));
@@ -22,28 +21,30 @@
     }
     return value;
   };
-  const draw = async (plot) => {
-    const Plotly = await plotly();
+  const draw = (plot, width) => {
     const style = getComputedStyle(document.documentElement);
     const { data, layout } = colored(figures[Number(plot.dataset.figure)], style);
-    const [text, quiet, line] = ["--text", "--quiet", "--line"].map((name) => style.getPropertyValue(name).trim());
+    const [text, quiet, line, page] = ["--text", "--quiet", "--line", "--page"].map((name) => style.getPropertyValue(name).trim());
     const axis = { gridcolor: line, zerolinecolor: line, linecolor: line, automargin: true };
-    await Plotly.react(plot, data, {
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-      font: { color: text, size: 11 }, legend: { orientation: "h", y: -0.3, font: { color: quiet } },
-      margin: { l: 55, r: 15, t: 20, b: 40 }, ...layout,
+    window.Plotly.react(plot, data, {
+      paper_bgcolor: page, plot_bgcolor: page, width, height: 260,
+      font: { color: text, size: 11 }, hoverlabel: { font: { size: 11 } },
+      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { color: quiet } },
+      margin: { l: 50, r: 12, t: 36, b: 40 }, ...layout,
       xaxis: { ...axis, ...layout.xaxis }, yaxis: { ...axis, ...layout.yaxis },
     }, { displayModeBar: false, responsive: true });
     plot.dataset.drawn = "yes";
   };
-  const plots = all(".plot");
   const seen = new IntersectionObserver((entries) => {
     for (const { isIntersecting, target } of entries) {
       if (isIntersecting) { seen.unobserve(target); draw(target); }
     }
   }, { rootMargin: "300px" });
-  plots.forEach((plot) => seen.observe(plot));
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => plots.filter((plot) => plot.dataset.drawn).forEach(draw));
+  if (plots.length) {
+    unpack().then(() => plots.forEach((plot) => seen.observe(plot)));
+  }
+  const again = () => plots.filter((plot) => plot.dataset.drawn).forEach((plot) => draw(plot));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);
 
   // Filters: a row stays when its own verdict, gate and engine are chosen, and its case holds the text.
   const rows = all("#table tbody tr");
@@ -110,12 +111,21 @@
     }
   });
 
-  // Paper shows everything; what was folded is folded again afterwards.
+  const foldAll = (open) => cases.forEach((one) => { one.open = open; });
+  $("unfold").addEventListener("click", () => foldAll(true));
+  $("fold").addEventListener("click", () => foldAll(false));
+
+  // Paper shows everything, dark on light, in charts of half a page; what was folded is folded again afterwards.
   let opened = [];
   addEventListener("beforeprint", () => {
     opened = all("details:not([open])");
     opened.forEach((one) => { one.open = true; });
-    plots.filter((plot) => !plot.dataset.drawn).forEach(draw);
+    document.documentElement.classList.add("paper");
+    if (window.Plotly) plots.forEach((plot) => draw(plot, 320));
   });
-  addEventListener("afterprint", () => opened.forEach((one) => { one.open = false; }));
+  addEventListener("afterprint", () => {
+    opened.forEach((one) => { one.open = false; });
+    document.documentElement.classList.remove("paper");
+    if (window.Plotly) plots.forEach((plot) => { window.Plotly.purge(plot); delete plot.dataset.drawn; seen.observe(plot); });
+  });
 })();

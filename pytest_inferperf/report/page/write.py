@@ -6,14 +6,16 @@ import base64
 import gzip
 import hashlib
 import json
+import re
 from importlib import resources, util
 from pathlib import Path
 from typing import Any
 
 from pytest_inferperf.baselines.write import write_atomic
 from pytest_inferperf.errors import MissingExtra, ResultFileError
-from pytest_inferperf.model.verdicts import Status
+from pytest_inferperf.model.verdicts import GateVerdict, Status
 from pytest_inferperf.report.lines import number
+from pytest_inferperf.report.page.charts import Chart
 from pytest_inferperf.report.page.content import Page
 
 __all__ = ["check_extra", "page_html", "write_page"]
@@ -45,7 +47,7 @@ def page_html(page: Page) -> str:
         "base-uri 'none'; form-action 'none'"
     )
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["number"] = number
+    environment.filters |= {"number": number, "change": _change, "breakable": _breakable}
     every = [item for case in page.report.cases for item in case.verdicts]
     return environment.from_string(_file("page.html")).render(
         page=page,
@@ -62,9 +64,28 @@ def page_html(page: Page) -> str:
     )
 
 
-def _charts(page: Page) -> list[Any]:
+def _charts(page: Page) -> list[Chart]:
     """All charts, in the order in which the template numbers them."""
-    return [*(chart for case in page.cases for chart in case.charts), *page.trends]
+    found: list[Chart] = []
+    for case in page.cases:
+        found += case.charts
+        for load in case.loads:
+            found += load.charts
+    return [*found, *page.trends]
+
+
+def _change(item: GateVerdict) -> str:
+    """Say how far a figure is from its baseline's, where the two are of a kind: a loss is none of a score."""
+    if item.measured is None or not item.baseline or item.tolerance is None:
+        return ""
+    return f"{100 * (item.measured / item.baseline - 1):+.1f} %"
+
+
+def _breakable(text: str) -> str:
+    """Let a name be broken where its parts meet."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"([_/\]-]|::)", r"\1<wbr>", str(escape(text))))  # noqa: S704 - escaped before
 
 
 def _file(name: str) -> str:
