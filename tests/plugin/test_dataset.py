@@ -135,7 +135,7 @@ def test_latency_of_records_fails_when_the_server_is_slower(served: ServedProjec
         assert key.startswith("BF16-serve-endpoint-prompts-")
         assert key.endswith("-c2-n8")
         served.run().assert_outcomes(passed=1)
-    with serve_in_thread(Behaviour(ttft_ms=250.0, itl_ms=1.0)) as server:
+    with serve_in_thread(Behaviour(ttft_ms=140.0, itl_ms=1.0)) as server:
         served.test(f'{served.at(server.url)}, dataset="prompts.jsonl", {LOAD}', gate)
         served.run().assert_outcomes(failed=1)
 

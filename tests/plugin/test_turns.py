@@ -167,7 +167,7 @@ def test_latency_of_turns_fails_when_the_server_is_slower_and_its_baseline_is_it
         assert key.endswith("-turns3-osl20-c4-n12")
         talks.run().assert_outcomes(passed=1)
         talks.run("--inferperf-set=turns=2").assert_outcomes(failed=1)
-    with serve_in_thread(Behaviour(ttft_ms=250.0, itl_ms=0.5)) as server:
+    with serve_in_thread(Behaviour(ttft_ms=140.0, itl_ms=0.5)) as server:
         talks.test(f"{talks.at(server.url)}, {TALKS}, concurrency=4", gate)
         talks.run().assert_outcomes(failed=1)
 
