@@ -90,10 +90,10 @@ def test_slow_server_fails_its_ceiling(traced: ServedProject) -> None:
     """Requests that come faster than they are answered are measured from when each was due, and the slow server fails."""
     gate = "latency_ceiling(ttft_ms_p50=100)"
     with serve_in_thread(Behaviour(ttft_ms=20.0, itl_ms=1.0)) as server:
-        traced.test(f'{traced.at(server.url)}, trace="azure.csv", {ONCE}', gate.replace("100", "2000"))
+        traced.test(f'{traced.at(server.url)}, trace="azure.csv", num_requests=5, {ONCE}', gate.replace("100", "2000"))
         traced.run().assert_outcomes(passed=1)
     with serve_in_thread(Behaviour(ttft_ms=200.0, itl_ms=1.0)) as server:
-        traced.test(f'{traced.at(server.url)}, trace="azure.csv", {ONCE}', gate)
+        traced.test(f'{traced.at(server.url)}, trace="azure.csv", num_requests=5, {ONCE}', gate)
         result = traced.run()
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["ttft_ms.p50 * is above its ceiling 100*"])
