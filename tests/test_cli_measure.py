@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pytest_inferperf.cli import main
+from pytest_inferperf.engines.openai.engine import OpenAIEngine
 from pytest_inferperf.measure.load import rounds, summary
 from pytest_inferperf.simulate.behaviour import Behaviour
 from pytest_inferperf.simulate.server import SimulatedServer, serve_in_thread
@@ -125,10 +126,25 @@ def test_cache_hits_that_were_not_asked_for_are_invalid(capsys: Capture) -> None
         assert measure(server.url, *load[:-2]) == 0
 
 
-def test_a_tokenizer_is_named(capsys: Capture) -> None:
-    with serve_in_thread(QUICK) as server:
-        assert measure(server.url, "--isl", "8", "--osl", "4", *CLOSED, "--tokenizer", "./absent") == 1
-    assert capsys.readouterr().err.startswith("INVALID: ./absent: no tokenizer (")
+class _Words:
+    """A tokenizer whose tokens are words."""
+
+    all_special_ids = (0,)
+
+    def __len__(self) -> int:
+        return 1000
+
+    def __call__(self, texts: list[str], **_: object) -> dict[str, list[list[int]]]:
+        return {"input_ids": [list(range(len(text.split()))) for text in texts]}
+
+
+def test_a_tokenizer_counts_what_the_server_does_not(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OpenAIEngine, "_tokenizer", _Words())
+    load = ("--dataset", str(FILES / "prompts.jsonl"), *CLOSED)
+    with serve_in_thread(Behaviour(ttft_ms=5.0, itl_ms=1.0, usage=False)) as server:
+        assert measure(server.url, *load) == 1
+        assert "the server counts no prompt tokens (usage), and there is no tokenizer" in capsys.readouterr().err
+        assert measure(server.url, *load, "--tokenizer", "words") == 0
 
 
 @pytest.mark.parametrize(

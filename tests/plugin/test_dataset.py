@@ -21,6 +21,7 @@ importlib.import_module("pytest_inferperf.measure.recorded.requests")
 FILES = Path(__file__).parent / "datasets"
 QUICK = Behaviour(ttft_ms=5.0, itl_ms=1.0)
 LOAD = "concurrency=2, num_requests=8, rounds=2"
+ONCE = "concurrency=2, num_requests=8, rounds=1, warmup_rounds=0"
 FLOOR = "throughput_floor(output_throughput=1)"
 
 
@@ -128,15 +129,15 @@ def test_latency_of_records_fails_when_the_server_is_slower(served: ServedProjec
     take(served.path, "prompts.jsonl")
     gate = 'latency_ceiling("ttft_ms.p50", tolerance=0.5)'
     with serve_in_thread(Behaviour(ttft_ms=50.0, itl_ms=1.0)) as server:
-        served.test(f'{served.at(server.url)}, dataset="prompts.jsonl", {LOAD}', gate)
+        served.test(f'{served.at(server.url)}, dataset="prompts.jsonl", {ONCE}', gate)
         served.run("--inferperf-update=new", "--inferperf-set=sessions=1")
         (path,) = (served.path / "baselines").rglob("tiny-llama.json")
         (key,) = json.loads(path.read_text())["entries"]
         assert key.startswith("BF16-serve-endpoint-prompts-")
         assert key.endswith("-c2-n8")
         served.run().assert_outcomes(passed=1)
-    with serve_in_thread(Behaviour(ttft_ms=250.0, itl_ms=1.0)) as server:
-        served.test(f'{served.at(server.url)}, dataset="prompts.jsonl", {LOAD}', gate)
+    with serve_in_thread(Behaviour(ttft_ms=140.0, itl_ms=1.0)) as server:
+        served.test(f'{served.at(server.url)}, dataset="prompts.jsonl", {ONCE}', gate)
         served.run().assert_outcomes(failed=1)
 
 
@@ -170,6 +171,24 @@ def test_engine_in_the_process_gets_the_records_as_its_own_tokens(project: Proje
     assert round_["input_tokens"] == sum(len(talk[0]["value"].encode()) for talk in talks)
     assert round_["output_tokens"] == sum(len(talk[1]["value"].encode()) for talk in talks)
     assert record["result"]["case"]["workload"]["dataset_path"] == str(project.path / "sharegpt.json")
+
+
+def test_engines_that_are_compared_get_the_same_records_and_never_one_twice(project: Project) -> None:
+    """Blocks take two rounds each: with eight requests a round, 24 records are enough for one block and no more."""
+    take(project.path, "prompts.jsonl")
+    project.engine(by={"BF16": {"tpot_ms": 20.0}})
+    mark = 'inferperf(model="tiny-llama", quant="NVFP4", dataset="prompts.jsonl", rounds=1, num_requests={})'
+    gate = 'speedup_floor(over="BF16", ratio=1.2)'
+    project.test(mark.format(1), gate)
+    project.run().assert_outcomes(passed=1)
+    project.test(mark.format(8), gate)
+    result = project.run()
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*INVALID*round 4, warm-up rounds counted, needs the records 25 to 32 of prompts-*, and it has 24 usable ones*"
+        ]
+    )
 
 
 def test_record_that_does_not_fit_is_invalid(project: Project) -> None:
