@@ -34,6 +34,8 @@ from pytest_inferperf.errors import BaselineError
 from pytest_inferperf.gates.looks import BLOCKS, QUESTIONS, SESSIONS
 from pytest_inferperf.marks.gates import FRONTIER_KEYWORDS, GOODPUT_KEYWORDS, SPEEDUP_KEYWORDS
 from pytest_inferperf.marks.keywords import KEYWORDS
+from pytest_inferperf.measure.load.clock import ClockError, ClockReport
+from pytest_inferperf.measure.witness import Honesty, Witness
 from pytest_inferperf.model.case import EngineSpec, GpuRequirement, Task, Workload
 from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, SpeedupFloor
 from pytest_inferperf.model.metrics import METRICS
@@ -337,6 +339,15 @@ def ini_text(value: object) -> str:
 def test_telemetry() -> None:
     rows = [row["figure"] for row in table("reference/files.md", "figure")]
     assert sorted(rows) == sorted({"cpu.others.NAME", *(name.replace("gpu0", "gpuN") for name in QUIET)})
+
+
+def test_client_figures() -> None:
+    error = ClockError(mean_ms=1.0, p99_ms=1.0, max_ms=1.0)
+    witness = Witness(Honesty(), seed=0)
+    witness.saw_clocks([ClockReport(lag=error, wait=error, wait_source="kernel", lateness=error, cpu_share=0.1)])
+    assert [row["client figure"] for row in table("reference/files.md", "client figure")] == list(
+        witness.client_figures
+    )
 
 
 def test_help_block_of_the_readme(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

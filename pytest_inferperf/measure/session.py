@@ -85,6 +85,7 @@ def measure_session(
     rounds = tuple(done)
     figures = dict(telemetry.figures)
     if witness is not None:
+        figures |= witness.client_figures
         progress("answers at concurrency 1")
         agreement = witness.ask_again(engine)
         rounds = with_agreement(rounds, agreement)

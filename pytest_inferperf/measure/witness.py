@@ -16,6 +16,7 @@ from pytest_inferperf.model.case import Workload
 from pytest_inferperf.model.results import Round
 
 if TYPE_CHECKING:
+    from pytest_inferperf.measure.load.clock import ClockReport
     from pytest_inferperf.measure.load.outputs import Output
 
 __all__ = ["Honesty", "Witness", "with_agreement"]
@@ -46,6 +47,7 @@ class Witness:
         self._generations: list[tuple[GenerationRequest, Generation]] = []
         self._outputs: list[Output] = []
         self._served: Workload | None = None
+        self._clocks: list[tuple[ClockReport, ...]] = []
 
     def saw(self, requests: Sequence[GenerationRequest], answers: Sequence[Generation]) -> None:
         """Take the answers of a round of an engine in this process or a process of its own."""
@@ -56,6 +58,32 @@ class Witness:
         """Take the sample of a round of a workload that a server answered."""
         self._outputs += outputs
         self._served = workload
+
+    def saw_clocks(self, clocks: Sequence[ClockReport]) -> None:
+        """Take what the processes that sent a round found of their own clocks."""
+        self._clocks.append(tuple(clocks))
+
+    @property
+    def client_figures(self) -> dict[str, float]:
+        """What the client of a server did in the worst of the rounds; empty where there was none."""
+        if not self._clocks:
+            return {}
+        each = [clock for clocks in self._clocks for clock in clocks]
+        errors = {
+            "late_ms": [clock.wait for clock in each],
+            "lag_ms": [clock.lag for clock in each],
+            "send_late_ms": [clock.lateness for clock in each],
+        }
+        return {
+            "client.processes": float(max(len(clocks) for clocks in self._clocks)),
+            "client.cpu_share": max(clock.cpu_share for clock in each),
+            "client.idle_share": max(clock.idle_share for clock in each),
+            "client.kernel_times": float(all(clock.wait_source == "kernel" for clock in each)),
+        } | {
+            f"client.{name}": max(found)
+            for name, samples in errors.items()
+            if (found := [error.mean_ms for error in samples if error is not None])
+        }
 
     def _serving(self, engine: Engine) -> Serving | None:
         """How the answers were asked for; None where no server gave any."""

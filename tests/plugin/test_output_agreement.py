@@ -51,6 +51,18 @@ def test_server_that_answers_honestly_passes(served: Project) -> None:
         served.run().assert_outcomes(passed=1)
 
 
+def test_the_clock_of_the_client_is_kept_with_the_session(served: Project) -> None:
+    with serve_in_thread(Behaviour(ttft_ms=10.0, itl_ms=4.0)) as server:
+        served.test(on(server.url), AGREES)
+        served.run("--inferperf-json=out.json").assert_outcomes(passed=1)
+    (record,) = json.loads((served.path / "out.json").read_text())["records"]
+    (session,) = record["result"]["performance"]["sessions"]
+    client = {name: value for name, value in session["telemetry"].items() if name.startswith("client.")}
+    assert {"client.late_ms", "client.lag_ms"} <= client.keys()
+    assert client["client.processes"] == client["client.kernel_times"] == 1
+    assert 0 <= client["client.idle_share"] < client["client.cpu_share"] <= 1.05
+
+
 def test_server_that_answers_garbage_under_load_is_invalid(served: Project) -> None:
     """No gate names the agreement, and still no figure of it is judged."""
     with serve_in_thread(Behaviour(ttft_ms=10.0, itl_ms=4.0, jitter_ms=30.0, garble_rate=1.0)) as server:
