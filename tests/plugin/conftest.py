@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pytest_inferperf.evaluate import run as evaluate_run
 from pytest_inferperf.measure.load import rounds, summary
 from tests.plugin.servers import ServedProject
 
@@ -130,6 +131,12 @@ def heap_set_aside() -> None:
     """Leave what is loaded out of collections: pytest 8.4.0 collects five times at the end of every run inside a test."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def real_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave no scripted evaluation to the next test: a run that broke off may not have put the real one back."""
+    monkeypatch.setattr(evaluate_run, "evaluate", evaluate_run.evaluate)
 
 
 @pytest.fixture
