@@ -151,7 +151,7 @@ def test_a_baseline_that_has_changed_since_is_not_drawn_as_if_it_had_judged(plan
 def test_without_baselines_it_says_so_and_draws_the_run_alone(planted: Planted, tmp_path: Path) -> None:
     found = case(replace(planted, folder=tmp_path).page(), "test_throughput")
     assert found.notes == (
-        "no baseline: baselines/performance/nvidia-b200-8x/llama-3.1-8b.json: no such file (key NVFP4-isl1024-osl256-c64)",
+        "no baseline: baselines/performance/test-gpu-8x/llama-3.1-8b.json: no such file (key NVFP4-isl1024-osl256-c64)",
     )
     assert {item["name"] for item in found.charts[0].figure["data"]} == ALONE
 
