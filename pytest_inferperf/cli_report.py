@@ -56,7 +56,8 @@ def add_report_commands(commands: Any) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    file, hide = read_result_file(arguments.results_file), hider()
+    file = read_result_file(arguments.results_file)
+    hide = hider(also=[record.result.case.engine.api_key_env for record in file.records])
     report = run_report(file.records, created=file.created, environment=file.environment, hide=hide)
     if arguments.html is not None:
         from pytest_inferperf.report.page.content import Where, page_of

@@ -25,6 +25,7 @@ def test_entry_points() -> None:
 
 def test_data_files_are_there() -> None:
     package = files("pytest_inferperf")
+    assert {item.name for item in (package / "report" / "page").iterdir()} >= {"page.css", "page.html", "page.js"}
     assert (package / "py.typed").is_file()
     schemas = {item.name for item in (package / "baselines" / "schema").iterdir()}
     assert schemas >= {"accuracy.schema.json", "performance.schema.json", "result.schema.json"}

@@ -133,13 +133,13 @@ def test_no_secret_reaches_an_output_of_a_run(leaking: Project, monkeypatch: pyt
     monkeypatch.setenv("CI_PROJECT_DIR", str(leaking.path))
     result = leaking.run(
         "-rA", "--showlocals", "--junitxml=junit.xml", "--inferperf-json=results.json", "--inferperf-update=new",
-        f"--inferperf-reason={LEAK}",
+        "--inferperf-html=report.html", f"--inferperf-reason={LEAK}",
     )  # fmt: skip
     result.assert_outcomes(failed=4, xfailed=1)
     terminal = "\n".join((*result.outlines, *result.errlines))
     files = written(leaking.path)
     for name in (
-        "summary.md", "junit.xml", "results.json", "inferperf-code-quality.json",
+        "summary.md", "junit.xml", "results.json", "report.html", "inferperf-code-quality.json",
         "baselines/performance/test-cpu-2x/tiny-llama.json",
     ):  # fmt: skip
         assert b"hidden" in files[name], name
@@ -171,6 +171,7 @@ def test_no_secret_of_a_file_of_others_reaches_an_output_of_a_command(
     for arguments in (
         ["report", first],
         ["report", first, "--markdown", str(leaking.path / "report.md")],
+        ["report", first, "--html", str(leaking.path / "report.html"), "--results", str(store)],
         ["compare", first, last],
         ["history", str(store)],
         ["trend", str(store)],
@@ -192,6 +193,7 @@ def test_no_secret_of_a_file_of_others_reaches_an_output_of_a_command(
         assert HIDDEN in next(text for words, text in shown.items() if words.startswith(name)), name
     files = {name: data for name, data in written(leaking.path).items() if not name.startswith("store")}
     assert HIDDEN.encode() in files["p.patch"]
+    assert HIDDEN.encode() in files["report.html"]
     assert HIDDEN.encode() in files["baselines/performance/test-cpu-2x/tiny-llama.json"]
     for name, data in {**files, **{name: text.encode() for name, text in shown.items()}}.items():
         search(name, data)

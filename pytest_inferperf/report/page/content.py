@@ -166,8 +166,9 @@ def _case(report: CaseReport, record: ResultRecord, where: Where, hide: Callable
 def _moved(
     before: Mapping[str, str], after: Mapping[str, str], hide: Callable[[str], str]
 ) -> tuple[tuple[str, str, str], ...]:
-    pairs = [(name, before.get(name, "-"), after.get(name, "-")) for name in sorted({*before, *after})]
-    return tuple((hide(name), hide(old), hide(new)) for name, old, new in pairs if old != new)
+    names = sorted({*before, *after})
+    pairs = [(hide(name), hide(before.get(name, "-")), hide(after.get(name, "-"))) for name in names]
+    return tuple(item for item in pairs if item[1] != item[2])
 
 
 def _reasons(report: CaseReport, *, differs: bool) -> tuple[Reason, ...]:

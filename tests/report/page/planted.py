@@ -192,7 +192,7 @@ def info(precision: str) -> EngineInfo:
     """Return what the engine says it is."""
     return EngineInfo(
         backend="tensorrt_llm",
-        hardware=Hardware(name="NVIDIA B200", count=8, kind="gpu"),
+        hardware=Hardware(name="Test GPU", count=8, kind="gpu"),
         quant_algo=None if precision == "BF16" else precision,
         kv_cache_quant_algo="FP8",
         compute_dtype="bfloat16",

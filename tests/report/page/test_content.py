@@ -1,0 +1,186 @@
+"""What the page shows of a run: beside its baselines, its past and the documents that flipped."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_inferperf.baselines.result_file import ResultFile, read_result_file, write_result_file
+from pytest_inferperf.hiding import HIDDEN, hider
+from pytest_inferperf.model.results import Flips
+from pytest_inferperf.report.page.charts import Chart
+from pytest_inferperf.report.page.content import CasePage, Page, Where, page_of
+from pytest_inferperf.report.page.write import page_html
+from pytest_inferperf.report.run import run_report
+from tests.report.page.planted import HOSTILE, NEEDLE, SECRET, Planted, plant
+
+ALONE = {"this run: a round", "this run: sessions, with their rounds"}
+"""What is drawn of a run without a baseline."""
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
+    return plant(tmp_path_factory.mktemp("planted"))
+
+
+@pytest.fixture(scope="module")
+def page(planted: Planted) -> Page:
+    return planted.page()
+
+
+def case(page: Page, name: str) -> CasePage:
+    return next(item for item in page.cases if name in item.report.nodeid)
+
+
+def chart(found: tuple[Chart, ...], title: str) -> Chart:
+    return next(item for item in found if item.title == title)
+
+
+def line(drawn: Chart, name: str) -> dict[str, Any]:
+    return next(item for item in drawn.figure["data"] if item["name"] == name)
+
+
+def test_what_did_not_pass_comes_first(page: Page) -> None:
+    assert [item.report.status.value for item in page.cases if item.report.status] == ["FAIL"] * 4 + ["PASS"]
+
+
+def test_sessions_stand_beside_those_of_the_baseline(page: Page) -> None:
+    drawn = chart(case(page, "test_throughput").charts, "output_throughput_per_gpu")
+    baseline, mine = (line(drawn, f"{whose}: sessions, with their rounds") for whose in ("baseline", "this run"))
+    assert baseline["x"] == ["b1", "b2", "b3", "b4", "b5", "b6"]
+    assert len(mine["y"]) == 6
+    assert max(mine["y"]) < min(baseline["y"])
+    band, level, limit = drawn.figure["layout"]["shapes"]
+    assert (band["y0"], band["y1"]) == (min(baseline["y"]), max(baseline["y"]))
+    assert band["y0"] <= level["y0"] <= band["y1"]
+    assert limit["y0"] == pytest.approx(0.95 * level["y0"])
+    assert len(line(drawn, "this run: a round")["y"]) == 18
+
+
+def test_a_latency_is_drawn_from_median_to_tail_beside_the_baseline(page: Page) -> None:
+    drawn = chart(case(page, "test_throughput").charts, "ttft_ms: distribution")
+    mine, old = line(drawn, "this run"), line(drawn, "baseline")
+    assert mine["x"] == old["x"] == ["p50", "p90", "p95", "p99"]
+    assert mine["y"] == sorted(mine["y"])
+    assert [new / before for new, before in zip(mine["y"], old["y"], strict=True)] == pytest.approx(
+        [1.11] * 4, rel=0.02
+    )
+    assert "p99 231.91 ms (+11.1 %)" in drawn.summary
+
+
+def test_the_frontier_stands_beside_that_of_the_baseline(page: Page) -> None:
+    found = case(page, "test_interactivity")
+    (drawn,) = found.charts
+    mine, old = line(drawn, "this run"), line(drawn, "baseline")
+    assert mine["text"] == ["c1", "c4", "c16", "c64"]
+    ratios = [new / before for new, before in zip(mine["y"], old["y"], strict=True)]
+    assert ratios == pytest.approx([1.0, 1.0, 0.85, 1.0], rel=0.01)
+    assert [item.title for item in found.loads] == ["c1", "c4", "c16", "c64"]
+
+
+def test_steps_of_the_past_are_drawn_where_they_came(page: Page) -> None:
+    drawn = next(item for item in page.trends if "output_throughput_per_gpu" in item.title)
+    (step,) = drawn.figure["layout"]["shapes"]
+    assert step["x0"] == 16.5
+    assert drawn.summary == "24 results; worse by 10.2 %."
+
+
+def test_flips_say_what_was_asked_expected_and_answered(page: Page) -> None:
+    (flips,) = case(page, "test_facts[NVFP4]").flips
+    assert (flips.reference, flips.lost, flips.gained, len(flips.shown)) == ("BF16", 20, 2, 22)
+    flip = flips.shown[7]
+    assert (flip.document, flip.lost, flip.prompt, flip.expected) == (7, True, NEEDLE, "the Vltava")
+    assert flip.answer == f"no idea {HOSTILE} {HIDDEN}"
+    assert [item.document for item in flips.shown if not item.lost] == [360, 361]
+    (none,) = case(page, "test_facts[BF16]").flips
+    assert none == Flips(reference="BF16", lost=0, gained=0)
+
+
+def test_what_moved_is_told_from_what_is_as_it_was(page: Page) -> None:
+    moved = case(page, "test_throughput").moved
+    assert moved == (("driver", "570.10", "580.65"),)
+    assert case(page, "test_facts[BF16]").moved == ()
+    assert case(page, "test_hostile").moved is None
+
+
+def test_each_thing_is_said_once(page: Page) -> None:
+    first, second = case(page, "test_hostile").reasons
+    assert first.next_step.startswith("pytest 'test_hostile.py::test[<img")
+    assert second.next_step == ""
+    assert not any("no baseline" in note for note in case(page, "test_hostile").notes)
+    notes = [note for reason in case(page, "test_throughput").reasons for note in reason.notes]
+    assert len(notes) == len(set(notes)) == 2
+
+
+def test_the_resolved_configuration_is_shown(page: Page) -> None:
+    facts = dict(case(page, "test_throughput").configuration)
+    assert facts["quantization"] == "NVFP4"
+    assert facts["option max_batch_size"] == "64"
+    assert facts["version of tensorrt_llm"] == "1.2.1"
+    assert HIDDEN in facts["option env"]
+
+
+def test_a_page_of_the_result_file_is_that_of_the_run(planted: Planted, page: Page) -> None:
+    file = read_result_file(planted.file)
+    report = run_report(file.records, created=page.report.created, environment=file.environment, hide=hider({}))
+    where = Where(baselines=planted.baselines, history=planted.results)
+    again = page_of(file.records, report, where, hide=hider({}))
+    assert [item.flips for item in again.cases] == [item.flips for item in page.cases]
+    assert [item.charts for item in again.cases] == [item.charts for item in page.cases]
+    assert again.trends == page.trends
+
+
+def test_a_baseline_that_has_changed_since_is_not_drawn_as_if_it_had_judged(planted: Planted) -> None:
+    first = planted.records[0]
+    verdict = replace(first.verdicts[0], baseline=350.0)
+    then = replace(planted, records=(replace(first, verdicts=(verdict, *first.verdicts[1:])),))
+    (found,) = then.page().cases
+    assert (
+        "output_throughput_per_gpu: the baseline has changed since this run was judged; its sessions are not drawn"
+        in found.notes
+    )
+    drawn, other = found.charts[:2]
+    assert {item["name"] for item in drawn.figure["data"]} == ALONE
+    assert {item["name"] for item in other.figure["data"]} > ALONE
+
+
+def test_without_baselines_it_says_so_and_draws_the_run_alone(planted: Planted, tmp_path: Path) -> None:
+    found = case(replace(planted, folder=tmp_path).page(), "test_throughput")
+    assert found.notes == (
+        "no baseline: baselines/performance/test-gpu-8x/llama-3.1-8b.json: no such file (key NVFP4-isl1024-osl256-c64)",
+    )
+    assert {item["name"] for item in found.charts[0].figure["data"]} == ALONE
+
+
+def test_what_of_the_past_cannot_be_read_is_named(planted: Planted, tmp_path: Path) -> None:
+    shutil.copytree(planted.baselines, tmp_path / "baselines")
+    shutil.copytree(planted.results, tmp_path / "results")
+    (tmp_path / "results" / "cut.json").write_text('{"schema')
+    page = replace(planted, folder=tmp_path).page()
+    assert any("cut.json was skipped" in note for note in page.notes)
+    assert page.trends
+
+
+def test_values_of_the_environment_reach_no_text(planted: Planted) -> None:
+    """Words that look like nothing, and are secret because the environment says so."""
+    words = ("580.65", "river runs through", "Vltava", "max_batch_size", "output_throughput_per_user")
+    hide = hider({f"KEY_{number}": word for number, word in enumerate(words)})
+    report = run_report(planted.records, created="2026", environment={"driver": "580.65"}, hide=hide)
+    where = Where(baselines=planted.baselines, history=planted.results)
+    text = page_html(page_of(planted.records, report, where, hide=hide))
+    for word in (*words, SECRET):
+        assert word not in text, word
+
+
+def test_a_result_file_keeps_the_flips_and_no_other_answer(planted: Planted, tmp_path: Path) -> None:
+    text = planted.file.read_text()
+    assert NEEDLE in text
+    assert "Question 30:" not in text
+    file = read_result_file(planted.file)
+    write_result_file(tmp_path / "again.json", ResultFile(created="", environment={}, records=file.records))
+    again = read_result_file(tmp_path / "again.json")
+    assert [item.result.accuracy for item in again.records] == [item.result.accuracy for item in file.records]
