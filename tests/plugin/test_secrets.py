@@ -132,14 +132,14 @@ def test_no_secret_reaches_an_output_of_a_run(leaking: Project, monkeypatch: pyt
     monkeypatch.setenv("GITLAB_CI", "true")
     monkeypatch.setenv("CI_PROJECT_DIR", str(leaking.path))
     result = leaking.run(
-        "-rA", "--showlocals", "--junitxml=junit.xml", "--inferperf-json=results.json", "--inferperf-update=new",
-        f"--inferperf-reason={LEAK}",
+        "-rA", "--showlocals", "--junitxml=junit.xml", "--inferperf-json=results.json",
+        "--inferperf-html=report.html", "--inferperf-update=new", f"--inferperf-reason={LEAK}",
     )  # fmt: skip
     result.assert_outcomes(failed=4, xfailed=1)
     terminal = "\n".join((*result.outlines, *result.errlines))
     files = written(leaking.path)
     for name in (
-        "summary.md", "junit.xml", "results.json", "inferperf-code-quality.json",
+        "summary.md", "junit.xml", "results.json", "report.html", "inferperf-code-quality.json",
         "baselines/performance/test-cpu-2x/tiny-llama.json",
     ):  # fmt: skip
         assert b"hidden" in files[name], name
@@ -171,6 +171,7 @@ def test_no_secret_of_a_file_of_others_reaches_an_output_of_a_command(
     for arguments in (
         ["report", first],
         ["report", first, "--markdown", str(leaking.path / "report.md")],
+        ["report", first, "--html", str(leaking.path / "page.html")],
         ["compare", first, last],
         ["history", str(store)],
         ["trend", str(store)],
