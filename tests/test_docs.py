@@ -10,6 +10,7 @@ Each page is a script for one scratch project with the scripted engine of `tests
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import re
@@ -334,6 +335,18 @@ def ini_text(value: object) -> str:
         if isinstance(value, float)
         else str(value or "empty")
     )
+
+
+def test_every_test_that_shows_a_fault_exists() -> None:
+    rows = table("faults.md", "fault")
+    assert len(rows) > 10
+    for row in rows:
+        shown = re.findall(r"`?([\w/]+\.py)::(\w+)`?", row["shown by"])
+        assert shown, row["fault"]
+        for path, name in shown:
+            tree = ast.parse((ROOT / path).read_text())
+            found = {item.name for item in tree.body if isinstance(item, ast.FunctionDef)}
+            assert name in found, f"{row['fault']}: {path} has no {name}"
 
 
 def test_telemetry() -> None:

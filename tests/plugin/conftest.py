@@ -61,7 +61,6 @@ for _name in (
     "report.run",
     "hiding",
     "html",
-    "report.secrets",
     "session",
     "settings",
     "terminal",
