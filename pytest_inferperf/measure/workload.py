@@ -19,7 +19,7 @@ def make_requests(engine: Engine, workload: Workload, *, round_index: int) -> li
 
     A workload with a data set takes its prompts from there: see `dataset_requests`.
 
-    Every round and request has its own prompt, so that no prefix cache can answer more than the share that the workload
+    Every load, round and request has its own prompt, so that no prefix cache can answer more than the share that the workload
     wants shared; the same seed gives the same prompts. Raises `InvalidRun` when a request does not fit the engine's context.
     """
     if workload.dataset:
@@ -53,8 +53,8 @@ def draw_requests(vocabulary: Sequence[int], workload: Workload, *, round_index:
     """Draw the prompts of one round from a vocabulary; see `make_requests`."""
     if workload.trace:
         return draw_trace(vocabulary, workload, round_index=round_index)
-    # Text seeds: the same in every process, unlike hash().
-    generator = random.Random(f"{workload.seed}/{round_index}")
+    # Text seeds: the same in every process, unlike hash(). Of the load too: one server sees the tests of several.
+    generator = random.Random(f"{workload.seed}/{workload.load_name}/{round_index}")
     lengths, outputs = workload.input_lengths, workload.output_lengths
     # Of the workload, not of the round: what is shared is shared by all rounds, and in a cache from the second on.
     longest = workload.shared_tokens(lengths.largest)

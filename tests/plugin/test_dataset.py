@@ -107,6 +107,15 @@ def test_cached_prompts_that_the_file_does_not_share_are_invalid(
         served.run().assert_outcomes(passed=1)
 
 
+def test_loads_of_one_file_do_not_find_each_others_prompts_in_the_cache(served: ServedProject) -> None:
+    texts = [f"{number} " + " ".join(f"w{number}x{at}" for at in range(40)) for number in range(11, 19)]
+    (served.path / "own.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    load = 'dataset="own.jsonl", osl=4, concurrency=[1, 2, 4], num_requests=8, rounds=1, warmup_rounds=0'
+    with serve_in_thread(Behaviour(ttft_ms=5.0, itl_ms=1.0, prefix_cache=True)) as server:
+        served.test(f"{served.at(server.url)}, {load}", FLOOR)
+        served.run().assert_outcomes(passed=3)
+
+
 def test_server_that_cuts_answers_short_is_invalid(served: ServedProject) -> None:
     take(served.path, "prompts.jsonl")
     with serve_in_thread(Behaviour(ttft_ms=5.0, itl_ms=1.0, max_output_tokens=4)) as server:

@@ -97,17 +97,17 @@ class _SyntheticPrompts:
 class _RecordedPrompts:
     """Every record of a round is measured, with all its turns; warm-up and fillers are the first turns in other words.
 
-    A server that outlives the run may have seen the file before: there every prompt begins with a mark of this process.
+    Tests at other loads send the same records to the same server, and one that outlives the run may have seen them before:
+    every prompt begins with a mark of the load, and there of this process too.
     """
 
     def __init__(self, serving: Serving, workload: Workload, requests: Sequence[GenerationRequest]) -> None:
         self._serving = serving
-        self._requests = requests
         self._random = random.Random(f"{requests[0].messages}")
-        mark = f"{random.Random(_THIS_PROCESS).getrandbits(32):08x}" if serving.fresh_prompts else ""
+        seed = f"{_THIS_PROCESS if serving.fresh_prompts else ''}/{workload.words}"
+        mark = f"{random.Random(seed).getrandbits(32):08x}"
         self._shared_share = shared_share(dataset_of(workload), requests, mark=mark)
-        if mark:
-            self._requests = [marked(request, mark) for request in requests]
+        self._requests = [marked(request, mark) for request in requests]
         self._bodies = [serving.body(request) for request in self._requests]
         self._talks: list[Talk] = []
         self._think_time_s = workload.think_time

@@ -172,7 +172,10 @@ def draw_trace(vocabulary: Sequence[int], workload: Workload, *, round_index: in
     """Draw the prompts of one round: equal blocks of the trace are equal tokens, and nothing else is, in no other round."""
 
     def tokens(name: str, count: int) -> list[int]:
-        return random.Random(f"{workload.seed}/{round_index}/{name}").choices(vocabulary, k=count)
+        # Tests at another speed replay the same trace on the same server.
+        return random.Random(f"{workload.seed}/{workload.trace_speed}/{round_index}/{name}").choices(
+            vocabulary, k=count
+        )
 
     block = functools.lru_cache(maxsize=4096)(lambda number: tokens(f"block {number}", BLOCK))
     requests = []
