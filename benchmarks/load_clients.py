@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -75,20 +75,16 @@ class Client:
 
     command: Callable[[Run], Sequence[str]]
     read: Callable[[Path], Mapping[str, float]]
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def ours_command(run: Run) -> Sequence[str]:
     load = run.load
     return (
         *(run.program, "measure", "--url", run.url, "--model", "simulated", "--isl", str(ISL), "--osl", str(load.osl)),
-        *(
-            "--concurrency",
-            str(load.streams),
-            "--num-requests",
-            str(load.requests),
-            "--json",
-            str(run.folder / "x.json"),
-        ),
+        *("--concurrency", str(load.streams), "--num-requests", str(load.requests)),
+        # No peer looks at the answers.
+        *("--compare", "0", "--json", str(run.folder / "x.json")),
     )
 
 
@@ -178,7 +174,7 @@ CLIENTS = {
     "inferperf": Client(command=ours_command, read=ours_figures),
     "aiperf": Client(command=aiperf_command, read=aiperf_figures),
     "inference-perf": Client(command=inference_perf_command, read=inference_perf_figures),
-    "sglang": Client(command=sglang_command, read=sglang_figures),
+    "sglang": Client(command=sglang_command, read=sglang_figures, environment={"HF_HUB_OFFLINE": "1"}),
 }
 
 
@@ -274,8 +270,7 @@ def measure(name: str, program: str, load: Load, tokenizer: Path) -> dict[str, A
     ):
         run = Run(program=program, url=url, load=load, tokenizer=tokenizer, folder=Path(folder))
         log = Path(folder) / "log.txt"
-        # The tokenizer is here: nobody needs to ask a hub, and wait for it.
-        environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+        environment = os.environ | CLIENTS[name].environment
         begin = time.perf_counter()
         with (
             log.open("w") as output,

@@ -11,8 +11,19 @@ import select
 import socket
 import struct
 import sys
+import time
 
-__all__ = ["READ", "TIME_SPACE", "WRITE", "Poller", "keep_times", "raise_file_limit", "receive", "wall_time_ns"]
+__all__ = [
+    "READ",
+    "TIME_SPACE",
+    "WRITE",
+    "Poller",
+    "await_times",
+    "keep_times",
+    "raise_file_limit",
+    "receive",
+    "wall_time_ns",
+]
 
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
@@ -98,3 +109,22 @@ def wall_time_ns(found: list[tuple[int, int, bytes]]) -> int:
         since_epoch: int = seconds * 1_000_000_000 + nanoseconds
         return since_epoch
     return 0
+
+
+def await_times(limit_s: float = 1.0) -> bool:
+    """Wait until the kernel notes arrivals on TCP sockets, and return whether it does.
+
+    It begins to some time after the first socket of the machine asks for it, and until then tells no times.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as ours:
+        theirs, _ = listener.accept()
+        with theirs:
+            keep_times(theirs)
+            until = time.monotonic() + limit_s
+            while True:
+                ours.send(b"x")
+                if receive(theirs, 1)[1]:
+                    return True
+                if time.monotonic() > until:
+                    return False
+                time.sleep(0.001)

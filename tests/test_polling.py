@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from pytest_inferperf.polling import READ, Poller, keep_times, raise_file_limit, receive
+from pytest_inferperf import polling
+from pytest_inferperf.polling import READ, Poller, await_times, keep_times, raise_file_limit, receive
 
 
 @pytest.fixture
@@ -31,6 +32,21 @@ def test_data_that_waited_is_known_to_have_waited(pair: tuple[socket.socket, soc
     data, wall_ns = receive(mine, 100)
     assert data == b"hello"
     assert wall_ns == 0 or before - 1_000_000 <= wall_ns <= after + 1_000_000
+
+
+def test_times_are_waited_for(pair: tuple[socket.socket, socket.socket]) -> None:
+    mine, peer = pair
+    keep_times(mine)
+    known = await_times()
+    peer.sendall(b"hello")
+    assert bool(receive(mine, 100)[1]) == known
+
+
+def test_times_are_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(polling, "keep_times", lambda sock: None)
+    begin = time.monotonic()
+    assert not await_times(0.05)
+    assert time.monotonic() - begin < 5
 
 
 def test_without_times(pair: tuple[socket.socket, socket.socket]) -> None:

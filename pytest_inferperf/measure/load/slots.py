@@ -9,7 +9,7 @@ from pytest_inferperf.engines.openai.endpoint import Endpoint
 from pytest_inferperf.engines.openai.late import LateReader
 from pytest_inferperf.errors import EngineError
 from pytest_inferperf.measure.load.talks import Talk
-from pytest_inferperf.polling import READ, WRITE, Poller, raise_file_limit
+from pytest_inferperf.polling import READ, WRITE, Poller, await_times, raise_file_limit
 
 __all__ = ["CONNECT_TIMEOUT_S", "Request", "Slot", "Slots"]
 
@@ -112,6 +112,8 @@ class Slots:
         except ConnectionFailed as error:
             hint = " Is the server running?" if error.cause == "refused" else ""
             raise EngineError(f"{self._endpoint.shown}: cannot connect: {error}.{hint}") from None
+        # An arrival without a time would be one that the clock cannot vouch for.
+        await_times()
 
     def add(self) -> Slot:
         """Make one more slot, without a connection."""
