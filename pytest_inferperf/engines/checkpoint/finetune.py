@@ -6,6 +6,7 @@ were not there (a straight-through estimator). Scales stay as calibration found 
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -80,10 +81,10 @@ def finetune(
     batches = _batches(rows, steps)
     for step, batch in enumerate(batches, start=1):
         loss = _loss(model, batch)
-        if not bool(torch.isfinite(loss)):
+        told = float(loss.detach())
+        if not math.isfinite(told):
             raise CheckpointError(
-                f"recipe='qat': the loss is {float(loss)} at step {step} of {steps}; lower qat_learning_rate="
-                f"{learning_rate:g}"
+                f"recipe='qat': the loss is {told} at step {step} of {steps}; lower qat_learning_rate={learning_rate:g}"
             )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
@@ -91,7 +92,7 @@ def finetune(
         optimizer.step()
         schedule.step()
         if step % _TOLD_EVERY == 0 or step == steps:
-            progress(f"training {step}/{steps}, loss {float(loss):.4f}")
+            progress(f"training {step}/{steps}, loss {told:.4f}")
     model.train(False)
     _snap(model)
     for parameter in weights:
