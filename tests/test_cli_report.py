@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,22 @@ def test_report_as_markdown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     path = tmp_path / "r.md"
     run(capsys, "report", write(tmp_path / "a.json", 100.0), "--markdown", str(path))
     assert path.read_text().startswith("✅ **PASS: 1 gate in 1 test (1 PASS)**\n")
+
+
+def test_report_as_html(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "r.html"
+    lines = run(capsys, "report", write(tmp_path / "a.json", 100.0), "--html", str(path))
+    assert lines == [f"PASS: 1 gate in 1 test (1 PASS); written to {path}"]
+    assert "<title>PASS: 1 gate in 1 test (1 PASS)</title>" in path.read_text()
+
+
+def test_report_as_html_without_the_extra(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    assert cli.main(["report", write(tmp_path / "a.json", 100.0), "--html", str(tmp_path / "r.html")]) == 2
+    assert 'pip install "pytest-inferperf[html]"' in capsys.readouterr().err
+    assert not (tmp_path / "r.html").exists()
 
 
 def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

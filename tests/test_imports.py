@@ -20,6 +20,8 @@ HEAVY = (
     "jsonschema",
     "filelock",
     "pynvml",
+    "jinja2",
+    "plotly",
 )
 OURS = ("fixture", "marks", "settings", "judging", "engines", "baselines", "evaluate", "measure", "gates", "report")
 

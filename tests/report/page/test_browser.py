@@ -45,6 +45,8 @@ class Opened:
 
     def __init__(self, browser: Browser, path: Path, scheme: str = "light") -> None:
         self.context = browser.new_context(color_scheme=scheme, offline=True)  # type: ignore[arg-type]
+        # Generous: CI machines are shared.
+        self.context.set_default_timeout(120_000)
         self.page: Page = self.context.new_page()
         self.said: list[str] = []
         self.asked: list[str] = []
@@ -101,6 +103,30 @@ def test_a_flipped_document_is_found(opened: Opened) -> None:
     assert NEEDLE in flip
     assert "the Vltava" in flip
     assert {row.split()[1] for row in opened.shown("#table tbody tr")} == {"test_answers.py::test_facts[NVFP4]"}
+
+
+def test_the_keyboard_walks_from_the_table_to_a_case(opened: Opened) -> None:
+    opened.page.locator("#table a").first.focus()
+    for _ in range(7):
+        opened.page.keyboard.press("ArrowDown")
+    opened.page.keyboard.press("Enter")
+    opened.page.wait_for_function("document.activeElement.closest('details')?.id === 'case-5'")
+    assert opened.page.locator("#case-5[open]").count() == 1
+
+
+def test_paper_shows_everything_dark_on_light(chromium: Browser, written: Path) -> None:
+    opened = Opened(chromium, written, "dark")
+    opened.page.wait_for_function("window.Plotly")
+    background = "getComputedStyle(document.body).backgroundColor"
+    before = opened.page.evaluate(background)
+    opened.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert opened.page.locator("details:not([open])").count() == 0
+    assert opened.page.locator(".plot:not([data-drawn])").count() == 0
+    assert opened.page.evaluate(background) == "rgb(255, 255, 255)"
+    opened.page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert opened.page.evaluate(background) == before != "rgb(255, 255, 255)"
+    assert opened.page.locator("details:not([open])").count() > 0
+    opened.context.close()
 
 
 def test_markup_in_names_and_answers_stays_text(opened: Opened) -> None:
