@@ -101,6 +101,16 @@ def test_plan_says_what_it_would_need(suites: pytest.Pytester, suite: str) -> No
     result.stdout.fnmatch_lines(["* cases of them cannot run on this machine"])
 
 
+def test_plan_of_the_embedded_suite_needs_no_gpu(suites: pytest.Pytester, tmp_path: Path) -> None:
+    result = run(suites, "embedded", "--inferperf-plan", f"--inferperf-cache-dir={tmp_path / 'cache'}")
+    assert result.ret == pytest.ExitCode.OK
+    engines = [line for line in result.outlines if line.startswith("engine ")]
+    assert len(engines) > 5
+    assert "found no NVIDIA GPU" not in result.stdout.str()
+    result.stdout.no_fnmatch_line("* cannot run on this machine")
+    assert not (tmp_path / "cache").exists()
+
+
 @pytest.mark.parametrize("suite", SUITES)
 def test_runs_on_tensorrt_llm_and_nothing_else(suites: pytest.Pytester, suite: str) -> None:
     """`auto` would try to run a model of 671 billion parameters on a CPU."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_inferperf.engines.checkpoint.conformance import check_checkpoint
+from pytest_inferperf.engines.checkpoint.device import check_device
 from pytest_inferperf.engines.checkpoint.quiet import import_modelopt, quiet
 from pytest_inferperf.engines.checkpoint.sources import read_json
 from pytest_inferperf.engines.checkpoint.texts import read_texts
@@ -76,10 +77,12 @@ def read_calibration(path: str, size: int) -> list[str]:
 def build_checkpoint(spec: EngineSpec, *, source: Path, destination: Path, progress: Progress) -> None:
     """Quantize the model in `source` as `spec` says and export it into `destination`, tokenizer included.
 
-    Raises `CheckpointError` when the export is not what `spec` asked for.
+    Raises `CheckpointError` when the export is not what `spec` asked for, and for another device than the cache files it
+    under.
     """
     import torch
 
+    check_device("cuda" if torch.cuda.is_available() else "cpu", torch=torch.__version__)
     mtq = import_modelopt()
 
     label = f"quantize {spec.served_model_name} {spec.precision}"

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pytest_inferperf.engines.checkpoint.conformance import check_checkpoint
+from pytest_inferperf.engines.checkpoint.device import expected_device
 from pytest_inferperf.engines.checkpoint.sources import is_quantized, read_headers, read_json, resolve_source
-from pytest_inferperf.engines.hardware import find_gpus
 from pytest_inferperf.engines.interface import Progress
 from pytest_inferperf.errors import CheckpointError
 from pytest_inferperf.model.case import EngineSpec
@@ -140,8 +140,7 @@ def key_inputs(spec: EngineSpec, source: Path, root: Path, *, read_at_most: int 
         "kv_cache_dtype": spec.kv_cache_dtype,
         "calibration": calibration,
         **trained,
-        # Where it is built decides in which precision: on a GPU in the stored one, on a CPU in float32.
-        "device": "cuda" if find_gpus() else "cpu",
+        "device": expected_device(),
         "versions": {"builder": BUILDER_VERSION, **{name: _version(name) for name in _PACKAGES}},
     }
 

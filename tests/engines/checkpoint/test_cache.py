@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from pytest_inferperf.engines.checkpoint import cache
+from pytest_inferperf.engines.checkpoint import cache, device
 from pytest_inferperf.engines.checkpoint.cache import (
     MANIFEST,
     cache_key,
@@ -142,7 +142,7 @@ def test_what_changes_the_weights_changes_the_key(
 def test_weights_built_on_a_gpu_are_others(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = EngineSpec(model=str(source), served_model_name="tiny", quant="NVFP4")
     here = cache_key(key_inputs(spec, source, tmp_path))
-    monkeypatch.setattr(cache, "find_gpus", lambda: (object(),))
+    monkeypatch.setattr(device, "find_gpus", lambda: (object(),))
     assert cache_key(key_inputs(spec, source, tmp_path)) != here
 
 
