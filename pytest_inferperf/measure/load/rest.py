@@ -11,7 +11,7 @@ from __future__ import annotations
 __all__ = ["Rest"]
 
 _MOST_S = 0.005
-_REQUEST_SHARE = 0.0025
+_REQUEST_SHARE = 0.002
 """Of a request: at most this share of the concurrency is lost to rests, and half of it in the mean."""
 
 _TOKEN_SHARE = 0.25
