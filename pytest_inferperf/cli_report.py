@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pytest_inferperf.baselines.result_file import ResultFile, ResultRecord, read_result_file
+from pytest_inferperf.baselines.result_file import ResultFile, ResultRecord, key_names, read_result_file
 from pytest_inferperf.baselines.write import write_atomic
 from pytest_inferperf.errors import MarkError, ResultFileError
 from pytest_inferperf.hiding import hider
@@ -57,7 +57,7 @@ def add_report_commands(commands: Any) -> None:
 
 def _report(arguments: argparse.Namespace) -> int:
     file = read_result_file(arguments.results_file)
-    hide = hider(also=[record.result.case.engine.api_key_env for record in file.records])
+    hide = hider(also={name for record in file.records for name in key_names(record)})
     report = run_report(file.records, created=file.created, environment=file.environment, hide=hide)
     if arguments.html is not None:
         from pytest_inferperf.report.page.content import Where, page_of

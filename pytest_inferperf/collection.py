@@ -112,12 +112,12 @@ def _params(
     parse_requires_gpu(marks_of(definition, "requires_gpu"))
     params = []
     cases = parse_cases(marks, origin)
-    state.key_names |= {case.engine.api_key_env for _, case in cases}
-    find = finder(also=state.key_names)
     for case_id, case in cases:
         bound = _bind(case, parse_gates(gates, case, origin), state.settings.against, origin)
         speedups = [gate.reference for gate in bound.gates if isinstance(gate, SpeedupFloor)]
         references = [reference.spec for reference in (*speedups, *filter(None, [bound.against]))]
+        state.key_names |= {spec.api_key_env for spec in (*references, case.engine)}
+        find = finder(also=state.key_names)
         for spec in (*references, case.engine):
             refuse_secrets(replace(case, engine=spec), find)
             _remember_hook(definition, spec)

@@ -153,7 +153,8 @@ def _quantizations() -> list[Diagnosis]:
     best = max((gpu.sm for gpu in find_gpus()), default=0)
     rows = [row for row in QUANTIZATIONS.values() if row.quant_algo is not None]
     native = [row.name for row in rows if row.min_sm <= best]
-    others = [row.name for row in rows if row.min_sm > best]
+    # A format that is only read runs where the hardware has it.
+    others = [row.name for row in rows if row.min_sm > best and row.modelopt_config is not None]
     words = [f"native: {', '.join(native)}"] if native else []
     words += [f"simulated: {', '.join(others)}"] if others else []
     step = "their accuracy is real; measure their speed on hardware that has them" if others else ""

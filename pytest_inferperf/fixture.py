@@ -266,6 +266,7 @@ class Inferperf:
         from pytest_inferperf.gates.speedup import judge_speedup
         from pytest_inferperf.measure.blocks import measure_blocks
 
+        rounds_seen = workload.rounds if self._result.performance is not None else 0
         for reference in dict.fromkeys(gate.reference for gate in gates):
             own = [gate for gate in gates if gate.reference == reference]
 
@@ -287,11 +288,13 @@ class Inferperf:
                     progress=self._progress,
                     gpu_hour_price=self._settings.gpu_hour_price,
                     honesty=self._honesty,
+                    rounds_seen=rounds_seen,
                 )
             except ComparisonInterrupted as error:
                 self._keep(error.found)
                 raise
             self._keep(found)
+            rounds_seen += 2 * len(found.blocks)
             for telemetry in found.telemetry:
                 self._check_telemetry(telemetry)
             for block in found.blocks:

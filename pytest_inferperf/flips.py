@@ -62,14 +62,18 @@ def _flips(
     shown = []
     for wanted in (True, False):
         mine = [number for number, lost in moved if lost is wanted and number in texts]
-        shown += [_flip(number, wanted, texts[number], stored, live.get(number)) for number in mine[:MOST_SHOWN]]
+        shown += [
+            _flip(number, wanted, texts[number], stored, live.get(number), answers.metric)
+            for number in mine[:MOST_SHOWN]
+        ]
     lost = sum(lost for _, lost in moved)
     return Flips(reference=label, lost=lost, gained=len(moved) - lost, shown=tuple(shown))
 
 
-def _flip(number: int, lost: bool, text: Answered, stored: ScoreEntry, live: Answered | None) -> Flip:
+def _flip(number: int, lost: bool, text: Answered, stored: ScoreEntry, live: Answered | None, metric: str) -> Flip:
     reference = live.answer if live is not None else None
-    if reference is None and text.choices and stored.logprobs is not None:
+    # Log-probabilities are kept normalized, which acc_norm and acc_bytes cannot be told from.
+    if reference is None and text.choices and stored.logprobs is not None and metric not in ("acc_norm", "acc_bytes"):
         values = stored.logprobs.get(number, ())
         if len(values) == len(text.choices):
             reference = text.choices[max(range(len(values)), key=values.__getitem__)]

@@ -20,7 +20,7 @@ class HiddenReports:
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Return the report of a test of ours as one without secrets."""
         report = yield
-        if STATE not in item.config.stash or not _ours(item):
+        if STATE not in item.config.stash or not (_ours(item) or report.when == "teardown"):
             return report
         from pytest_inferperf.hiding import hide_in
 

@@ -160,6 +160,8 @@ def _variants(environ: Mapping[str, str], also: Iterable[str]) -> dict[str, str]
     asked = frozenset(also)
     found: dict[str, str] = {}
     for name, value in environ.items():
+        if name not in asked and name.upper().endswith("TOKENS") and value.strip().isdigit():
+            continue  # a count, as in VLLM_MAX_NUM_BATCHED_TOKENS
         if len(value) < _LEAST_LENGTH or not (name in asked or (_NAME.search(name) and not _A_PLACE.search(name))):
             continue
         lines = [line for line in value.splitlines() if len(line) >= _LEAST_LINE] if "\n" in value.strip() else []

@@ -22,7 +22,7 @@ from pytest_inferperf.errors import (
     SettingsError,
 )
 from pytest_inferperf.hidden_reports import HiddenReports
-from pytest_inferperf.hiding import hide_in, hider
+from pytest_inferperf.hiding import finder, hide_in, hider
 from pytest_inferperf.model.limits import LIMITS
 from pytest_inferperf.selection import SELECTION, Selection
 from pytest_inferperf.session import (
@@ -536,6 +536,10 @@ def inferperf(
     from pytest_inferperf.terminal import shown_progress
 
     config = request.config
+    why = finder(also=state_of(config).key_names)(request.node.nodeid)
+    if why:
+        # Hidden, the names of two tests may be one, and of two results one would be kept.
+        raise _not_a_regression(f"the test's name {why}, and results are filed under it. Give parametrize other ids=.")
     benchmark = None
     if _is_benchmark(inferperf_case) and config.pluginmanager.hasplugin("benchmark"):
         benchmark = request.getfixturevalue("benchmark")

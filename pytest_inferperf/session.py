@@ -448,7 +448,7 @@ class Recorder:
             settings.baselines,
             state.kept(),
             mode=settings.update,
-            reason=settings.reason,
+            reason=state.hide(settings.reason),
             accept_regression=settings.accept_regression,
             now=now(),
             tolerance=settings.tolerance,

@@ -58,6 +58,11 @@ class _Termination:
             raise KeyboardInterrupt
         ctrl_c(signal.SIGINT, frame)
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self) -> None:
+        """See that the run has ended: while its files are written, nothing disturbs it."""
+        self._is_ending = True
+
     @pytest.hookimpl
     def pytest_keyboard_interrupt(self) -> None:
         """See that the run ends; fixtures are torn down and files written after this."""

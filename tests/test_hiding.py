@@ -165,3 +165,9 @@ def test_output_that_is_hidden_is_a_stream_like_the_one_it_goes_to(monkeypatch: 
         assert sys.stdout.isatty() is stream.isatty()
         assert sys.stdout.write("four") == 4
     assert stream.getvalue() == "four"
+
+
+def test_a_count_of_tokens_is_no_secret() -> None:
+    counts = {"VLLM_MAX_NUM_BATCHED_TOKENS": "131072", "MAX_TOKENS": "1048576"}
+    assert hider(counts)("vllm --max-model-len 131072") == "vllm --max-model-len 131072"
+    assert hider({"API_TOKENS": "open-sesame"})("open-sesame") == HIDDEN

@@ -58,7 +58,9 @@ class AccuracyRules:
             )
             self._before[path] = before
         file = self._files[path]
-        old = file.tasks.get(key)
+        present = file.tasks.get(key)
+        # Not with what a record before this one put in its place: a score of other questions is compared, too.
+        old = self._replaced.get(path, {}).get(key, present)
         stored = old.scores.get(precision) if old is not None else None
         where = f"{shown}: {key} {precision}"
         try:
@@ -90,7 +92,7 @@ class AccuracyRules:
                     f"{where}: not tightened: {before_share:.2f} % -> {share:.2f} % of answers unparseable"
                 )
             return
-        kept = old.scores if old is not None and same_questions else {}
+        kept = present.scores if present is not None and _same_questions(present, measured) else {}
         if self._refuses_change(record, path, old, moved, measured, where):
             return
         if self._refuses_lax(record, precision, outcomes, kept, measured, where):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Literal
@@ -20,6 +20,7 @@ __all__ = [
     "Provenance",
     "ScoreEntry",
     "accuracy_key",
+    "other_records",
     "performance_key",
     "source_of",
 ]
@@ -200,3 +201,18 @@ def accuracy_key(case: Case, metric: str) -> str:
         parts.append(f"limit{task.limit}")
     parts.append(metric)
     return "-".join(parts)
+
+
+def other_records(entry: PerformanceEntry, stored: MetricBaseline, rounds: Iterable[int]) -> str:
+    """Say that the sessions of a run, of so many rounds each, read other records of a data set than those on file.
+
+    Each round has records of its own, so that their mean lengths differ. "" where both read the same, or drew their
+    prompts.
+    """
+    if "dataset" not in entry.identity or not stored.sessions:
+        return ""
+    before, now = sorted({len(one) for one in stored.sessions}), sorted(set(rounds))
+    if before == now:
+        return ""
+    words = " and ".join(map(str, before)), " and ".join(map(str, now))
+    return f"recorded with {words[0]} rounds, this run has {words[1]}: each round has other records of the data set"

@@ -55,6 +55,7 @@ __all__ = [
     "case_from_json",
     "gate_from_json",
     "gate_to_json",
+    "key_names",
     "read_result_file",
     "record_from_json",
     "record_points",
@@ -100,6 +101,13 @@ def record_points(record: ResultRecord) -> tuple[ResultRecord, ...]:
     return tuple(found)
 
 
+def key_names(record: ResultRecord) -> set[str]:
+    """Return the environment variables that hold API keys of the endpoints of a record, its references' included."""
+    gates = (gate.reference.spec for gate in record.gates if isinstance(gate, SpeedupFloor))
+    compared = (item.reference.spec for item in record.result.comparisons)
+    return {spec.api_key_env for spec in (record.result.case.engine, *gates, *compared)}
+
+
 def write_result_file(path: Path, file: ResultFile) -> None:
     """Write the file whole or not at all.
 
@@ -107,7 +115,7 @@ def write_result_file(path: Path, file: ResultFile) -> None:
     A record with a figure that is not finite is left out, and after the others are written `ResultFileError` names it.
     Raises `ResultFileError` also for a file that cannot be written.
     """
-    hide = hider(also=[record.result.case.engine.api_key_env for record in file.records])
+    hide = hider(also={name for record in file.records for name in key_names(record)})
     records, problems = [], []
     for record in file.records:
         data = record_to_json(record)

@@ -226,7 +226,7 @@ def _collect(
         logprobs=_logprobs(found, answered, asking.order(planned, documents.groups) if asking else range(planned)),
         unparseable=tuple(unparseable) if parsed else None,
         scores=scores,
-        texts=texts_of(found, documents, answered),
+        texts=texts_of(found, documents, answered, metric=metric),
     )
 
 

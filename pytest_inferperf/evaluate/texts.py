@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pytest_inferperf.evaluate.interim import Document, Documents, Sample
@@ -18,25 +18,31 @@ MOST_ANSWER = 1000
 """Characters that are kept of an answer, of what was expected, and of each choice."""
 
 
-def texts_of(found: FoundTask, documents: Documents, answered: Mapping[int, Sample]) -> dict[int, Answered]:
+_SIZES: Mapping[str, Callable[[str], int]] = {"acc_norm": len, "acc_bytes": lambda text: len(text.encode())}
+"""What lm-eval divides the log-probability of a choice by, for the metrics that do not take the most probable."""
+
+
+def texts_of(
+    found: FoundTask, documents: Documents, answered: Mapping[int, Sample], *, metric: str
+) -> dict[int, Answered]:
     """Return the texts of every document asked; none for documents that are scored whole, which have no answer."""
     texts = {}
     for number, sample in answered.items():
         document = documents.rows[number]
-        one = _texts(found.tasks[document.task].OUTPUT_TYPE, document, sample)
+        one = _texts(found.tasks[document.task].OUTPUT_TYPE, document, sample, metric)
         if one is not None:
             texts[number] = one
     return texts
 
 
-def _texts(kind: str, document: Document, sample: Sample) -> Answered | None:
+def _texts(kind: str, document: Document, sample: Sample, metric: str = "") -> Answered | None:
     requests, target, responses = document.arguments, document.target, sample["resps"]
     prompt = _cut(str(requests[0][0]), MOST_PROMPT, before=4)
     if kind == "generate_until":
         expected = ", ".join(map(str, target)) if isinstance(target, list | tuple) else str(target)
         return Answered(prompt=prompt, expected=_short(expected), answer=_short(str(responses[0][0])))
     if kind == "multiple_choice":
-        choices, likely = _choice(requests, responses)
+        choices, likely = _choice(requests, responses, size=_SIZES.get(metric, lambda _: 1))
         right = choices[target] if isinstance(target, int) and 0 <= target < len(choices) else _short(str(target))
         return Answered(prompt=prompt, expected=right, answer=choices[likely], choices=choices)
     if kind == "loglikelihood":
@@ -46,8 +52,10 @@ def _texts(kind: str, document: Document, sample: Sample) -> Answered | None:
     return None
 
 
-def _choice(requests: Sequence[tuple[Any, ...]], responses: Sequence[Any]) -> tuple[tuple[str, ...], int]:
-    """Return what there was to choose from, and the place of the most probable choice."""
+def _choice(
+    requests: Sequence[tuple[Any, ...]], responses: Sequence[Any], *, size: Callable[[str], int]
+) -> tuple[tuple[str, ...], int]:
+    """Return what there was to choose from, and the place of the one that counts as the answer."""
     if len({arguments[1] for arguments in requests}) == 1:
         # The choice stands in the context (WinoGrande).
         asked, texts = requests, [arguments[0] for arguments in requests]
@@ -55,7 +63,7 @@ def _choice(requests: Sequence[tuple[Any, ...]], responses: Sequence[Any]) -> tu
         # Others than the first context ask how probable a choice is by itself.
         asked = [arguments for arguments in requests if arguments[0] == requests[0][0]]
         texts = [arguments[1] for arguments in asked]
-    likely = max(range(len(asked)), key=lambda place: responses[place][0][0])
+    likely = max(range(len(asked)), key=lambda place: responses[place][0][0] / (size(str(texts[place]).strip()) or 1))
     return tuple(_short(str(text).strip()) for text in texts), likely
 
 

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 from statistics import median
 
-from pytest_inferperf.baselines.entries import LEAST_BASELINE_SESSIONS, MetricBaseline, Missing, PerformanceEntry
+from pytest_inferperf.baselines.entries import (
+    LEAST_BASELINE_SESSIONS,
+    MetricBaseline,
+    Missing,
+    PerformanceEntry,
+    other_records,
+)
 from pytest_inferperf.gates.dominance import (
     Dominance,
     Levels,
@@ -164,6 +170,10 @@ def _entry(gate: FrontierFloor, point: FrontierPoint) -> PerformanceEntry | Miss
         if stored.value is None and warm_up != {entry.warmup_rounds}:
             reason = f"recorded after {entry.warmup_rounds} warm-up rounds, this run after {max(warm_up, default=0)}"
             return Missing(path=entry.path, key=entry.key, reason=reason)
+    for ref, sessions in zip((gate.metric, gate.over), _measured(gate, point), strict=True):
+        other = other_records(entry, entry.metrics[ref.name], map(len, sessions))
+        if other:
+            return Missing(path=entry.path, key=entry.key, reason=other)
     return entry
 
 

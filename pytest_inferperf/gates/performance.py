@@ -6,7 +6,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from pytest_inferperf.baselines.entries import LEAST_BASELINE_SESSIONS, MetricBaseline, Missing, PerformanceEntry
+from pytest_inferperf.baselines.entries import (
+    LEAST_BASELINE_SESSIONS,
+    MetricBaseline,
+    Missing,
+    PerformanceEntry,
+    other_records,
+)
 from pytest_inferperf.gates.looks import ALPHA, SESSIONS, Decision, Unresolvable
 from pytest_inferperf.gates.power import baseline_sessions_to_decide, log_margin
 from pytest_inferperf.gates.sessions import (
@@ -73,6 +79,9 @@ def judge_performance(
         # A cold first round is not the steady state: such figures are of another workload.
         reason = f"recorded after {entry.warmup_rounds} warm-up rounds, this run after {max(warm_up)}"
         return verdict.missing(Missing(path=entry.path, key=entry.key, reason=reason), measured)
+    other = other_records(entry, stored, map(len, sessions))
+    if other:
+        return verdict.missing(Missing(path=entry.path, key=entry.key, reason=other), measured)
     given = (gate.tolerance, stored.tolerance, default_tolerance)
     tolerance = next(value for value in given if value is not None)
     for number, rounds in enumerate(sessions, start=1):

@@ -41,6 +41,7 @@ def measure_blocks(
     progress: Progress = SILENT,
     gpu_hour_price: float = 0.0,
     honesty: Honesty | None = None,
+    rounds_seen: int = 0,
 ) -> Comparison:
     """Measure blocks until `next_look` has seen enough of them.
 
@@ -53,13 +54,17 @@ def measure_blocks(
         rules: What the gates of the case ask of the measurement.
         progress: Receives a line for each block, and how far its rounds are.
         gpu_hour_price: As in `run_round`.
+        rounds_seen: Rounds of the workload that the candidate has answered since its launch, after those of warm-up: their
+            prompts may be in its cache, and are not in that of the reference.
         honesty: How closely the candidate's answers are looked at: after all blocks, or with `reload` after each.
 
     Raises `InvalidRun` for an engine or a round whose figures cannot be trusted, `EngineError` where an engine fails or
     does not open, and `ComparisonInterrupted` on Ctrl-C, with the rounds so far.
 
     """
-    blocks = _Blocks(candidate, reference, workload, open_reference, rules, progress, gpu_hour_price, honesty)
+    blocks = _Blocks(
+        candidate, reference, workload, open_reference, rules, progress, gpu_hour_price, honesty, rounds_seen
+    )
     return blocks.measure(next_look)
 
 
@@ -146,11 +151,13 @@ class _Blocks:
         progress: Progress,
         gpu_hour_price: float,
         honesty: Honesty | None,
+        rounds_seen: int,
     ) -> None:
         self._candidate = candidate
         self._rules = rules
         self._reference = reference
         self._workload = workload
+        self._rounds_seen = rounds_seen
         self._open = open_reference
         self._gpu_hour_price = gpu_hour_price
         self._progress = progress.within(f"compare with {reference.label}")
@@ -274,7 +281,7 @@ class _Blocks:
         return mine[-1]
 
     def _rounds(self, number: int) -> tuple[int, int]:
-        first = self._workload.warmup_rounds + 2 * number
+        first = self._workload.warmup_rounds + self._rounds_seen + 2 * number
         return first, first + 1
 
     def _meet(self, engine: Engine) -> None:

@@ -53,8 +53,8 @@ def draw_requests(vocabulary: Sequence[int], workload: Workload, *, round_index:
     """Draw the prompts of one round from a vocabulary; see `make_requests`."""
     if workload.trace:
         return draw_trace(vocabulary, workload, round_index=round_index)
-    # Text seeds: the same in every process, unlike hash(). Of the load too: one server sees the tests of several.
-    generator = random.Random(f"{workload.seed}/{workload.load_name}/{round_index}")
+    # Text seeds: the same in every process, unlike hash(). Of all that tells workloads apart: one server sees several.
+    generator = random.Random(f"{sorted(workload.identity().items())}/{round_index}")
     lengths, outputs = workload.input_lengths, workload.output_lengths
     # Of the workload, not of the round: what is shared is shared by all rounds, and in a cache from the second on.
     longest = workload.shared_tokens(lengths.largest)

@@ -86,7 +86,8 @@ def _case(record: ResultRecord, hide: Callable[[str], str]) -> CaseReport:
         metrics[f"{result.accuracy.task}/{result.accuracy.metric}"] = result.accuracy.score
     return CaseReport(
         nodeid=hide(record.nodeid),
-        status=record.status,
+        # Gates that passed say nothing of a run that cannot be trusted, or of a test that failed beside them.
+        status=Status.INVALID if result.invalid and record.status in (None, Status.PASS) else record.status,
         invalid=hide(result.invalid),
         simulated=result.engine is not None and result.engine.simulated and result.performance is not None,
         verdicts=tuple(

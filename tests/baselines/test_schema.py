@@ -197,7 +197,7 @@ PERFORMANCE = [
     (
         f"{E}/identity/quant",
         "NVFP5",
-        f"$.entries[\"{KEY}\"].identity: unknown quantization 'NVFP5'. Did you mean 'NVFP4'? Quantizations: BF16, FP8,"
+        f"$.entries[\"{KEY}\"].identity: unknown quantization 'NVFP5'. Did you mean 'NVFP4'? Quantizations: BF16, FP8, FP8_BLOCK_SCALES,"
         " INT4_AWQ, NVFP4, W4A16_NVFP4, W4A8_NVFP4_FP8. Or a ModelOpt configuration name such as NVFP4_AWQ_LITE_CFG.",
     ),
     (
@@ -255,7 +255,7 @@ ACCURACY = [
     (
         f"{S}/FP9",
         SCORE,
-        "$.tasks[\"sums-exact_match\"].scores[\"FP9\"]: unknown quantization 'FP9'. Did you mean 'FP8'? Quantizations: BF16, FP8,"
+        "$.tasks[\"sums-exact_match\"].scores[\"FP9\"]: unknown quantization 'FP9'. Did you mean 'FP8'? Quantizations: BF16, FP8, FP8_BLOCK_SCALES,"
         " INT4_AWQ, NVFP4, W4A16_NVFP4, W4A8_NVFP4_FP8. Or a ModelOpt configuration name such as NVFP4_AWQ_LITE_CFG.",
     ),
     (

@@ -673,11 +673,23 @@ def test_a_score_of_other_questions_that_is_refused_loses_nothing(root: Path, an
     records = answers(bad, digest="d2"), answers(good, quant="NVFP4", digest="d2")
     plan = run(root, *records, mode="all", reason="r", outdone=outdone)
     assert [refusal.partition("\n")[0] for refusal in plan.refusals] == [
-        "t.py::test_sums[BF16]: BF16 is finer than NVFP4 and answers worse: as a baseline it would be too lax",
+        "t.py::test_sums[BF16]: worse beyond what is allowed, on other questions: exact_match",
         f"{SCORES}: the questions changed, so these scores would be lost: BF16",
     ]
     assert (plan.changes, plan.files) == ((), ())
     assert (root.parent / SCORES).read_bytes() == before
+
+
+def test_every_precision_is_compared_with_its_own_score_on_other_questions(root: Path, answers: Make) -> None:
+    """The first to be recorded takes the place of all of them; what they were counts for the next."""
+    good, bad = (1.0,) * 180 + (0.0,) * 20, (1.0,) * 160 + (0.0,) * 40
+    run(root, answers(good), answers(bad, quant="NVFP4"))
+    before = (root.parent / SCORES).read_bytes()
+    records = answers(bad, digest="d2"), answers(bad, quant="NVFP4", digest="d2")
+    plan = run(root, *records, mode="all", reason="new questions", outdone=outdone)
+    assert plan.refusals[0].startswith("t.py::test_sums[BF16]: worse beyond what is allowed, on other questions")
+    assert (root.parent / SCORES).read_bytes() == before
+    assert not run(root, *records, mode="all", reason="r", accept=True, outdone=outdone).refusals
 
 
 def test_outcomes_that_cannot_be_stored(root: Path, answers: Make) -> None:

@@ -12,12 +12,14 @@ from pytest_inferperf.evaluate.texts import MOST_ANSWER, MOST_PROMPT, texts_of
 from pytest_inferperf.model.results import Answered
 
 
-def texts(kind: str, arguments: list[tuple[Any, ...]], responses: list[Any], target: Any) -> Answered | None:
+def texts(
+    kind: str, arguments: list[tuple[Any, ...]], responses: list[Any], target: Any, *, metric: str = "acc"
+) -> Answered | None:
     """Return the texts of the only document of a task, number 3 of an evaluation."""
     document = Document(task="t", doc_id=0, instances=[SimpleNamespace(args=item) for item in arguments], target=target)
     found = SimpleNamespace(tasks={"t": SimpleNamespace(OUTPUT_TYPE=kind)})
     documents = SimpleNamespace(rows={3: document})
-    return texts_of(found, documents, {3: {"resps": responses}}).get(3)  # type: ignore[arg-type]
+    return texts_of(found, documents, {3: {"resps": responses}}, metric=metric).get(3)  # type: ignore[arg-type]
 
 
 def test_a_generated_answer() -> None:
@@ -38,6 +40,16 @@ def test_the_most_probable_choice_is_the_answer() -> None:
     assert texts("multiple_choice", arguments, responses, 0) == Answered(
         prompt="Sky?", expected="blue", answer="green", choices=("blue", "green", "red")
     )
+
+
+@pytest.mark.parametrize(
+    ("metric", "answer"), [("acc", "no"), ("acc_norm", "a long answer"), ("acc_bytes", "a long answer")]
+)
+def test_the_answer_is_the_choice_that_the_metric_takes(metric: str, answer: str) -> None:
+    arguments = [("Why?", " no"), ("Why?", " a long answer")]
+    found = texts("multiple_choice", arguments, [[(-2.0, False)], [(-3.0, False)]], 1, metric=metric)
+    assert found is not None
+    assert found.answer == answer
 
 
 def test_choices_that_stand_in_the_context() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -331,3 +333,15 @@ def test_alpha_reaches_the_levels() -> None:
     )
     assert strict.details["level"] < loose.details["level"]  # type: ignore[operator]
     assert (strict.status, loose.status) == (Status.INCONCLUSIVE, Status.PASS)
+
+
+@pytest.mark.parametrize(("rounds", "status"), [(2, Status.PASS), (1, Status.FAIL), (3, Status.FAIL)])
+@pytest.mark.parametrize("identity", [{"dataset": "chats-12345678"}, {"isl": 4}])
+def test_other_records_of_a_data_set_are_no_baseline(identity: dict[str, Any], rounds: int, status: Status) -> None:
+    """Each round reads its own: fewer rounds of shorter answers would hide a loss."""
+    stored = MetricBaseline(sessions=((100.0, 100.0),))
+    on_file = replace(entry("output_throughput", stored), identity=identity)
+    gate = PerformanceGate(metric=parse_metric("output_throughput"))
+    verdict = judge_performance(gate, result("output_throughput", [100.0] * rounds), on_file, 0.05)
+    assert verdict.status is (status if "dataset" in identity else Status.PASS)
+    assert ("other records of the data set" in verdict.reason) is (verdict.status is Status.FAIL)

@@ -135,13 +135,16 @@ class World:
         self.prepare(engine)
         return engine
 
-    def measure(self, count: int = 1, *, reload: bool = False, workload: Workload = WORKLOAD) -> Comparison:
+    def measure(
+        self, count: int = 1, *, reload: bool = False, workload: Workload = WORKLOAD, rounds_seen: int = 0
+    ) -> Comparison:
         return measure_blocks(
             self.candidate,
             replace(REFERENCE, reload=reload),
             workload,
             open_reference=self.open,
             next_look=lambda found: count if len(found.blocks) < count else None,
+            rounds_seen=rounds_seen,
         )
 
 
@@ -174,6 +177,15 @@ def test_both_engines_get_the_same_prompts_and_every_block_new_ones(world: World
         seen += [a1, a2]
     prompts = [prompt for group in (warm[0][1], *seen) for prompt in group]
     assert len(set(prompts)) == len(prompts) == 10
+
+
+def test_blocks_have_no_prompt_that_the_candidate_has_answered_since_its_launch(world: World) -> None:
+    """Its cache would answer them faster than the reference can."""
+    world.measure(2)
+    seen = {prompt for _, prompts in world.asked[2:] for prompt in prompts}
+    world.asked.clear()
+    world.measure(2, rounds_seen=4)
+    assert not seen & {prompt for _, prompts in world.asked[2:] for prompt in prompts}
 
 
 def test_prompts_hold_only_tokens_that_both_engines_know(world: World) -> None:

@@ -70,6 +70,9 @@ for _name in (
 for _name in ("numpy", "scipy.special", "scipy.stats", "jsonschema", "markupsafe"):
     importlib.import_module(_name)
 
+# As it is before any test has run.
+REAL_EVALUATION = evaluate_run.evaluate
+
 PROJECT = Path(__file__).parent / "project"
 
 
@@ -134,8 +137,8 @@ def heap_set_aside() -> None:
 
 @pytest.fixture(autouse=True)
 def real_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave no scripted evaluation to the next test: a run that broke off may not have put the real one back."""
-    monkeypatch.setattr(evaluate_run, "evaluate", evaluate_run.evaluate)
+    """Evaluate for real where a test does not say otherwise: a run that broke off may not have put the real one back."""
+    monkeypatch.setattr(evaluate_run, "evaluate", REAL_EVALUATION)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -80,9 +81,10 @@ def test_prefix_is_shared_by_all_rounds_and_the_rest_by_none() -> None:
     assert rounds[0] == draw_requests(range(10_000), WORKLOAD, round_index=0)
 
 
-def test_loads_have_prompts_of_their_own_too() -> None:
-    """Tests at several concurrencies, and the points of a sweep, share a server: nothing but the prefix may be cached."""
-    loads = [replace(WORKLOAD, concurrency=concurrency) for concurrency in (1, 8)]
+@pytest.mark.parametrize("other", [{"concurrency": 8}, {"osl": 99}, {"num_requests": 9}, {"endpoint": "chat"}])
+def test_workloads_have_prompts_of_their_own_too(other: dict[str, Any]) -> None:
+    """Several tests, and the points of a sweep, share a server: nothing but the prefix may be cached."""
+    loads = [replace(WORKLOAD, concurrency=1), replace(WORKLOAD, **{"concurrency": 1, **other})]
     rounds = [draw_requests(range(10_000), load, round_index=0) for load in loads]
     assert 40 <= shared(rounds[0] + rounds[1]) <= 50
     assert not {item.prompt[-30:] for item in rounds[0]} & {item.prompt[-30:] for item in rounds[1]}

@@ -307,3 +307,62 @@ def test_secret_is_hidden_before_xdist_carries_it(leaking: Project) -> None:
     assert HIDDEN.encode() in files["junit.xml"]
     for name, data in {**files, "terminal": str(result.outlines + result.errlines).encode()}.items():
         search(name, data)
+
+
+def test_a_name_of_a_test_that_would_be_hidden_is_refused(project: Project) -> None:
+    """Two such names would become one, and of their results one would be lost."""
+    project.pytester.makepyfile(
+        test_it=f"""
+        import pytest
+
+        @pytest.mark.parametrize("stop", [1, 2], ids=["stop_token=newline", "stop_token=period"])
+        @pytest.mark.{PERFORMANCE}
+        @pytest.mark.throughput_floor(output_throughput_per_user=1)
+        def test_stop(inferperf, stop):
+            inferperf.measure()
+        """
+    )
+    result = project.run()
+    result.assert_outcomes(errors=2)
+    result.stdout.fnmatch_lines(["*results are filed under it. Give parametrize other ids=*"])
+
+
+def test_an_engine_that_closes_after_somebody_elses_test_says_no_secret(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DB_PASSWORD", PASSWORD)
+    conftest = project.path / "conftest.py"
+    conftest.write_text(
+        f"{conftest.read_text()}\n\ndef _close(self):\n    raise RuntimeError('login {PASSWORD}')\n\n"
+        "ScriptedEngine.close = _close\n"
+    )
+    project.test(PERFORMANCE, "throughput_floor(output_throughput_per_user=1)")
+    (project.path / "test_plain.py").write_text("def test_plain():\n    pass\n")
+    result = project.run("--junitxml=junit.xml", "test_it.py", "test_plain.py")
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(["*ERROR at teardown of test_plain*", f"*login {HIDDEN.replace('[', '[[]')}*"])
+    search("the terminal", str(result.stdout).encode())
+    search("JUnit", (project.path / "junit.xml").read_bytes())
+
+
+def test_the_key_of_a_reference_and_keys_in_a_reason_are_hidden(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OUR_LOGIN", KEY)
+    monkeypatch.setenv("REF_LOGIN", SECRETS[3])
+    project.test(
+        PERFORMANCE.replace(
+            "rounds=3", "rounds=3, url='http://127.0.0.1:1/v1', api_key_env='OUR_LOGIN', hardware='NVIDIA B200 x8'"
+        ),
+        "throughput_floor('output_throughput_per_user')",
+        "speedup_floor('output_throughput_per_user', ratio=0.1, over={'url': 'http://127.0.0.1:2/v1', 'api_key_env': 'REF_LOGIN', 'hardware': 'NVIDIA B200 x8'})",
+        body=f"print('{KEY} {SECRETS[3]}'); inferperf.measure()",
+    )
+    result = project.run(
+        "-rA", "--inferperf-json=r.json", "--inferperf-update=new", f"--inferperf-reason={KEY} {SECRETS[3]}"
+    )
+    assert f"{HIDDEN} {HIDDEN}" in str(result.stdout)
+    search("the terminal", str(result.stdout).encode())
+    for name, data in written(project.path).items():
+        if name != "test_it.py":
+            search(name, data)

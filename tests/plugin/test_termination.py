@@ -15,7 +15,7 @@ from types import FrameType
 import psutil
 import pytest
 
-from pytest_inferperf.termination import take_sigterm
+from pytest_inferperf.termination import _Termination, take_sigterm
 from tests.plugin.conftest import Project
 from tests.plugin.test_output_agreement import served
 
@@ -147,3 +147,9 @@ def test_where_it_is_left_alone(config: pytest.Config, where: str) -> None:
         thread.start()
         thread.join()
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_nothing_disturbs_the_files_of_a_run_that_has_ended() -> None:
+    termination = _Termination()
+    termination.pytest_sessionfinish()
+    termination.take(signal.SIGTERM, None)

@@ -152,8 +152,9 @@ def _check_request(folder: Path, config: QuantConfig, spec: EngineSpec) -> None:
             f"{folder}: quant_algo is {config.quant_algo!r}, but quant={spec.quant!r} means {row.quant_algo!r}"
             + (f" (recipe {spec.recipe} makes another format)" if spec.recipe else "")
         )
-    if row is None and config.quant_algo is None:
-        raise CheckpointError(f"{folder}: plain weights, but quant={spec.quant!r} was asked for")
+    if row is None and config.quant_algo in (None, BLOCK_SCALES):
+        found = config.quant_algo or "plain weights"
+        raise CheckpointError(f"{folder}: {found}, but quant={spec.quant!r} was asked for")
     wanted = KV_CACHE_DTYPES[spec.kv_cache_dtype]
     if wanted.name != "auto" and config.kv_cache_quant_algo != wanted.kv_cache_quant_algo:
         raise CheckpointError(

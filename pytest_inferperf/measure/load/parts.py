@@ -58,7 +58,8 @@ def whole_run(plan: LoadPlan, parts: Sequence[Part], *, interrupted: bool) -> Lo
         # Until the last has ended, the others send fillers, and all of them some more: those never were.
         records, late = Records.joined([part.records for part in parts], stop)
         everything = [*flying, *late]
-        flying = [sent for sent in everything if sent < stop]
+        # One that had no connection yet was never sent.
+        flying = [sent for sent in everything if 0 < sent < stop]
         fillers -= len(everything) - len(flying)
     held, requests, tokens = in_window(records, flying, start, stop)
     failures: dict[str, Failure] = {}

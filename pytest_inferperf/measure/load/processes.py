@@ -113,7 +113,9 @@ def run_together(
                         stopped = True
                 elif interrupt.seen and not stopped:
                     raise KeyboardInterrupt
-        return whole_run(plan, [parts[index] for index in range(processes)], interrupted=ended < processes)
+        return whole_run(
+            plan, [parts[index] for index in range(processes)], interrupted=interrupt.seen or ended < processes
+        )
 
 
 class _Crew:

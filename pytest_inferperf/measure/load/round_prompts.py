@@ -98,14 +98,14 @@ class _RecordedPrompts:
     """Every record of a round is measured, with all its turns; warm-up and fillers are the first turns in other words.
 
     Tests at other loads send the same records to the same server, and one that outlives the run may have seen them before:
-    every prompt begins with a mark of the load, and there of this process too.
+    every prompt begins with a mark of the workload, and there of this process too.
     """
 
     def __init__(self, serving: Serving, workload: Workload, requests: Sequence[GenerationRequest]) -> None:
         self._serving = serving
-        self._random = random.Random(f"{requests[0].messages}")
-        seed = f"{_THIS_PROCESS if serving.fresh_prompts else ''}/{workload.words}"
+        seed = f"{_THIS_PROCESS if serving.fresh_prompts else ''}/{sorted(workload.identity().items())}"
         mark = f"{random.Random(seed).getrandbits(32):08x}"
+        self._random = random.Random(f"{mark}/{requests[0].messages}")
         self._shared_share = shared_share(dataset_of(workload), requests, mark=mark)
         self._requests = [marked(request, mark) for request in requests]
         self._bodies = [serving.body(request) for request in self._requests]

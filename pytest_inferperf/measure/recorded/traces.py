@@ -170,12 +170,11 @@ def trace_of(workload: Workload) -> Trace:
 
 def draw_trace(vocabulary: Sequence[int], workload: Workload, *, round_index: int) -> list[GenerationRequest]:
     """Draw the prompts of one round: equal blocks of the trace are equal tokens, and nothing else is, in no other round."""
+    workload_name = f"{sorted(workload.identity().items())}"
 
     def tokens(name: str, count: int) -> list[int]:
-        # Tests at another speed replay the same trace on the same server.
-        return random.Random(f"{workload.seed}/{workload.trace_speed}/{round_index}/{name}").choices(
-            vocabulary, k=count
-        )
+        # Other workloads replay the same trace on the same server.
+        return random.Random(f"{workload_name}/{round_index}/{name}").choices(vocabulary, k=count)
 
     block = functools.lru_cache(maxsize=4096)(lambda number: tokens(f"block {number}", BLOCK))
     requests = []

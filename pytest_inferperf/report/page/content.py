@@ -273,7 +273,7 @@ def _session_charts(
 def _anchor(name: str, anchor: Anchor) -> str:
     when = f", recorded {anchor.recorded}" if anchor.recorded else ""
     commit = f", commit {anchor.commit}" if anchor.commit else ""
-    return f"anchor of {name}: {number(anchor.level)}, the best before a regression was accepted{when}{commit}"
+    return f"anchor of {name}: {number(anchor.level)}, the best since a regression was last accepted{when}{commit}"
 
 
 def _engine(result: CaseResult) -> str:
