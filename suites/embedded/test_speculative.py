@@ -40,13 +40,19 @@ def test_greedy_output_is_the_targets_own(inferperf_engine: Engine) -> None:
     alone = replace(inferperf_engine.spec, model=inferperf_engine.info.checkpoint, engine_options=())
     with open_engine(alone) as target:
         expected = target.generate(requests, concurrency=16)
+        # Rounded to four bits, a tie may fall otherwise in a batch of another shape, without any draft model.
+        again = target.generate(requests, concurrency=1)
     found = inferperf_engine.generate(requests, concurrency=16)
     assert sum(answer.decoding_steps or 0 for answer in found) < sum(len(answer.token_ids) for answer in found)
     different = [
         (request.prompt, answer.token_ids, own.token_ids)
-        for request, answer, own in zip(requests, found, expected, strict=True)
-        if answer.token_ids != own.token_ids
+        for request, answer, own, other in zip(requests, found, expected, again, strict=True)
+        if answer.token_ids != own.token_ids == other.token_ids
     ]
+    of_its_own = sum(own.token_ids == other.token_ids for own, other in zip(expected, again, strict=True))
+    assert of_its_own >= 0.95 * len(requests), (
+        f"the target agrees with itself on {of_its_own} of {len(requests)} answers"
+    )
     assert not different, f"{len(different)} of {len(requests)} answers differ; prompt, found, expected: {different[0]}"
 
 
