@@ -19,7 +19,7 @@ from pytest_inferperf.engines.interface import Message
 from pytest_inferperf.engines.openai.chat import text_of
 from pytest_inferperf.errors import SettingsError, choices
 from pytest_inferperf.measure.agreement import common_prefix
-from pytest_inferperf.measure.recorded.files import Place, label_of, parse_line, read_file
+from pytest_inferperf.measure.recorded.files import Place, label_of, parse_line, read_file, state_of_file
 
 __all__ = ["SHAPES", "Dataset", "Turn", "read_dataset"]
 
@@ -92,11 +92,7 @@ class Dataset:
 
 def read_dataset(path: Path) -> Dataset:
     """Read a file; one that has not changed is read once. Raises `SettingsError` that names the file, the place, the value."""
-    try:
-        stat = path.stat()
-    except OSError as error:
-        raise SettingsError(f"{path}: cannot be read: {error.strerror or error}.") from None
-    return _read(path, (stat.st_mtime_ns, stat.st_size, stat.st_ino))
+    return _read(path, state_of_file(path))
 
 
 @functools.lru_cache(maxsize=4)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pytest_inferperf.errors import SettingsError
 
-__all__ = ["Place", "label_of", "parse_line", "read_file"]
+__all__ = ["Place", "label_of", "parse_line", "read_file", "state_of_file"]
 
 _DIGEST_LENGTH = 8
 _SHOWN = 80
@@ -35,6 +35,15 @@ def label_of(path: Path, raw: bytes) -> str:
     """
     stem = re.sub(r"[^A-Za-z0-9._-]+", "_", path.stem)
     return f"{stem}-{hashlib.sha256(raw).hexdigest()[:_DIGEST_LENGTH]}"
+
+
+def state_of_file(path: Path) -> tuple[int, ...]:
+    """Return what changes when a file does, so that it is read once. Raises `SettingsError` where it cannot be read."""
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror or error}.") from None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
 def read_file(path: Path) -> tuple[bytes, str]:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pytest_inferperf.engines.interface import GenerationRequest
 from pytest_inferperf.errors import InvalidRun, SettingsError
-from pytest_inferperf.measure.recorded.files import Place, label_of, parse_line, read_file
+from pytest_inferperf.measure.recorded.files import Place, label_of, parse_line, read_file, state_of_file
 from pytest_inferperf.model.case import Workload
 
 __all__ = ["BLOCK", "Trace", "TraceRow", "draw_trace", "read_trace", "trace_of"]
@@ -70,11 +70,7 @@ class Trace:
 
 def read_trace(path: Path) -> Trace:
     """Read a file; one that has not changed is read once. Raises `SettingsError` that names the file, the line, the value."""
-    try:
-        stat = path.stat()
-    except OSError as error:
-        raise SettingsError(f"{path}: cannot be read: {error.strerror or error}.") from None
-    return _read(path, (stat.st_mtime_ns, stat.st_size, stat.st_ino))
+    return _read(path, state_of_file(path))
 
 
 @functools.lru_cache(maxsize=4)
