@@ -64,7 +64,7 @@ def measure_once(arguments: argparse.Namespace, workload: Workload, *, live: Liv
 
     Raises `EngineError` where the server cannot be asked, `InvalidRun` where a request does not fit, and `SettingsError`.
     """
-    from pytest_inferperf.engines.openai.engine import open_url
+    from pytest_inferperf.engines.openai.connecting import open_url
     from pytest_inferperf.measure.serving import serving_of
 
     spec = EngineSpec(

@@ -16,7 +16,8 @@ from pytest_inferperf.marks.origin import Origin
 from pytest_inferperf.marks.requirements import parse_requires_gpu
 from pytest_inferperf.marks.secrets import refuse_secrets
 from pytest_inferperf.model.gates import SpeedupFloor
-from pytest_inferperf.session import STATE, bound_of, state_of
+from pytest_inferperf.selection import bound_of
+from pytest_inferperf.session import STATE, state_of
 
 if TYPE_CHECKING:
     from pytest_inferperf.baselines.against import RunReference

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from pytest_inferperf.session import STATE, bound_of
+from pytest_inferperf.selection import bound_of
+from pytest_inferperf.session import STATE
 
 __all__ = ["HiddenReports"]
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pytest_inferperf.errors import InferperfError
-from pytest_inferperf.session import STATE, State, now
+from pytest_inferperf.recorder import now
+from pytest_inferperf.session import STATE, State
 
 __all__ = ["PageWriter", "register_writer"]
 

@@ -13,8 +13,9 @@ import pytest
 
 from pytest_inferperf.errors import SettingsError
 from pytest_inferperf.model.injection import parse_injections
+from pytest_inferperf.selection import bound_of
 from pytest_inferperf.selftest.run import BASELINES, FOLDER, ONLY, OUTCOMES
-from pytest_inferperf.session import bound_of, state_of
+from pytest_inferperf.session import state_of
 from pytest_inferperf.settings import read_settings
 
 

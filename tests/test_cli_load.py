@@ -168,7 +168,7 @@ def test_ctrl_c_before_the_run_is_no_measurement(capsys: Capture, monkeypatch: p
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pytest_inferperf.engines.openai.engine.open_url", interrupt)
+    monkeypatch.setattr("pytest_inferperf.engines.openai.connecting.open_url", interrupt)
     assert measure("http://127.0.0.1:1", "--concurrency", "1") == 130
     assert capsys.readouterr().err == "inferperf: stopped before anything was measured\n"
 

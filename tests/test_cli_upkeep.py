@@ -89,13 +89,18 @@ def write_speed(
 
 
 def write_scores(
-    *precisions: str, outcomes: tuple[float, ...] = GOOD, score: float = 0.9, unread: bool = False
+    *precisions: str,
+    outcomes: tuple[float, ...] = GOOD,
+    score: float = 0.9,
+    unread: bool = False,
+    task_sizes: tuple[int, ...] | None = None,
 ) -> None:
     scores = {
         name: ScoreEntry(
             score=score,
             outcomes=outcomes,
             unparseable=(unread,) * len(outcomes),
+            task_sizes=task_sizes,
             provenance=Provenance(kind="measured", recorded=NOW),
         )
         for name in precisions
@@ -368,6 +373,16 @@ FINDINGS: dict[str, tuple[Callable[[], None], str, str]] = {
         "sums-exact_match BF16: the score is 0.6, but its outcomes give 0.9",
         "edited",
     ),
+    "edited score of tasks that weigh alike": (
+        lambda: write_scores("BF16", score=0.9, task_sizes=(8, 2)),
+        "sums-exact_match BF16: the score is 0.9, but its outcomes give 0.75",
+        "edited",
+    ),
+    "tasks of other documents": (
+        lambda: write_scores("BF16", score=0.75, task_sizes=(8, 3)),
+        'scores["BF16"].task_sizes: 11 for 10 documents. Each is of one task.',
+        "broken",
+    ),
     "another folder": (
         lambda: write_speed(64, path=Path("baselines/performance/b200/tiny.json")),
         f"baselines/performance/b200/tiny.json: no run finds it here; it belongs into {SPEED}",
@@ -392,6 +407,12 @@ def test_findings(capsys: Capture, make: Callable[[], None], message: str, rule:
     assert line.endswith(f"[{rule}]")
     assert line.startswith("baselines/")
     assert summary.endswith("1 finding.")
+
+
+def test_tasks_that_weigh_alike_give_the_mean_of_their_means(capsys: Capture) -> None:
+    """Eight right of eight and one right of two: 0.75, and 0.9 over all documents."""
+    write_scores("BF16", score=0.75, task_sizes=(8, 2))
+    assert check() == 0, capsys.readouterr().out
 
 
 def test_every_rule_has_a_test() -> None:

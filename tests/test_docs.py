@@ -41,6 +41,7 @@ from pytest_inferperf.model.case import EngineSpec, GpuRequirement, Task, Worklo
 from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, SpeedupFloor
 from pytest_inferperf.model.metrics import METRICS
 from pytest_inferperf.model.quant import KV_CACHE_DTYPES, QUANTIZATIONS
+from pytest_inferperf.options import MARKS
 from tests.measure.test_validity import QUIET
 from tests.plugin.conftest import Project
 
@@ -286,9 +287,9 @@ def test_keywords_of_speedup_floor() -> None:
 
 def test_signatures_of_marks(project: Project) -> None:
     shown = re.findall(r"^@pytest\.mark\.(\w+\(.*?\)): ", project.run("--markers").stdout.str(), re.M)
-    ours = [item for item in shown if any(item.startswith(line.partition("(")[0] + "(") for line in plugin._MARKS)]
+    ours = [item for item in shown if any(item.startswith(line.partition("(")[0] + "(") for line in MARKS)]
     text = re.sub(r"\s+", " ", (DOCS / "reference/marks.md").read_text())
-    assert len(ours) == len(plugin._MARKS)
+    assert len(ours) == len(MARKS)
     for signature in ours:
         assert f"@pytest.mark.{signature}" in text
 

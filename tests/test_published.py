@@ -22,7 +22,7 @@ from pytest_inferperf.model.results import (
     Round,
     Session,
 )
-from pytest_inferperf.session import bound_of
+from pytest_inferperf.selection import bound_of
 from tests.test_suites import items, run
 
 # pytester takes modules that a run imported out of sys.modules again; a second import would make second classes.

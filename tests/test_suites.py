@@ -15,7 +15,7 @@ from pytest_inferperf.baselines.store import baseline_files, read_accuracy, read
 from pytest_inferperf.engines import hardware
 from pytest_inferperf.engines.hardware import Gpu, GpuMachine
 from pytest_inferperf.model.quant import QUANTIZATIONS
-from pytest_inferperf.session import bound_of
+from pytest_inferperf.selection import bound_of
 
 ROOT = Path(__file__).parents[1]
 BASELINES = ROOT / "baselines"

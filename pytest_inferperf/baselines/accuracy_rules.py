@@ -78,7 +78,8 @@ class AccuracyRules:
         if stored is not None and same_questions and (stored.score, stored.outcomes, stored.unparseable) == answers:
             lacks_repeat = stored.repeat is None and measured.repeat is not None
             lacks_logprobs = stored.logprobs is None and measured.logprobs is not None
-            if not (lacks_repeat or lacks_logprobs):
+            other_sizes = stored.task_sizes != measured.task_sizes
+            if not (lacks_repeat or lacks_logprobs or other_sizes):
                 return
         moved = accuracy_change(shown, key, precision, stored, measured)
         if (old is None or same_questions) and not self._ledger.wanted([moved]):
@@ -106,6 +107,7 @@ class AccuracyRules:
             score=measured.score,
             outcomes=outcomes,
             unparseable=measured.unparseable,
+            task_sizes=measured.task_sizes,
             provenance=self._ledger.provenance(record),
             context=dict(record.result.context),
             repeat=measured.repeat,

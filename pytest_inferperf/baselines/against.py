@@ -123,6 +123,7 @@ def answers_entry(
                 score=answers.score,
                 outcomes=outcomes,
                 unparseable=answers.unparseable,
+                task_sizes=answers.task_sizes,
                 provenance=Provenance(kind="measured", recorded=recorded),
                 context=context,
                 repeat=answers.repeat,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from itertools import islice
 from pathlib import Path
 from statistics import fmean, median
 
@@ -33,7 +34,7 @@ RULES = {
     "duplicate": "a second file for what another file holds",
     "degenerate": "gates nothing, or was never measured so: a score of 0, no readable answer, a tolerance of a half or "
     "more, sessions that differ more than tenfold",
-    "edited": "a score that is not the mean of its own 0/1 outcomes",
+    "edited": "a score that is not the mean of its own 0/1 outcomes, or of its tasks' means where they weigh alike",
     "date": "not a date, or one that has not come yet",
     "stale": "older than --max-age-days, or recorded with an older version than --min-version asks for",
     "unreachable": "no case of --cases looks it up",
@@ -165,8 +166,16 @@ def _answers(entry: AccuracyEntry, score: ScoreEntry) -> Iterator[tuple[str, str
     if score.unparseable and all(score.unparseable):
         yield "degenerate", "no answer could be read"
     binary = bool(score.outcomes) and all(value in (0.0, 1.0) for value in score.outcomes)
-    if binary and entry.higher_is_better and not math.isclose(fmean(score.outcomes), score.score, abs_tol=_ROUNDING):
-        yield "edited", f"the score is {score.score:g}, but its outcomes give {fmean(score.outcomes):g}"
+    if binary and entry.higher_is_better and not math.isclose(_mean(score), score.score, abs_tol=_ROUNDING):
+        yield "edited", f"the score is {score.score:g}, but its outcomes give {_mean(score):g}"
+
+
+def _mean(score: ScoreEntry) -> float:
+    """Return the mean over documents, or over the tasks of a group that weigh alike."""
+    if score.task_sizes is None:
+        return fmean(score.outcomes)
+    outcomes = iter(score.outcomes)
+    return fmean(fmean(islice(outcomes, size)) for size in score.task_sizes)
 
 
 def _age(provenance: Provenance, context: Mapping[str, str], staleness: Staleness) -> Iterator[tuple[str, str]]:

@@ -117,6 +117,9 @@ class ScoreEntry:
 
     unparseable: tuple[bool, ...] | None
     provenance: Provenance
+    task_sizes: tuple[int, ...] | None = None
+    """See `AccuracyResult.task_sizes`."""
+
     context: Mapping[str, str] = field(default_factory=dict)
     repeat: Repeat | None = None
     """The engine asked twice when the score was recorded (A/A); None where it was not."""

@@ -207,10 +207,14 @@ def _score_from_json(where: str, precision: str, data: dict[str, Any], count: in
     for name, found in (("outcomes", outcomes), ("unparseable", unparseable)):
         if "outcomes" in data and count and found is not None and len(found) != count:
             raise BaselineError(f"{where}.{name}: {len(found)} for {count} documents. Every document has one.")
+    sizes = tuple(data["task_sizes"]) if "task_sizes" in data else None
+    if sizes is not None and sum(sizes) != len(outcomes):
+        raise BaselineError(f"{where}.task_sizes: {sum(sizes)} for {len(outcomes)} documents. Each is of one task.")
     return ScoreEntry(
         score=float(data["score"]),
         outcomes=outcomes,
         unparseable=unparseable,
+        task_sizes=sizes,
         provenance=Provenance(**data["provenance"]),
         context=data.get("context", {}),
         repeat=Repeat(**data["repeat"]) if "repeat" in data else None,
@@ -238,6 +242,8 @@ def _score_to_json(score: ScoreEntry, hide: Hide) -> dict[str, Any]:
     if score.provenance.kind == "measured":
         data["outcomes"] = encode(score.outcomes)
         data["unparseable"] = None if score.unparseable is None else encode_bits(score.unparseable)
+    if score.task_sizes is not None:
+        data["task_sizes"] = list(score.task_sizes)
     if score.repeat is not None:
         data["repeat"] = {"questions": score.repeat.questions, "flips": score.repeat.flips}
     if score.logprobs is not None:

@@ -396,9 +396,11 @@ def _workload(data: Mapping[str, Any]) -> Workload:
 
 def _accuracy_to_json(accuracy: AccuracyResult) -> dict[str, Any]:
     flags, asked, repeat = accuracy.unparseable, accuracy.asked, accuracy.repeat
-    data = {name: value for name, value in _as_dict(accuracy).items() if name not in ("texts", "flips")}
+    data = {name: value for name, value in _as_dict(accuracy).items() if name not in ("texts", "flips", "task_sizes")}
     if accuracy.flips:
         data["flips"] = [_as_dict(item) | {"shown": [_as_dict(flip) for flip in item.shown]} for item in accuracy.flips]
+    if accuracy.task_sizes is not None:
+        data["task_sizes"] = list(accuracy.task_sizes)
     return data | {
         "outcomes": encode(accuracy.outcomes, floats="float64"),
         "asked": None if asked is None else encode_bits(asked),
@@ -426,6 +428,7 @@ def _accuracy_from_json(data: Mapping[str, Any], where: str) -> AccuracyResult:
                 for item in data.get("flips", ())
             ),
             "outcomes": outcomes,
+            "task_sizes": tuple(data["task_sizes"]) if "task_sizes" in data else None,
             "groups": None if groups is None else tuple(groups),
             "repeat": None if repeat is None else Repeat(**repeat),
             "logprobs": None
@@ -441,6 +444,9 @@ def _accuracy_from_json(data: Mapping[str, Any], where: str) -> AccuracyResult:
     for name, found, expected in counts:
         if found is not None and len(found) != expected:
             raise ResultFileError(f"{where}.{name}: {len(found)} for {expected} documents. Every document has one.")
+    if result.task_sizes is not None and sum(result.task_sizes) != len(outcomes):
+        total = sum(result.task_sizes)
+        raise ResultFileError(f"{where}.task_sizes: {total} for {len(outcomes)} documents. Each is of one task.")
     return result
 
 

@@ -53,7 +53,7 @@ def open_engine(
                 f"python={python}: an engine in a server has the interpreter that its command line names. Leave python out."
             )
         if spec.url:
-            from pytest_inferperf.engines.openai.engine import open_url
+            from pytest_inferperf.engines.openai.connecting import open_url
 
             return open_url(spec, timeout_s=call_timeout_s)
     backend = resolve_backend(spec.backend, installed=not python)

@@ -222,6 +222,7 @@ def _collect(
         outcomes=tuple(outcomes),
         documents_digest=documents.digest,
         asked=None if len(answered) == planned else tuple(number in answered for number in range(planned)),
+        task_sizes=None if _weighs_by_size(found, metric) else tuple(len(samples[name]) for name in found.tasks),
         groups=documents.groups,
         logprobs=_logprobs(found, answered, asking.order(planned, documents.groups) if asking else range(planned)),
         unparseable=tuple(unparseable) if parsed else None,
@@ -308,6 +309,15 @@ def _score(table: Mapping[str, Any], metric: str, filters: set[str], found: Foun
             f"lm-eval reports no {key!r} for {found.name!r} ({found.source}). {choices(key, known, what='It reports')}"
         )
     return float(table[key])
+
+
+def _weighs_by_size(found: FoundTask, metric: str) -> bool:
+    """Whether a task of a group counts by its documents, as it does in what is no group."""
+    if not found.is_group:
+        return True
+    # The last of two rows on one metric is the one that the table keeps.
+    rows = [item for item in found.groups[found.name].aggregate_metric_list if item.metric == metric]
+    return bool(rows[-1].weight_by_size)
 
 
 def _higher_is_better(found: FoundTask, metric: str) -> bool:

@@ -239,6 +239,10 @@ class AccuracyResult:
     sequential: bool = False
     """Whether someone looked at the answers as they came in, and could have stopped."""
 
+    task_sizes: tuple[int, ...] | None = None
+    """Documents asked of each task of a group whose tasks weigh alike (`weight_by_size: false`), in the order of the
+    outcomes; None where each document weighs alike."""
+
     groups: tuple[int, ...] | None = None
     """Per document of the task, asked or not, the number of its group (`group_by`); None where each stands alone."""
 

@@ -193,7 +193,7 @@ def _engine_name(spec: EngineSpec) -> str:
 
 def _machine(spec: EngineSpec, gpus: tuple[Gpu, ...]) -> Hardware:
     if spec.url:
-        from pytest_inferperf.engines.openai.engine import endpoint_hardware
+        from pytest_inferperf.engines.openai.connecting import endpoint_hardware
 
         return endpoint_hardware(spec)
     return Hardware(name=gpus[0].name, count=spec.world_size, kind="gpu") if gpus else cpu_hardware()

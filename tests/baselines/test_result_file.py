@@ -79,6 +79,7 @@ def file(speed: Make, answers: Make) -> ResultFile:
         asked=(False, True, False, True),
         sequential=True,
         groups=(0, 0, 1, 2),
+        task_sizes=(1, 1),
         logprobs={3: (-0.5, -1.25, -2.0), 1: (-0.25, -3.0)},
         repeat=Repeat(questions=2, flips=1),
     )
@@ -226,6 +227,7 @@ def test_wrong_content(tmp_path: Path, file: ResultFile, old: str, new: str, mes
     [
         ({"asked": (True, False, False, False)}, "accuracy.asked: 1 for 2 documents. Every document has one."),
         ({"groups": (0, 0, 1)}, "accuracy.groups: 3 for 4 documents. Every document has one."),
+        ({"task_sizes": (1, 2)}, "accuracy.task_sizes: 3 for 2 documents. Each is of one task."),
         ({"unparseable": (True,)}, "accuracy.unparseable: 1 for 2 documents. Every document has one."),
     ],
 )

@@ -572,7 +572,12 @@ def test_all_adds_them_to_answers_that_have_not_moved(root: Path, answers: Make)
     assert not run(root, more).changes
     assert moves(run(root, more, mode="all", reason="A/A")) == [("BF16", 0.9, 0.9, None)]
     assert read_accuracy(root.parent / SCORES).tasks[TASK].scores["BF16"].repeat == REPEAT
-    assert not run(root, with_answers(more, repeat=Repeat(questions=3, flips=0)), mode="all", reason="again").changes
+    sized = with_answers(more, task_sizes=(3, len(GOOD) - 3))
+    assert len(run(root, sized, mode="all", reason="sizes").changes) == 1, (
+        "a score recorded without the sizes of its tasks gets them"
+    )
+    assert read_accuracy(root.parent / SCORES).tasks[TASK].scores["BF16"].task_sizes == (3, len(GOOD) - 3)
+    assert not run(root, with_answers(sized, repeat=Repeat(questions=3, flips=0)), mode="all", reason="again").changes
 
 
 @pytest.mark.parametrize("mode", ["new", "tighten", "all"])

@@ -74,6 +74,11 @@ def test_both_roads_score_a_group_alike(tiny: Any, tiny_tasks: Path, whole_in_pa
         assert part.outcomes == tuple(value for value, was in zip(theirs.outcomes, part.asked, strict=True) if was)
         by_size = math.isclose(part.score, sum(part.outcomes) / len(part.outcomes))
         assert by_size is (weighted == "true")
+        assert theirs.task_sizes == ours.task_sizes == (None if by_size else (48, 7))
+        if not by_size:
+            large, small = part.task_sizes or ()
+            means = sum(part.outcomes[:large]) / large, sum(part.outcomes[large:]) / small
+            assert part.score == pytest.approx(sum(means) / 2)
 
 
 @pytest.mark.parametrize("name", ["tiny_choices", "tiny_words", "tiny_text"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from pytest_inferperf.engines.openai.connection import Connection, ConnectionFailed
 from pytest_inferperf.engines.openai.endpoint import Endpoint
@@ -11,7 +13,7 @@ from pytest_inferperf.engines.openai.http import HttpError, ResponseReader
 from pytest_inferperf.errors import EngineError
 from pytest_inferperf.polling import READ, WRITE, Poller
 
-__all__ = ["exchange", "fetch"]
+__all__ = ["exchange", "fetch", "json_of", "start_of"]
 
 _clock = time.perf_counter
 _LOOK_S = 1.0
@@ -74,3 +76,16 @@ def _exchange(endpoint: Endpoint, payload: bytes, timeout_s: float) -> Iterator[
         poller.close()
         if connection is not None:
             connection.close()
+
+
+def json_of(answer: ResponseReader) -> Any:
+    """Return what an answer says in JSON; None where it is no JSON."""
+    try:
+        return json.loads(b"".join(answer.pieces))
+    except ValueError:
+        return None
+
+
+def start_of(answer: ResponseReader) -> str:
+    """Return the first 200 bytes of an answer, for a message."""
+    return b"".join(answer.pieces)[:200].decode(errors="replace").strip()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,26 +22,22 @@ from pytest_inferperf.engines.interface import (
     TokenChunk,
 )
 from pytest_inferperf.engines.openai.chat import text_of, words_of
-from pytest_inferperf.engines.openai.client import exchange, fetch
+from pytest_inferperf.engines.openai.client import exchange, fetch, json_of, start_of
 from pytest_inferperf.engines.openai.endpoint import Endpoint
 from pytest_inferperf.engines.openai.http import ResponseReader
 from pytest_inferperf.engines.openai.sse import Decoded, StreamError, decode_stream
-from pytest_inferperf.errors import EngineError, MissingExtra, choices
+from pytest_inferperf.errors import EngineError, MissingExtra
 from pytest_inferperf.model.case import EngineSpec
-from pytest_inferperf.model.results import UNVERIFIED, EngineInfo, Hardware
+from pytest_inferperf.model.results import EngineInfo, Hardware
 
-__all__ = ["OPTIONS", "UNKNOWN_TOKEN", "OpenAIEngine", "endpoint_hardware", "open_url"]
+__all__ = ["UNKNOWN_TOKEN", "OpenAIEngine"]
 
 UNKNOWN_TOKEN = -1
 """Stands for a token whose id the server does not send and the text does not tell."""
 
-OPTIONS: Mapping[str, type] = {"tokenizer": str, "max_model_len": int, "request_model": str, "ca_file": str}
-"""The `engine_options` of this backend."""
-
 _MAX_STOPS = 4
 """As many as the API takes; outputs are cut at all of them here."""
 
-_UNKNOWN_LENGTH = 1 << 30
 _VOCABULARY = 32000
 """Token ids drawn from where nothing is known of the tokenizer, as `inferperf measure` does."""
 
@@ -64,76 +58,6 @@ class _Abilities:
 
     completions: bool = True
     """Whether it answers anything but chats."""
-
-
-def open_url(spec: EngineSpec, *, timeout_s: float = 600.0) -> OpenAIEngine:
-    """Connect to the endpoint that `spec.url` names.
-
-    Raises `SettingsError` for a wrong URL or a missing API key, `EngineError` for an endpoint that does not answer or
-    does not serve the model.
-    """
-    started = time.perf_counter()
-    options = check_options(spec)
-    endpoint = Endpoint.parse(
-        spec.url, model=spec.model, api_key_env=spec.api_key_env, ca_file=str(options.get("ca_file", ""))
-    )
-    models = _models(endpoint, timeout_s)
-    name = _request_model(spec, options, models, endpoint)
-    endpoint = Endpoint.parse(spec.url, model=name, api_key_env=spec.api_key_env, ca_file=endpoint.ca_file)
-    listed = models.get(name, {}).get("max_model_len")
-    # The server keeps to itself how its weights are quantized: the context of every result says so.
-    info = EngineInfo(
-        backend="openai",
-        hardware=endpoint_hardware(spec),
-        quant_algo=UNVERIFIED,
-        kv_cache_quant_algo=UNVERIFIED,
-        compute_dtype=UNVERIFIED,
-        simulated=False,
-        max_model_len=max_model_len(spec, listed),
-        checkpoint=endpoint.shown,
-        checkpoint_hash=UNVERIFIED,
-        options=options,
-        versions={"endpoint": f"{endpoint.shown} {name}, quantization {UNVERIFIED}"},
-        load_s=time.perf_counter() - started,
-    )
-    return OpenAIEngine(spec, endpoint, info=info, timeout_s=timeout_s)
-
-
-def endpoint_hardware(spec: EngineSpec) -> Hardware:
-    """Return what the endpoint of `spec.url` runs on: `NVIDIA B200 x8` as the mark says, else a name of its own.
-
-    So the figures of an endpoint whose devices are not known are never compared with those of another.
-    """
-    if not spec.hardware:
-        endpoint = Endpoint.parse(spec.url, model="")
-        return Hardware(name=f"endpoint {endpoint.host}", count=1, kind="cpu")
-    match = re.fullmatch(r"(.*\S)\s+x(\d+)", spec.hardware)
-    return Hardware(name=match[1] if match else spec.hardware, count=int(match[2]) if match else 1, kind="gpu")
-
-
-def check_options(spec: EngineSpec, *, others: bool = False) -> dict[str, Any]:
-    """Return the `engine_options` of this backend. Raises `EngineError` for an unknown one or a wrong type.
-
-    With `others`, the rest belongs to the server that is started, and is left alone.
-    """
-    options = dict(spec.engine_options)
-    for name, value in options.items():
-        if name not in OPTIONS and others:
-            continue
-        if name not in OPTIONS:
-            raise EngineError(f"unknown engine option {name!r}. {choices(name, OPTIONS, what='Options')}")
-        if not isinstance(value, OPTIONS[name]) or isinstance(value, bool):
-            raise EngineError(f"engine option {name}={value!r}: takes {OPTIONS[name].__name__}")
-    return options
-
-
-def max_model_len(spec: EngineSpec, listed: object) -> int:
-    """Return the context length: the option's, else the one the server lists, else config.json's, else no limit."""
-    config = Path(spec.model) / "config.json"
-    known = [dict(spec.engine_options).get("max_model_len"), listed]
-    if config.is_file():
-        known.append(json.loads(config.read_bytes()).get("max_position_embeddings"))
-    return next((int(value) for value in known if isinstance(value, int) and value > 0), _UNKNOWN_LENGTH)
 
 
 class OpenAIEngine(Engine):
@@ -165,7 +89,7 @@ class OpenAIEngine(Engine):
                 answer = self._fetch({"prompt": prompt, "stream": False, **_length(exact, 1)})
                 if answer.status == 200:
                     return found
-                refusals.append(f"HTTP {answer.status}: {_shown(answer)}")
+                refusals.append(f"HTTP {answer.status}: {start_of(answer)}")
                 if answer.status in _NO_SUCH_PATH and (chat := self._probe_chat()) is not None:
                     return chat
                 if answer.status not in (400, 422):
@@ -401,7 +325,7 @@ class OpenAIEngine(Engine):
 
     def _decode_stream(self, reader: ResponseReader) -> Decoded:
         if reader.status != 200:
-            raise EngineError(f"{self._endpoint.shown}: HTTP {reader.status}: {_shown(reader)}")
+            raise EngineError(f"{self._endpoint.shown}: HTTP {reader.status}: {start_of(reader)}")
         try:
             return decode_stream(reader.pieces, reader.times)
         except StreamError as error:
@@ -463,10 +387,10 @@ class OpenAIEngine(Engine):
             "multiple-choice and perplexity tasks need: take a generate_until task, or a server that has them (vLLM)"
         )
         if answer.status in (400, 422):
-            raise EngineError(f"{refusal}. HTTP {answer.status}: {_shown(answer)}")
+            raise EngineError(f"{refusal}. HTTP {answer.status}: {start_of(answer)}")
         if answer.status != 200:
-            raise EngineError(f"{self._endpoint.shown}: HTTP {answer.status}: {_shown(answer)}")
-        found = _json(answer)
+            raise EngineError(f"{self._endpoint.shown}: HTTP {answer.status}: {start_of(answer)}")
+        found = json_of(answer)
         try:
             logprobs = found["choices"][0]["logprobs"]
             each, best = logprobs["token_logprobs"], logprobs["top_logprobs"]
@@ -502,39 +426,3 @@ def _length(exact: str, tokens: int) -> dict[str, Any]:
         return {"max_tokens": tokens, "min_tokens": tokens, "ignore_eos": True}
     lengths = {"max_new_tokens": tokens, "min_new_tokens": tokens}
     return {"max_tokens": tokens, "generation_config": json.dumps(lengths)}
-
-
-def _json(answer: ResponseReader) -> Any:
-    try:
-        return json.loads(b"".join(answer.pieces))
-    except ValueError:
-        return None
-
-
-def _shown(answer: ResponseReader) -> str:
-    return b"".join(answer.pieces)[:200].decode(errors="replace").strip()
-
-
-def _models(endpoint: Endpoint, timeout_s: float) -> dict[str, dict[str, Any]]:
-    """Return what `/models` lists, by name; nothing where there is no such list."""
-    found = _json(fetch(endpoint, endpoint.get("models"), timeout_s=timeout_s))
-    rows = found.get("data") if isinstance(found, dict) else None
-    listed = [row for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str)] if rows else []
-    return {row["id"]: row for row in listed}
-
-
-def _request_model(spec: EngineSpec, options: Mapping[str, Any], models: Mapping[str, Any], endpoint: Endpoint) -> str:
-    """Return the name that requests use. Raises `EngineError` where the server lists others only."""
-    if "request_model" in options:
-        return str(options["request_model"])
-    names = (spec.model, spec.served_model_name)
-    if not models:
-        return names[Path(spec.model).is_dir()]
-    for name in names:
-        if name in models:
-            return name
-    raise EngineError(
-        f"{endpoint.shown} does not serve {spec.model!r} or {spec.served_model_name!r}. "
-        f"{choices(spec.served_model_name, models, what='Models there')} "
-        'Name one: engine_options={"request_model": "…"}'
-    )

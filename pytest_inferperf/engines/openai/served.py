@@ -12,8 +12,9 @@ from pytest_inferperf.engines.checkpoint.conformance import read_quant_config
 from pytest_inferperf.engines.devices import DeviceLease
 from pytest_inferperf.engines.hardware import cpu_hardware, find_gpus
 from pytest_inferperf.engines.interface import Generation, GenerationRequest, Progress, Serving
+from pytest_inferperf.engines.openai.connecting import check_options, max_model_len
 from pytest_inferperf.engines.openai.endpoint import Endpoint
-from pytest_inferperf.engines.openai.engine import OpenAIEngine, check_options, max_model_len
+from pytest_inferperf.engines.openai.engine import OpenAIEngine
 from pytest_inferperf.engines.servers.presets import Launch, command_with_config, plan_launch, takes_engine_options
 from pytest_inferperf.engines.servers.process import ManagedServer, free_port
 from pytest_inferperf.errors import EngineError

@@ -20,7 +20,8 @@ from pytest_inferperf.engines.devices import lease_devices
 from pytest_inferperf.engines.hardware import Gpu
 from pytest_inferperf.engines.interface import GenerationRequest, LogLikelihoodRequest
 from pytest_inferperf.engines.launch import open_engine
-from pytest_inferperf.engines.openai.engine import UNKNOWN_TOKEN, OpenAIEngine, endpoint_hardware, open_url
+from pytest_inferperf.engines.openai.connecting import endpoint_hardware, open_url
+from pytest_inferperf.engines.openai.engine import UNKNOWN_TOKEN, OpenAIEngine
 from pytest_inferperf.engines.openai.served import ServedEngine
 from pytest_inferperf.errors import EngineError
 from pytest_inferperf.measure.session import measure_session
