@@ -23,19 +23,17 @@ from pytest_inferperf.engines.openai.endpoint import Endpoint
 from pytest_inferperf.engines.openai.http import HttpError
 from pytest_inferperf.engines.openai.late import LateReader
 from pytest_inferperf.engines.openai.sse import CountTokens
-from pytest_inferperf.measure.load.accounts import Accounts
 from pytest_inferperf.measure.load.clock import ClockMeter
 from pytest_inferperf.measure.load.conductor import Conductor
 from pytest_inferperf.measure.load.interrupt import Interrupt
+from pytest_inferperf.measure.load.ledger import Ledger
 from pytest_inferperf.measure.load.parts import Part, whole_run
 from pytest_inferperf.measure.load.patience import cut_off, overdue
 from pytest_inferperf.measure.load.plan import Failure, LoadPlan, LoadRun
-from pytest_inferperf.measure.load.records import MEASURED, WARMUP
 from pytest_inferperf.measure.load.rest import Rest
 from pytest_inferperf.measure.load.slots import Request, Slot, Slots
-from pytest_inferperf.measure.load.state import LoadState, load_state
+from pytest_inferperf.measure.load.state import LoadState
 from pytest_inferperf.measure.load.supply import SizesOf, Spare, Supply, TalkOf
-from pytest_inferperf.measure.load.talks import Talk
 from pytest_inferperf.measure.progress import Live, watched
 from pytest_inferperf.polling import READ, WRITE
 
@@ -47,9 +45,6 @@ _MIN_SPARE = 16
 _AT_ONCE = 64
 """Sockets that are received from before the next requests go out on those that are done: after a burst of a thousand, the
 first would else wait for the last."""
-
-_UNREAD_BYTES = 32 * 2**20
-"""What responses that wait to be read may hold: those that find no idle moment are read after the window."""
 
 _RETRIED = (429, 503)
 
@@ -120,7 +115,7 @@ class _Generator:
     ) -> None:
         self._plan, self._supply, self._conductor = plan, supply, conductor
         self._slots = Slots(endpoint, concurrency=plan.concurrency)
-        self._accounts = Accounts(count_tokens=count_tokens, kept=plan.kept)
+        self._ledger = Ledger(plan, conductor, count_tokens=count_tokens)
         self._meter = ClockMeter()
         self._rest = Rest()
         self._idle: list[Slot] = []
@@ -135,31 +130,12 @@ class _Generator:
         self._timers: list[tuple[float, int, Slot, Request]] = []
         """Requests to be sent again, by time."""
 
-        self._ended: collections.deque[tuple[Request, LateReader, float, ConnectionFailed | None]] = collections.deque()
-        self._unread_bytes = 0
         self._serial = 0
-        self._left = plan.num_requests
-        self._warming = plan.concurrency
-        self._warmed = self._last = 0.0
-        """When the last warm-up request and the last measured one ended, so far."""
-
-        self._start: float | None = None
-        self._first_measured: float | None = None
-        self._stop = False
-        self._retries = self._reconnects = 0
         self._looked = self._begin = 0.0
 
     def state(self) -> LoadState:
         """Say how far the run is; from any thread."""
-        return load_state(
-            self._accounts,
-            self._slots.all,
-            done=self._plan.num_requests - self._left,
-            requests=self._plan.num_requests,
-            begin=self._begin,
-            first_measured=self._first_measured,
-            now=_clock(),
-        )
+        return self._ledger.state(self._slots.all, self._begin)
 
     def close(self) -> None:
         self._slots.close()
@@ -177,9 +153,9 @@ class _Generator:
         (self._idle if plan.arrivals is not None else self._free).extend(self._slots.all)
         due = next(planned, float("inf")) + begin
         next_scan = begin + _SCAN_S
-        poller, meter, supply, rest = self._slots.poller, self._meter, self._supply, self._rest
+        poller, meter, supply, rest, ledger = self._slots.poller, self._meter, self._supply, self._rest, self._ledger
         now = begin
-        while not self._stop and not interrupt.seen:
+        while not ledger.stop and not interrupt.seen:
             while due <= now:
                 self._arrive(due)
                 due = next(planned, float("inf")) + begin
@@ -193,7 +169,7 @@ class _Generator:
             while self._timers and self._timers[0][0] <= now:
                 _, _, slot, request = heapq.heappop(self._timers)
                 self._launch(slot, request)
-            behind = bool(self._ended) or supply.behind
+            behind = ledger.behind or supply.behind
             if behind or self._free:
                 timeout = 0.0
             else:
@@ -214,8 +190,8 @@ class _Generator:
                 rest.looked(now, more=len(ready) == _AT_ONCE)
                 self._receive(ready, now, wall_ns)
             elif behind:
-                if self._ended:
-                    self._read_one()
+                if ledger.behind:
+                    ledger.read_one()
                     meter.idle(_clock() - now)
                 if supply.behind:
                     supply.write_one()
@@ -224,7 +200,7 @@ class _Generator:
                 self._scan(now)
                 next_scan = now + _SCAN_S
         meter.stop()
-        return self._result()
+        return ledger.part(self._slots.all, supply.issued, meter, looked=self._looked)
 
     def _receive(self, ready: list[tuple[int, int]], now: float, wall_ns: int) -> None:
         """Receive from every ready socket. `now` and `wall_ns` are one moment on two clocks."""
@@ -283,8 +259,8 @@ class _Generator:
         for slot in others:
             self._advance(slot, now)
         # Where there is never an idle moment, what has ended must be read all the same.
-        while self._unread_bytes > _UNREAD_BYTES:
-            self._read_one()
+        while self._ledger.full:
+            self._ledger.read_one()
 
     # Connections.
 
@@ -293,7 +269,7 @@ class _Generator:
         used = slot.used
         self._slots.disconnect(slot)
         if used:
-            self._reconnects += 1
+            self._ledger.reconnects += 1
             if self._plan.arrivals is not None:
                 self._try_connect(slot)
 
@@ -316,10 +292,7 @@ class _Generator:
 
     def _new_request(self, intended: float) -> Request:
         request = self._supply.take(intended)
-        if request.kind == MEASURED and self._first_measured is None:
-            self._first_measured = intended or _clock()
-            if self._plan.arrivals is not None:
-                self._start = intended
+        self._ledger.open(request)
         return request
 
     def _arrive(self, due: float) -> None:
@@ -394,44 +367,28 @@ class _Generator:
         slot.used = True
         if not alive or not reader.keep_alive or reader.surplus:
             self._slots.disconnect(slot)
-            self._reconnects += 1
+            self._ledger.reconnects += 1
         if reader.status in _RETRIED and request.attempts < self._plan.retries:
             self._retry(slot, request, reader, now)
             return
         self._close_request(request, reader, now, None)
         if request.talk is not None:
-            self._go_on(request, request.talk, reader, now)
-        if self._stop:
+            answer = self._ledger.follow(request, request.talk, reader, now)
+            if answer is not None:
+                self._supply.follow(request, request.talk, answer, now)
+        if self._ledger.stop:
             return
         if self._plan.arrivals is None and slot.connection is not None:
             self._launch(slot, self._new_request(0.0))
         else:
             self._give_back(slot)
 
-    def _go_on(self, request: Request, talk: Talk, reader: LateReader, now: float) -> None:
-        """Let a conversation go on with what was just answered: read at once, since the next turn carries it."""
-        if not talk.left:
-            return
-        answer = self._accounts.answer(reader, request.osl)
-        if answer is None:
-            self._end(talk, now)
-        else:
-            self._supply.follow(request, talk, answer, now)
-
-    def _end(self, talk: Talk, now: float) -> None:
-        """End a conversation whose turn failed: none that was to follow can be asked, and all of them have failed."""
-        missing = talk.end()
-        self._accounts.unasked(missing, now)
-        self._left -= missing
-        if missing and not self._left:
-            self._stop = self._conductor.ended()
-
     def _retry(self, slot: Slot, request: Request, reader: LateReader, now: float) -> None:
         """Send a request again later, on the same slot, after the time that the server names or a growing one."""
         asked = reader.headers.get(b"retry-after", b"")
         delay = float(asked) if asked.isdigit() else 0.1 * 2**request.attempts
         request.attempts += 1
-        self._retries += 1
+        self._ledger.retries += 1
         self._serial += 1
         heapq.heappush(self._timers, (now + min(delay, 60.0), self._serial, slot, request))
 
@@ -444,14 +401,14 @@ class _Generator:
             return
         if stale and not request.fresh:
             request.fresh = True
-            self._reconnects += 1
+            self._ledger.reconnects += 1
             self._launch(slot, request)
             return
         slot.request = None
         self._close_request(request, reader, now, error)
         if request.talk is not None:
-            self._end(request.talk, now)
-        if not self._stop:
+            self._ledger.end(request.talk, now)
+        if not self._ledger.stop:
             # Not at once: a server that refuses every connection must not recurse.
             if self._plan.arrivals is None:
                 self._free.append(slot)
@@ -463,51 +420,11 @@ class _Generator:
         for slot, error in overdue(self._slots.all, now, timeout_s=self._plan.timeout_s):
             self._broken(slot, error, now)
         if self._conductor.look(self._meter, self.state):
-            self._stop = True
+            self._ledger.stop = True
 
     def _close_request(self, request: Request, reader: LateReader, now: float, error: ConnectionFailed | None) -> None:
-        """Count a request that has ended, and keep it for reading."""
-        self._ended.append((request, reader, now, error))
-        self._unread_bytes += reader.held
+        """Count a request that has ended."""
+        self._supply.warm = True
         if error is None:
             self._rest.answered(now - request.sent, request.osl)
-        self._supply.warm = True
-        if request.kind == MEASURED:
-            self._left -= 1
-            self._last = max(self._last, now)
-            if not self._left:
-                self._stop = self._conductor.ended()
-        elif request.kind == WARMUP and self._plan.arrivals is None:
-            self._warming -= 1
-            self._warmed = max(self._warmed, now)
-            if not self._warming:
-                self._start = self._warmed
-
-    def _read_one(self) -> None:
-        """Read the response that has waited longest."""
-        request, reader, done, error = self._ended.popleft()
-        self._unread_bytes -= reader.held
-        self._accounts.read(request, reader, done, error)
-
-    def _result(self) -> Part:
-        while self._ended:
-            self._read_one()
-        accounts = self._accounts
-        flying = [slot.request.sent for slot in self._slots.all if slot.request is not None and slot.request.sent]
-        return Part(
-            records=accounts.records,
-            itl_ms=accounts.itl_ms,
-            chunk_gap_ms=accounts.chunk_gap_ms,
-            failures=accounts.failures,
-            count_sources=accounts.sources,
-            cached_tokens=accounts.cached_tokens,
-            outputs=accounts.outputs.kept,
-            meter=self._meter,
-            issued=tuple(self._supply.issued),
-            flying=tuple(flying),
-            warmed=self._start,
-            first_measured=self._first_measured,
-            last=self._last if not self._left else self._looked,
-            retries=self._retries,
-            reconnects=self._reconnects,
-        )
+        self._ledger.close(request, reader, now, error)
