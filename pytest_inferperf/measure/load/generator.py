@@ -30,6 +30,7 @@ from pytest_inferperf.measure.load.ledger import Ledger
 from pytest_inferperf.measure.load.parts import Part, whole_run
 from pytest_inferperf.measure.load.patience import cut_off, overdue
 from pytest_inferperf.measure.load.plan import Failure, LoadPlan, LoadRun
+from pytest_inferperf.measure.load.pool import MIN_SPARE, Pool
 from pytest_inferperf.measure.load.rest import Rest
 from pytest_inferperf.measure.load.slots import Request, Slot, Slots
 from pytest_inferperf.measure.load.state import LoadState
@@ -41,7 +42,6 @@ __all__ = ["Failure", "LoadPlan", "LoadRun", "run_load", "run_part"]
 
 _clock = time.perf_counter
 _SCAN_S = 0.2
-_MIN_SPARE = 16
 _AT_ONCE = 64
 """Sockets that are received from before the next requests go out on those that are done: after a burst of a thousand, the
 first would else wait for the last."""
@@ -118,14 +118,11 @@ class _Generator:
         self._ledger = Ledger(plan, conductor, count_tokens=count_tokens)
         self._meter = ClockMeter()
         self._rest = Rest()
-        self._idle: list[Slot] = []
+        self._pool = Pool(self._slots)
         """Open loop: slots without a request."""
 
         self._free: collections.deque[Slot] = collections.deque()
         """Closed loop: slots that need their next request."""
-
-        self._waiting: collections.deque[Request] = collections.deque()
-        """Open loop: requests that are due and found no slot."""
 
         self._timers: list[tuple[float, int, Slot, Request]] = []
         """Requests to be sent again, by time."""
@@ -144,13 +141,14 @@ class _Generator:
 
     def run(self, interrupt: Interrupt) -> Part:
         plan, conductor = self._plan, self._conductor
-        self._slots.open(plan.concurrency or _MIN_SPARE)
+        self._slots.open(plan.concurrency or MIN_SPARE)
         self._supply.fill()
         planned: Iterator[float] = conductor.due(plan.arrivals.times()) if plan.arrivals is not None else iter(())
         begin = self._begin = conductor.begin()
         self._meter.start()
         self._looked = _clock()
-        (self._idle if plan.arrivals is not None else self._free).extend(self._slots.all)
+        for slot in self._slots.all:
+            self._give_back(slot)
         due = next(planned, float("inf")) + begin
         next_scan = begin + _SCAN_S
         poller, meter, supply, rest, ledger = self._slots.poller, self._meter, self._supply, self._rest, self._ledger
@@ -161,8 +159,8 @@ class _Generator:
                 due = next(planned, float("inf")) + begin
             while plan.arrivals is not None and supply.next_follow_up <= now:
                 self._place(supply.take_follow_up())
-            while self._waiting and self._idle:
-                self._launch(self._idle.pop(), self._waiting.popleft())
+            if self._pool.stuck:
+                self._grow()
             for _ in range(len(self._free)):
                 slot = self._free.popleft()
                 self._launch(slot, self._new_request(0.0))
@@ -268,10 +266,10 @@ class _Generator:
         """A connection without a request was closed; open loop keeps its slots connected."""
         used = slot.used
         self._slots.disconnect(slot)
-        if used:
-            self._ledger.reconnects += 1
-            if self._plan.arrivals is not None:
-                self._try_connect(slot)
+        self._ledger.reconnects += used
+        if self._pool.lost(slot) and used:
+            # One that never served is not replaced at once: a server that closes them all would be asked without end.
+            self._grow()
 
     def _advance(self, slot: Slot, now: float) -> None:
         """Go on with a connection that is being opened, or takes more of a request."""
@@ -285,8 +283,11 @@ class _Generator:
         except ConnectionFailed as error:
             self._broken(slot, error, now)
             return
-        if opening and connection.state == "ready" and slot.request is not None:
-            self._send(slot)
+        if opening and connection.state == "ready":
+            if slot.request is not None:
+                self._send(slot)
+            else:
+                self._give_back(slot)
 
     # Requests.
 
@@ -300,28 +301,37 @@ class _Generator:
         self._place(self._new_request(due))
 
     def _place(self, request: Request) -> None:
-        if self._idle:
-            self._launch(self._idle.pop(), request)
-        else:
-            self._waiting.append(request)
-        spare = max(_MIN_SPARE, len(self._slots.all) // 4)
-        if len(self._idle) < spare:
-            self._grow(spare - len(self._idle))
+        """Open loop: let a request be sent by the first slot that can."""
+        slot = self._pool.put(request)
+        if slot is not None:
+            self._launch(slot, request)
+        self._grow()
 
-    def _grow(self, count: int) -> None:
-        for _ in range(min(count, self._slots.room - len(self._slots.all))):
-            self._give_back(self._slots.add())
+    def _grow(self) -> None:
+        """Open loop: open connections for what waits, and for what comes."""
+        error = self._pool.grow()
+        if error is not None:
+            self._refused(error, _clock())
+
+    def _refused(self, error: ConnectionFailed, now: float) -> None:
+        """Open loop: no connection came of an attempt, so one request that waits for one has failed."""
+        request = self._pool.refused()
+        if request is not None:
+            self._close_request(request, LateReader(), now, error)
+            if request.talk is not None:
+                self._ledger.end(request.talk, now)
 
     def _give_back(self, slot: Slot) -> None:
         """Let a slot that has no request take the next one, or keep it connected for one."""
         if self._plan.arrivals is None:
             self._free.append(slot)
-        elif self._waiting:
-            self._launch(slot, self._waiting.popleft())
+        elif slot.connection is None:
+            self._pool.take_back(slot)
+            self._grow()
         else:
-            self._idle.append(slot)
-            if slot.connection is None:
-                self._try_connect(slot)
+            request = self._pool.give(slot)
+            if request is not None:
+                self._launch(slot, request)
 
     def _try_connect(self, slot: Slot) -> None:
         try:
@@ -398,6 +408,8 @@ class _Generator:
         stale = slot.used and not reader.begun and error.cause in ("reset", "closed")
         self._slots.disconnect(slot)
         if request is None:
+            if self._pool.lost(slot):
+                self._refused(error, now)
             return
         if stale and not request.fresh:
             request.fresh = True
@@ -413,7 +425,7 @@ class _Generator:
             if self._plan.arrivals is None:
                 self._free.append(slot)
             else:
-                self._idle.append(slot)
+                self._pool.take_back(slot)
 
     def _scan(self, now: float) -> None:
         """Give up on requests and connections that take too long, and say how far the run is."""
