@@ -23,19 +23,18 @@ from pytest_inferperf.engines.openai.endpoint import Endpoint
 from pytest_inferperf.engines.openai.http import HttpError
 from pytest_inferperf.engines.openai.late import LateReader
 from pytest_inferperf.engines.openai.sse import CountTokens
-from pytest_inferperf.measure.load.accounts import Accounts
 from pytest_inferperf.measure.load.clock import ClockMeter
 from pytest_inferperf.measure.load.conductor import Conductor
 from pytest_inferperf.measure.load.interrupt import Interrupt
+from pytest_inferperf.measure.load.ledger import Ledger
 from pytest_inferperf.measure.load.parts import Part, whole_run
 from pytest_inferperf.measure.load.patience import cut_off, overdue
 from pytest_inferperf.measure.load.plan import Failure, LoadPlan, LoadRun
-from pytest_inferperf.measure.load.records import MEASURED, WARMUP
+from pytest_inferperf.measure.load.pool import MIN_SPARE, Pool
 from pytest_inferperf.measure.load.rest import Rest
 from pytest_inferperf.measure.load.slots import Request, Slot, Slots
-from pytest_inferperf.measure.load.state import LoadState, load_state
+from pytest_inferperf.measure.load.state import LoadState
 from pytest_inferperf.measure.load.supply import SizesOf, Spare, Supply, TalkOf
-from pytest_inferperf.measure.load.talks import Talk
 from pytest_inferperf.measure.progress import Live, watched
 from pytest_inferperf.polling import READ, WRITE
 
@@ -43,13 +42,9 @@ __all__ = ["Failure", "LoadPlan", "LoadRun", "run_load", "run_part"]
 
 _clock = time.perf_counter
 _SCAN_S = 0.2
-_MIN_SPARE = 16
 _AT_ONCE = 64
 """Sockets that are received from before the next requests go out on those that are done: after a burst of a thousand, the
 first would else wait for the last."""
-
-_UNREAD_BYTES = 32 * 2**20
-"""What responses that wait to be read may hold: those that find no idle moment are read after the window."""
 
 _RETRIED = (429, 503)
 
@@ -120,46 +115,24 @@ class _Generator:
     ) -> None:
         self._plan, self._supply, self._conductor = plan, supply, conductor
         self._slots = Slots(endpoint, concurrency=plan.concurrency)
-        self._accounts = Accounts(count_tokens=count_tokens, kept=plan.kept)
+        self._ledger = Ledger(plan, conductor, count_tokens=count_tokens)
         self._meter = ClockMeter()
         self._rest = Rest()
-        self._idle: list[Slot] = []
+        self._pool = Pool(self._slots)
         """Open loop: slots without a request."""
 
         self._free: collections.deque[Slot] = collections.deque()
         """Closed loop: slots that need their next request."""
 
-        self._waiting: collections.deque[Request] = collections.deque()
-        """Open loop: requests that are due and found no slot."""
-
         self._timers: list[tuple[float, int, Slot, Request]] = []
         """Requests to be sent again, by time."""
 
-        self._ended: collections.deque[tuple[Request, LateReader, float, ConnectionFailed | None]] = collections.deque()
-        self._unread_bytes = 0
         self._serial = 0
-        self._left = plan.num_requests
-        self._warming = plan.concurrency
-        self._warmed = self._last = 0.0
-        """When the last warm-up request and the last measured one ended, so far."""
-
-        self._start: float | None = None
-        self._first_measured: float | None = None
-        self._stop = False
-        self._retries = self._reconnects = 0
         self._looked = self._begin = 0.0
 
     def state(self) -> LoadState:
         """Say how far the run is; from any thread."""
-        return load_state(
-            self._accounts,
-            self._slots.all,
-            done=self._plan.num_requests - self._left,
-            requests=self._plan.num_requests,
-            begin=self._begin,
-            first_measured=self._first_measured,
-            now=_clock(),
-        )
+        return self._ledger.state(self._slots.all, self._begin)
 
     def close(self) -> None:
         self._slots.close()
@@ -168,32 +141,33 @@ class _Generator:
 
     def run(self, interrupt: Interrupt) -> Part:
         plan, conductor = self._plan, self._conductor
-        self._slots.open(plan.concurrency or _MIN_SPARE)
+        self._slots.open(plan.concurrency or MIN_SPARE)
         self._supply.fill()
         planned: Iterator[float] = conductor.due(plan.arrivals.times()) if plan.arrivals is not None else iter(())
         begin = self._begin = conductor.begin()
         self._meter.start()
         self._looked = _clock()
-        (self._idle if plan.arrivals is not None else self._free).extend(self._slots.all)
+        for slot in self._slots.all:
+            self._give_back(slot)
         due = next(planned, float("inf")) + begin
         next_scan = begin + _SCAN_S
-        poller, meter, supply, rest = self._slots.poller, self._meter, self._supply, self._rest
+        poller, meter, supply, rest, ledger = self._slots.poller, self._meter, self._supply, self._rest, self._ledger
         now = begin
-        while not self._stop and not interrupt.seen:
+        while not ledger.stop and not interrupt.seen:
             while due <= now:
                 self._arrive(due)
                 due = next(planned, float("inf")) + begin
             while plan.arrivals is not None and supply.next_follow_up <= now:
                 self._place(supply.take_follow_up())
-            while self._waiting and self._idle:
-                self._launch(self._idle.pop(), self._waiting.popleft())
+            if self._pool.stuck:
+                self._grow()
             for _ in range(len(self._free)):
                 slot = self._free.popleft()
                 self._launch(slot, self._new_request(0.0))
             while self._timers and self._timers[0][0] <= now:
                 _, _, slot, request = heapq.heappop(self._timers)
                 self._launch(slot, request)
-            behind = bool(self._ended) or supply.behind
+            behind = ledger.behind or supply.behind
             if behind or self._free:
                 timeout = 0.0
             else:
@@ -214,8 +188,8 @@ class _Generator:
                 rest.looked(now, more=len(ready) == _AT_ONCE)
                 self._receive(ready, now, wall_ns)
             elif behind:
-                if self._ended:
-                    self._read_one()
+                if ledger.behind:
+                    ledger.read_one()
                     meter.idle(_clock() - now)
                 if supply.behind:
                     supply.write_one()
@@ -224,7 +198,7 @@ class _Generator:
                 self._scan(now)
                 next_scan = now + _SCAN_S
         meter.stop()
-        return self._result()
+        return ledger.part(self._slots.all, supply.issued, meter, looked=self._looked)
 
     def _receive(self, ready: list[tuple[int, int]], now: float, wall_ns: int) -> None:
         """Receive from every ready socket. `now` and `wall_ns` are one moment on two clocks."""
@@ -283,8 +257,8 @@ class _Generator:
         for slot in others:
             self._advance(slot, now)
         # Where there is never an idle moment, what has ended must be read all the same.
-        while self._unread_bytes > _UNREAD_BYTES:
-            self._read_one()
+        while self._ledger.full:
+            self._ledger.read_one()
 
     # Connections.
 
@@ -292,10 +266,10 @@ class _Generator:
         """A connection without a request was closed; open loop keeps its slots connected."""
         used = slot.used
         self._slots.disconnect(slot)
-        if used:
-            self._reconnects += 1
-            if self._plan.arrivals is not None:
-                self._try_connect(slot)
+        self._ledger.reconnects += used
+        if self._pool.lost(slot) and used:
+            # One that never served is not replaced at once: a server that closes them all would be asked without end.
+            self._grow()
 
     def _advance(self, slot: Slot, now: float) -> None:
         """Go on with a connection that is being opened, or takes more of a request."""
@@ -309,17 +283,17 @@ class _Generator:
         except ConnectionFailed as error:
             self._broken(slot, error, now)
             return
-        if opening and connection.state == "ready" and slot.request is not None:
-            self._send(slot)
+        if opening and connection.state == "ready":
+            if slot.request is not None:
+                self._send(slot)
+            else:
+                self._give_back(slot)
 
     # Requests.
 
     def _new_request(self, intended: float) -> Request:
         request = self._supply.take(intended)
-        if request.kind == MEASURED and self._first_measured is None:
-            self._first_measured = intended or _clock()
-            if self._plan.arrivals is not None:
-                self._start = intended
+        self._ledger.open(request)
         return request
 
     def _arrive(self, due: float) -> None:
@@ -327,28 +301,37 @@ class _Generator:
         self._place(self._new_request(due))
 
     def _place(self, request: Request) -> None:
-        if self._idle:
-            self._launch(self._idle.pop(), request)
-        else:
-            self._waiting.append(request)
-        spare = max(_MIN_SPARE, len(self._slots.all) // 4)
-        if len(self._idle) < spare:
-            self._grow(spare - len(self._idle))
+        """Open loop: let a request be sent by the first slot that can."""
+        slot = self._pool.put(request)
+        if slot is not None:
+            self._launch(slot, request)
+        self._grow()
 
-    def _grow(self, count: int) -> None:
-        for _ in range(min(count, self._slots.room - len(self._slots.all))):
-            self._give_back(self._slots.add())
+    def _grow(self) -> None:
+        """Open loop: open connections for what waits, and for what comes."""
+        error = self._pool.grow()
+        if error is not None:
+            self._refused(error, _clock())
+
+    def _refused(self, error: ConnectionFailed, now: float) -> None:
+        """Open loop: no connection came of an attempt, so one request that waits for one has failed."""
+        request = self._pool.refused()
+        if request is not None:
+            self._close_request(request, LateReader(), now, error)
+            if request.talk is not None:
+                self._ledger.end(request.talk, now)
 
     def _give_back(self, slot: Slot) -> None:
         """Let a slot that has no request take the next one, or keep it connected for one."""
         if self._plan.arrivals is None:
             self._free.append(slot)
-        elif self._waiting:
-            self._launch(slot, self._waiting.popleft())
+        elif slot.connection is None:
+            self._pool.take_back(slot)
+            self._grow()
         else:
-            self._idle.append(slot)
-            if slot.connection is None:
-                self._try_connect(slot)
+            request = self._pool.give(slot)
+            if request is not None:
+                self._launch(slot, request)
 
     def _try_connect(self, slot: Slot) -> None:
         try:
@@ -394,44 +377,28 @@ class _Generator:
         slot.used = True
         if not alive or not reader.keep_alive or reader.surplus:
             self._slots.disconnect(slot)
-            self._reconnects += 1
+            self._ledger.reconnects += 1
         if reader.status in _RETRIED and request.attempts < self._plan.retries:
             self._retry(slot, request, reader, now)
             return
         self._close_request(request, reader, now, None)
         if request.talk is not None:
-            self._go_on(request, request.talk, reader, now)
-        if self._stop:
+            answer = self._ledger.follow(request, request.talk, reader, now)
+            if answer is not None:
+                self._supply.follow(request, request.talk, answer, now)
+        if self._ledger.stop:
             return
         if self._plan.arrivals is None and slot.connection is not None:
             self._launch(slot, self._new_request(0.0))
         else:
             self._give_back(slot)
 
-    def _go_on(self, request: Request, talk: Talk, reader: LateReader, now: float) -> None:
-        """Let a conversation go on with what was just answered: read at once, since the next turn carries it."""
-        if not talk.left:
-            return
-        answer = self._accounts.answer(reader, request.osl)
-        if answer is None:
-            self._end(talk, now)
-        else:
-            self._supply.follow(request, talk, answer, now)
-
-    def _end(self, talk: Talk, now: float) -> None:
-        """End a conversation whose turn failed: none that was to follow can be asked, and all of them have failed."""
-        missing = talk.end()
-        self._accounts.unasked(missing, now)
-        self._left -= missing
-        if missing and not self._left:
-            self._stop = self._conductor.ended()
-
     def _retry(self, slot: Slot, request: Request, reader: LateReader, now: float) -> None:
         """Send a request again later, on the same slot, after the time that the server names or a growing one."""
         asked = reader.headers.get(b"retry-after", b"")
         delay = float(asked) if asked.isdigit() else 0.1 * 2**request.attempts
         request.attempts += 1
-        self._retries += 1
+        self._ledger.retries += 1
         self._serial += 1
         heapq.heappush(self._timers, (now + min(delay, 60.0), self._serial, slot, request))
 
@@ -441,73 +408,35 @@ class _Generator:
         stale = slot.used and not reader.begun and error.cause in ("reset", "closed")
         self._slots.disconnect(slot)
         if request is None:
+            if self._pool.lost(slot):
+                self._refused(error, now)
             return
         if stale and not request.fresh:
             request.fresh = True
-            self._reconnects += 1
+            self._ledger.reconnects += 1
             self._launch(slot, request)
             return
         slot.request = None
         self._close_request(request, reader, now, error)
         if request.talk is not None:
-            self._end(request.talk, now)
-        if not self._stop:
+            self._ledger.end(request.talk, now)
+        if not self._ledger.stop:
             # Not at once: a server that refuses every connection must not recurse.
             if self._plan.arrivals is None:
                 self._free.append(slot)
             else:
-                self._idle.append(slot)
+                self._pool.take_back(slot)
 
     def _scan(self, now: float) -> None:
         """Give up on requests and connections that take too long, and say how far the run is."""
         for slot, error in overdue(self._slots.all, now, timeout_s=self._plan.timeout_s):
             self._broken(slot, error, now)
         if self._conductor.look(self._meter, self.state):
-            self._stop = True
+            self._ledger.stop = True
 
     def _close_request(self, request: Request, reader: LateReader, now: float, error: ConnectionFailed | None) -> None:
-        """Count a request that has ended, and keep it for reading."""
-        self._ended.append((request, reader, now, error))
-        self._unread_bytes += reader.held
+        """Count a request that has ended."""
+        self._supply.warm = True
         if error is None:
             self._rest.answered(now - request.sent, request.osl)
-        self._supply.warm = True
-        if request.kind == MEASURED:
-            self._left -= 1
-            self._last = max(self._last, now)
-            if not self._left:
-                self._stop = self._conductor.ended()
-        elif request.kind == WARMUP and self._plan.arrivals is None:
-            self._warming -= 1
-            self._warmed = max(self._warmed, now)
-            if not self._warming:
-                self._start = self._warmed
-
-    def _read_one(self) -> None:
-        """Read the response that has waited longest."""
-        request, reader, done, error = self._ended.popleft()
-        self._unread_bytes -= reader.held
-        self._accounts.read(request, reader, done, error)
-
-    def _result(self) -> Part:
-        while self._ended:
-            self._read_one()
-        accounts = self._accounts
-        flying = [slot.request.sent for slot in self._slots.all if slot.request is not None and slot.request.sent]
-        return Part(
-            records=accounts.records,
-            itl_ms=accounts.itl_ms,
-            chunk_gap_ms=accounts.chunk_gap_ms,
-            failures=accounts.failures,
-            count_sources=accounts.sources,
-            cached_tokens=accounts.cached_tokens,
-            outputs=accounts.outputs.kept,
-            meter=self._meter,
-            issued=tuple(self._supply.issued),
-            flying=tuple(flying),
-            warmed=self._start,
-            first_measured=self._first_measured,
-            last=self._last if not self._left else self._looked,
-            retries=self._retries,
-            reconnects=self._reconnects,
-        )
+        self._ledger.close(request, reader, now, error)

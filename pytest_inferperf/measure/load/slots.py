@@ -11,12 +11,14 @@ from pytest_inferperf.errors import EngineError
 from pytest_inferperf.measure.load.talks import Talk
 from pytest_inferperf.polling import READ, WRITE, Poller, await_times, raise_file_limit
 
-__all__ = ["CONNECT_TIMEOUT_S", "Request", "Slot", "Slots"]
+__all__ = ["CONNECT_AT_ONCE", "CONNECT_TIMEOUT_S", "Request", "Slot", "Slots"]
 
 CONNECT_TIMEOUT_S = 10.0
 
 _clock = time.perf_counter
-_CONNECT_AT_ONCE = 64
+CONNECT_AT_ONCE = 64
+"""Connections that are being opened at the same time."""
+
 _RESERVED_DESCRIPTORS = 64
 _OPEN_LOOP_ROOM = 256
 """Sockets that there must be room for under open loop, where nobody knows how many it takes."""
@@ -94,7 +96,7 @@ class Slots:
         opening: set[int] = set()
         try:
             while todo or opening:
-                while todo and len(opening) < _CONNECT_AT_ONCE:
+                while todo and len(opening) < CONNECT_AT_ONCE:
                     slot = todo.pop()
                     self.connect(slot)
                     opening.add(slot.descriptor)
