@@ -113,8 +113,7 @@ def _trend(arguments: argparse.Namespace) -> int:
     from pytest_inferperf.history.series import runs_around
 
     store, trend = _find(arguments)
-    for step in trend.steps:
-        before, after = runs_around(store, step)
+    for step, (before, after) in zip(trend.steps, runs_around(store, trend.steps), strict=True):
         print(_headline(step))
         print(
             f"  came     between {_when(before.created)} and {_when(after.created)}, commits {_commits(before, after)}"
@@ -144,7 +143,7 @@ def _bisect(arguments: argparse.Namespace) -> int:
             "See inferperf trend with the same --metric and --case."
         )
     step = trend.steps[-arguments.step]
-    before, after = runs_around(store, step)
+    ((before, after),) = runs_around(store, [step])
     print(_headline(step))
     for label, run, value in (
         ("before", before, step.series.values[step.at - 1]),

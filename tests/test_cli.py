@@ -17,12 +17,11 @@ from pytest_inferperf.model.case import Case, EngineSpec, Task, Workload
 from pytest_inferperf.model.results import (
     AccuracyResult,
     CaseResult,
-    EngineInfo,
     Hardware,
     PerformanceResult,
-    Round,
     Session,
 )
+from tests.values import engine_info, one_round
 
 Capture = pytest.CaptureFixture[str]
 ENGINE = EngineSpec(model="/m/Tiny", served_model_name="tiny", quant="NVFP4")
@@ -36,24 +35,17 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def speed(throughput: float, ttft_ms: float, *, failed: int = 0, nodeid: str = "t.py::test_speed") -> ResultRecord:
-    item = Round(
-        duration_s=1.0,
-        num_requests=1,
+    item = one_round(
+        {"output_throughput": throughput, "ttft_ms.p99": ttft_ms},
         num_failed_requests=failed,
         input_tokens=64,
         output_tokens=32,
-        metrics={"output_throughput": throughput, "ttft_ms.p99": ttft_ms},
     )
-    info = EngineInfo(
+    info = engine_info(
         backend="transformers",
         hardware=Hardware(name="AMD EPYC", count=2, kind="cpu"),
         quant_algo="NVFP4",
-        kv_cache_quant_algo=None,
-        compute_dtype="float32",
         simulated=True,
-        max_model_len=512,
-        checkpoint="/c",
-        checkpoint_hash="00",
     )
     result = CaseResult(
         case=Case(engine=ENGINE, workload=Workload(isl=64, osl=32, sessions=1)),

@@ -17,12 +17,11 @@ from pytest_inferperf.model.case import Case, EngineSpec, Task, Workload
 from pytest_inferperf.model.results import (
     AccuracyResult,
     CaseResult,
-    EngineInfo,
     Hardware,
     PerformanceResult,
-    Round,
     Session,
 )
+from tests.values import engine_info, one_round
 
 Capture = pytest.CaptureFixture[str]
 SPEED, SCORES = Path("baselines/performance/amd-epyc-2x/tiny.json"), Path("baselines/accuracy/tiny.json")
@@ -43,26 +42,14 @@ def speed(*throughputs: float, sessions: int = 0, isl: int = 64, **context: str)
     """Make a record with a session for each throughput."""
 
     def session(throughput: float) -> Session:
-        item = Round(
-            duration_s=1.0,
-            num_requests=1,
-            num_failed_requests=0,
-            input_tokens=64,
-            output_tokens=32,
-            metrics={"output_throughput": throughput},
-        )
+        item = one_round({"output_throughput": throughput}, input_tokens=64, output_tokens=32)
         return Session(rounds=(item, item), warmup_rounds=1)
 
-    info = EngineInfo(
+    info = engine_info(
         backend="transformers",
         hardware=Hardware(name="AMD EPYC", count=2, kind="cpu"),
         quant_algo="NVFP4",
-        kv_cache_quant_algo=None,
-        compute_dtype="float32",
         simulated=True,
-        max_model_len=512,
-        checkpoint="/c",
-        checkpoint_hash="00",
     )
     engine = EngineSpec(model="/m/Tiny", served_model_name="tiny", quant="NVFP4")
     result = CaseResult(

@@ -34,6 +34,7 @@ from pytest_inferperf.model.results import (
 )
 from pytest_inferperf.planning.conditions import Conditions, PlannedTest
 from pytest_inferperf.planning.plan import make_plan
+from tests.values import engine_info, one_round
 
 B200 = Gpu(name="NVIDIA B200", sm=100, memory_gib=178.0)
 EIGHT = Hardware(name="NVIDIA B200", count=8, kind="gpu")
@@ -187,31 +188,12 @@ CPU = Hardware(name="CPU", count=1, kind="cpu")
 
 
 def info(load_s: float) -> EngineInfo:
-    return EngineInfo(
-        backend="b",
-        hardware=CPU,
-        quant_algo=None,
-        kv_cache_quant_algo=None,
-        compute_dtype="float32",
-        simulated=False,
-        max_model_len=64,
-        checkpoint="/m",
-        checkpoint_hash="0",
-        load_s=load_s,
-    )
+    return engine_info(backend="b", hardware=CPU, max_model_len=64, load_s=load_s)
 
 
 def rounds(seconds: float, values: Sequence[float] = (100.0, 100.0)) -> tuple[Round, ...]:
     return tuple(
-        Round(
-            duration_s=seconds,
-            num_requests=1,
-            num_failed_requests=0,
-            input_tokens=8,
-            output_tokens=8,
-            metrics={"output_throughput": value},
-        )
-        for value in values
+        one_round({"output_throughput": value}, duration_s=seconds, input_tokens=8, output_tokens=8) for value in values
     )
 
 

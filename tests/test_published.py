@@ -19,11 +19,11 @@ from pytest_inferperf.model.results import (
     EngineInfo,
     Hardware,
     PerformanceResult,
-    Round,
     Session,
 )
 from pytest_inferperf.selection import bound_of
 from tests.test_suites import items, run
+from tests.values import engine_info, one_round
 
 # pytester takes modules that a run imported out of sys.modules again; a second import would make second classes.
 for _name in ("replay", "baselines.replay", "engines.replayed", "judging", "gates.judge", "fixture", "marks.gates"):
@@ -70,16 +70,12 @@ def suites(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest
 
 
 def engine(case: Case) -> EngineInfo:
-    return EngineInfo(
+    return engine_info(
         backend="tensorrt_llm",
         hardware=Hardware(name="NVIDIA B200", count=8, kind="gpu"),
         quant_algo=case.engine.quant,
-        kv_cache_quant_algo=None,
         compute_dtype="bfloat16",
-        simulated=False,
         max_model_len=8192,
-        checkpoint="c",
-        checkpoint_hash="h",
     )
 
 
@@ -90,13 +86,12 @@ def speed(case: Case, factor: float) -> PerformanceResult | None:
     if found is None:
         return None
     metric, value = found
-    one = Round(
+    one = one_round(
+        {metric: factor * value},
         duration_s=10.0,
         num_requests=case.workload.concurrency,
-        num_failed_requests=0,
         input_tokens=1024,
         output_tokens=2048,
-        metrics={metric: factor * value},
     )
     return PerformanceResult(sessions=(Session(rounds=(one,), warmup_rounds=1),))
 

@@ -158,26 +158,59 @@ def _found(series: Series, step: Step) -> StepFound:
     )
 
 
-def runs_around(store: Store, step: StepFound) -> tuple[Run, Run]:
-    """Return the last run before a step and the first after it."""
-    series = step.series
-    before, after = store.rows(
+def runs_around(store: Store, steps: Sequence[StepFound]) -> list[tuple[Run, Run]]:
+    """Return the last run before each step and the first after it. Two queries, however many steps there are."""
+    if not steps:
+        return []
+    wanted = [
+        (
+            number,
+            step.series.model,
+            step.series.case,
+            step.series.metric,
+            step.series.is_score,
+            step.series.hardware,
+            step.series.older + step.at,
+        )
+        for number, step in enumerate(steps)
+    ]
+    ends = store.rows(
         f"""
-        SELECT file, nodeid FROM ({_POINTS})
-        WHERE (model, "case", metric, is_score) = ($1, $2, $3, $4) AND coalesce(hardware, 'unknown hardware') = $5
-        ORDER BY created, file, nodeid LIMIT 2 OFFSET $6
+        WITH wanted AS (
+            SELECT unnest($1) AS step, unnest($2) AS model, unnest($3) AS "case", unnest($4) AS metric,
+                unnest($5) AS is_score, unnest($6) AS hardware, unnest($7) AS place
+        ), points AS (SELECT * REPLACE (coalesce(hardware, 'unknown hardware') AS hardware) FROM ({_POINTS}))
+        SELECT file, nodeid FROM points JOIN wanted USING (model, "case", metric, is_score, hardware)
+        QUALIFY row_number() OVER (PARTITION BY step ORDER BY created, file, nodeid) - place BETWEEN 0 AND 1
+        ORDER BY step, created, file, nodeid
         """,
-        [series.model, series.case, series.metric, series.is_score, series.hardware, series.older + step.at - 1],
+        [list(column) for column in zip(*wanted, strict=True)],
     )
-    return _run(store, *before), _run(store, *after)
+    found = _runs(store, ends)
+    runs = [found[file, nodeid] for file, nodeid in ends]
+    return list(zip(runs[::2], runs[1::2], strict=True))
 
 
-def _run(store: Store, file: str, nodeid: str) -> Run:
-    created, commit, environment, context, engine, case = store.rows(
-        'SELECT created, "commit", environment, context, engine, case_json FROM history '
-        "WHERE file = $1 AND nodeid = $2 LIMIT 1",
-        [file, nodeid],
-    )[0]
+def _runs(store: Store, places: Sequence[Sequence[str]]) -> dict[tuple[str, str], Run]:
+    """Return the runs of some tests by file and node id."""
+    rows = store.rows(
+        'SELECT file, nodeid, created, "commit", environment, context, engine, case_json FROM history '
+        "SEMI JOIN (SELECT unnest($1) AS file, unnest($2) AS nodeid) USING (file, nodeid)",
+        [list(column) for column in zip(*places, strict=True)],
+    )
+    return {(row[0], row[1]): _run(*row) for row in reversed(rows)}
+
+
+def _run(
+    file: str,
+    nodeid: str,
+    created: datetime | None,
+    commit: str | None,
+    environment: Mapping[str, Any] | None,
+    context: Mapping[str, Any] | None,
+    engine: str | None,
+    case: str | None,
+) -> Run:
     facts = {str(key): str(value) for key, value in {**(environment or {}), **(context or {})}.items()}
     facts |= _flat("engine", json.loads(engine) if engine else None)
     facts |= _flat("case", json.loads(case) if case else None)

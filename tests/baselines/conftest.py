@@ -13,12 +13,11 @@ from pytest_inferperf.model.case import Case, EngineSpec, Task, Workload
 from pytest_inferperf.model.results import (
     AccuracyResult,
     CaseResult,
-    EngineInfo,
     Hardware,
     PerformanceResult,
-    Round,
     Session,
 )
+from tests.values import engine_info, one_round
 
 HARDWARE = Hardware(name="NVIDIA B200", count=8, kind="gpu")
 CONTEXT = {"torch": "2.13.0", "git": "abc123"}
@@ -66,22 +65,15 @@ def speed(speed_case: Case) -> Callable[..., ResultRecord]:
         **named: float,
     ) -> ResultRecord:
         values = {**(metrics or {}), **named}
-        item = Round(
-            duration_s=1.5,
-            num_requests=4,
-            num_failed_requests=failed,
-            input_tokens=256,
-            output_tokens=128,
-            metrics=values,
+        item = one_round(
+            values, duration_s=1.5, num_requests=4, num_failed_requests=failed, input_tokens=256, output_tokens=128
         )
-        info = EngineInfo(
+        info = engine_info(
             backend="transformers",
             hardware=HARDWARE,
             quant_algo="NVFP4",
             kv_cache_quant_algo="FP8",
             compute_dtype="bfloat16",
-            simulated=False,
-            max_model_len=512,
             checkpoint="/c",
             checkpoint_hash="00ff",
             options={"use_cache": True, "sizes": [1, 2]},

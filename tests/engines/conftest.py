@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 
+from pytest_inferperf.engines import supervisor
 from pytest_inferperf.engines.checkpoint.build import build_checkpoint
+from pytest_inferperf.engines.process import EngineProcess
 from pytest_inferperf.model.case import EngineSpec
+from tests.engines.processes import Start
 
 # Without the extra, the tests of process and protocol still run.
 if any(importlib.util.find_spec(name) is None for name in ("torch", "transformers", "modelopt")):
@@ -162,3 +165,27 @@ def greedy(reference: Any) -> Greedy:
         return [int(token) for token in found[0, len(prompt) :]]
 
     return generate
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    """Start an engine process of the fake backend: `start("crash")`. All are closed with the test."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setattr(supervisor, "GRACE_S", 0.5)
+    engines: list[EngineProcess] = []
+
+    def make(behaviour: str, *, call_timeout_s: float = 30.0, load_timeout_s: float = 30.0) -> EngineProcess:
+        engine = EngineProcess(
+            EngineSpec(model="m", served_model_name=behaviour),
+            class_path="fake_backend:FakeEngine",
+            checkpoint=tmp_path,
+            load_timeout_s=load_timeout_s,
+            call_timeout_s=call_timeout_s,
+            log_dir=tmp_path / "logs",
+        )
+        engines.append(engine)
+        return engine
+
+    yield make
+    for engine in engines:
+        engine.close()

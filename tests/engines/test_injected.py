@@ -24,7 +24,8 @@ from pytest_inferperf.measure.session import measure_session
 from pytest_inferperf.model.case import EngineSpec, Workload
 from pytest_inferperf.model.injection import parse_injections
 from pytest_inferperf.model.metrics import COMPARED_TOKENS
-from pytest_inferperf.model.results import EngineInfo, Hardware
+from pytest_inferperf.model.results import Hardware
+from tests.values import engine_info
 
 Tokens = tuple[int, ...]
 
@@ -46,16 +47,10 @@ class PlainEngine(Engine):
         self.describe()
 
     def describe(self) -> None:
-        self.info = EngineInfo(
+        self.info = engine_info(
             backend="plain",
             hardware=Hardware(name="Test CPU", count=1, kind="cpu"),
-            quant_algo=None,
-            kv_cache_quant_algo=None,
-            compute_dtype="float32",
-            simulated=False,
             max_model_len=4096,
-            checkpoint="c",
-            checkpoint_hash="h",
             load_s=float(self.launches),
         )
 

@@ -7,43 +7,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from pytest_inferperf.engines import supervisor
-from pytest_inferperf.engines.interface import GenerationRequest, LogLikelihoodRequest
+from pytest_inferperf.engines.interface import LogLikelihoodRequest
 from pytest_inferperf.engines.process import EngineProcess
 from pytest_inferperf.errors import EngineError, InvalidRun
 from pytest_inferperf.model.case import EngineSpec
 from tests.engines.fake_backend import FakeEngine
-
-REQUEST = GenerationRequest(prompt=(5, 6, 7), max_tokens=3)
-Start = Callable[..., EngineProcess]
-
-
-@pytest.fixture
-def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    monkeypatch.setattr(supervisor, "GRACE_S", 0.5)
-    engines: list[EngineProcess] = []
-
-    def start(behaviour: str, *, call_timeout_s: float = 30.0) -> EngineProcess:
-        engine = EngineProcess(
-            EngineSpec(model="m", served_model_name=behaviour),
-            class_path="fake_backend:FakeEngine",
-            checkpoint=tmp_path,
-            load_timeout_s=30,
-            call_timeout_s=call_timeout_s,
-            log_dir=tmp_path / "logs",
-        )
-        engines.append(engine)
-        return engine
-
-    yield start
-    for engine in engines:
-        engine.close()
+from tests.engines.processes import REQUEST, Start
 
 
 def is_running(pid: int) -> bool:

@@ -17,32 +17,7 @@ from pytest_inferperf.engines.interface import GenerationRequest
 from pytest_inferperf.engines.process import EngineProcess, build_in_process
 from pytest_inferperf.errors import CheckpointError, EngineError
 from pytest_inferperf.model.case import EngineSpec
-
-REQUEST = GenerationRequest(prompt=(5, 6, 7), max_tokens=3)
-Start = Callable[..., EngineProcess]
-
-
-@pytest.fixture
-def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    monkeypatch.setattr(supervisor, "GRACE_S", 0.5)
-    engines: list[EngineProcess] = []
-
-    def start(behaviour: str, *, call_timeout_s: float = 30.0, load_timeout_s: float = 30.0) -> EngineProcess:
-        engine = EngineProcess(
-            EngineSpec(model="m", served_model_name=behaviour),
-            class_path="fake_backend:FakeEngine",
-            checkpoint=tmp_path,
-            load_timeout_s=load_timeout_s,
-            call_timeout_s=call_timeout_s,
-            log_dir=tmp_path / "logs",
-        )
-        engines.append(engine)
-        return engine
-
-    yield start
-    for engine in engines:
-        engine.close()
+from tests.engines.processes import REQUEST, Start
 
 
 def is_there(pid: int) -> bool:

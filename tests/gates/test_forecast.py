@@ -36,7 +36,8 @@ from pytest_inferperf.model.gates import (
 )
 from pytest_inferperf.model.metrics import parse_metric
 from pytest_inferperf.model.plan import Foresight
-from pytest_inferperf.model.results import Abba, Comparison, EngineInfo, Hardware, Repeat, Round
+from pytest_inferperf.model.results import Abba, Comparison, Hardware, Repeat, Round
+from tests.values import engine_info, one_round
 
 ENGINE = EngineSpec(model="/m", served_model_name="m", quant="NVFP4")
 SPEED = Case(engine=ENGINE, workload=Workload(isl=8, osl=8))
@@ -357,27 +358,10 @@ def beside(*differences: float, metric: str = "output_throughput") -> OnFile:
     """A past run whose blocks show these relative gains of the candidate, in logs."""
 
     def rounds(value: float) -> tuple[Round, ...]:
-        one = Round(
-            duration_s=1.0,
-            num_requests=1,
-            num_failed_requests=0,
-            input_tokens=8,
-            output_tokens=8,
-            metrics={metric: value},
-        )
+        one = one_round({metric: value}, input_tokens=8, output_tokens=8)
         return (one, one)
 
-    engine = EngineInfo(
-        backend="b",
-        hardware=Hardware(name="CPU", count=1, kind="cpu"),
-        quant_algo=None,
-        kv_cache_quant_algo=None,
-        compute_dtype="float32",
-        simulated=False,
-        max_model_len=64,
-        checkpoint="/m",
-        checkpoint_hash="0",
-    )
+    engine = engine_info(backend="b", hardware=Hardware(name="CPU", count=1, kind="cpu"), max_model_len=64)
     blocks = tuple(Abba(reference=rounds(100.0), candidate=rounds(100 * math.exp(item))) for item in differences)
     return OnFile(
         case=SPEED,

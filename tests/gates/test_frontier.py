@@ -14,8 +14,9 @@ from pytest_inferperf.model.case import Case, EngineSpec, Workload
 from pytest_inferperf.model.gates import FrontierFloor
 from pytest_inferperf.model.metrics import parse_metric
 from pytest_inferperf.model.plan import Foresight
-from pytest_inferperf.model.results import CaseResult, PerformanceResult, Round, Session
+from pytest_inferperf.model.results import CaseResult, PerformanceResult, Session
 from pytest_inferperf.model.verdicts import PROVEN_GAIN, GateVerdict, Status
+from tests.values import one_round
 
 X, Y = "output_throughput_per_gpu", "output_throughput_per_user"
 GATE = FrontierFloor(metric=parse_metric(X), over=parse_metric(Y), tolerance=0.05, points=2)
@@ -42,14 +43,7 @@ def entry(load: str, *, factors: tuple[float, ...] = CALM, published: bool = Fal
 
 def measured(load: str, factor: float = 1.0, *, sessions: int = 1, failed: int = 0, **metrics: float) -> CaseResult:
     x, y = PLACES[load]
-    one = Round(
-        duration_s=1.0,
-        num_requests=10,
-        num_failed_requests=failed,
-        input_tokens=1,
-        output_tokens=1,
-        metrics={X: x * factor, Y: y * factor, **metrics},
-    )
+    one = one_round({X: x * factor, Y: y * factor, **metrics}, num_requests=10, num_failed_requests=failed)
     return CaseResult(
         case=Case(
             engine=EngineSpec(model="m", served_model_name="m"),

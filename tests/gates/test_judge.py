@@ -10,8 +10,9 @@ from pytest_inferperf.gates.judge import Baselines, judge
 from pytest_inferperf.model.case import Case, EngineSpec, Workload
 from pytest_inferperf.model.gates import AccuracyFloor, Gate, PerformanceGate
 from pytest_inferperf.model.metrics import parse_metric
-from pytest_inferperf.model.results import CaseResult, PerformanceResult, Round, Session
+from pytest_inferperf.model.results import CaseResult, PerformanceResult, Session
 from pytest_inferperf.model.verdicts import GateVerdict, Status, worst
+from tests.values import one_round
 
 CASE = Case(engine=EngineSpec(model="m", served_model_name="m"), workload=Workload(isl=1, osl=1))
 GATES: tuple[Gate, ...] = (
@@ -21,13 +22,8 @@ GATES: tuple[Gate, ...] = (
 
 
 def measured(failed: int = 0) -> CaseResult:
-    one = Round(
-        duration_s=1.0,
-        num_requests=4,
-        num_failed_requests=failed,
-        input_tokens=4,
-        output_tokens=4,
-        metrics={"output_throughput": 4.0},
+    one = one_round(
+        {"output_throughput": 4.0}, num_requests=4, num_failed_requests=failed, input_tokens=4, output_tokens=4
     )
     return CaseResult(case=CASE, performance=PerformanceResult(sessions=(Session(rounds=(one,), warmup_rounds=0),)))
 

@@ -15,8 +15,9 @@ from pytest_inferperf.gates.performance import judge_performance
 from pytest_inferperf.gates.power import log_margin, t_quantile
 from pytest_inferperf.model.gates import PerformanceGate
 from pytest_inferperf.model.metrics import METRICS, parse_metric
-from pytest_inferperf.model.results import PerformanceResult, Round, Session
+from pytest_inferperf.model.results import PerformanceResult, Session
 from pytest_inferperf.model.verdicts import GateVerdict, Status
+from tests.values import one_round
 
 EVERY_METRIC = [
     "goodput[ttft_ms<=500]" if row.name == "goodput" else f"{row.name}.p99" if row.has_statistics else row.name
@@ -28,17 +29,7 @@ def result(metric: str, *sessions: list[float]) -> PerformanceResult:
     return PerformanceResult(
         sessions=tuple(
             Session(
-                rounds=tuple(
-                    Round(
-                        duration_s=1.0,
-                        num_requests=1,
-                        num_failed_requests=0,
-                        input_tokens=1,
-                        output_tokens=1,
-                        metrics={metric: value},
-                    )
-                    for value in values
-                ),
+                rounds=tuple(one_round({metric: value}) for value in values),
                 warmup_rounds=1,
             )
             for values in sessions

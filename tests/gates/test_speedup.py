@@ -13,35 +13,18 @@ from pytest_inferperf.gates.speedup import judge_speedup
 from pytest_inferperf.model.case import Case, EngineSpec, ReferenceEngine, Workload
 from pytest_inferperf.model.gates import SpeedupFloor
 from pytest_inferperf.model.metrics import parse_metric
-from pytest_inferperf.model.results import Abba, CaseResult, Comparison, EngineInfo, Hardware, Round
+from pytest_inferperf.model.results import Abba, CaseResult, Comparison, Round
 from pytest_inferperf.model.verdicts import GateVerdict, Status
+from tests.values import engine_info, one_round
 
 SPEC = EngineSpec(model="m", served_model_name="m", quant="NVFP4")
 REFERENCE = ReferenceEngine(label="BF16", spec=replace(SPEC, quant="BF16"))
 CASE = Case(engine=SPEC, workload=Workload(isl=1, osl=1))
-INFO = EngineInfo(
-    backend="test",
-    hardware=Hardware(name="Test CPU", count=2, kind="cpu"),
-    quant_algo=None,
-    kv_cache_quant_algo=None,
-    compute_dtype="float32",
-    simulated=False,
-    max_model_len=100,
-    checkpoint="c",
-    checkpoint_hash="h",
-    versions={"torch": "2.9", "only-here": "1"},
-)
+INFO = engine_info(max_model_len=100, versions={"torch": "2.9", "only-here": "1"})
 
 
 def round_of(name: str, value: float, failed: int = 0) -> Round:
-    return Round(
-        duration_s=1.0,
-        num_requests=1,
-        num_failed_requests=failed,
-        input_tokens=1,
-        output_tokens=1,
-        metrics={} if math.isnan(value) else {name: value},
-    )
+    return one_round({} if math.isnan(value) else {name: value}, num_failed_requests=failed)
 
 
 def comparison(

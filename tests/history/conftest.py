@@ -13,13 +13,12 @@ from pytest_inferperf.model.case import Case, EngineSpec, Task, Workload
 from pytest_inferperf.model.results import (
     AccuracyResult,
     CaseResult,
-    EngineInfo,
     Hardware,
     PerformanceResult,
-    Round,
     Session,
 )
 from pytest_inferperf.model.verdicts import GateVerdict, Status
+from tests.values import engine_info, one_round
 
 Add = Callable[..., Path]
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -30,13 +29,11 @@ def record(
 ) -> ResultRecord:
     """Make a record of a measurement, or of an evaluation with a score."""
     spec = EngineSpec(model="/srv/tiny", served_model_name="tiny", quant="NVFP4")
-    info = EngineInfo(
+    info = engine_info(
         backend="scripted",
         hardware=Hardware(name="Test GPU", count=2, kind="gpu"),
         quant_algo="NVFP4",
-        kv_cache_quant_algo=None,
         compute_dtype="bfloat16",
-        simulated=False,
         max_model_len=4096,
         checkpoint="/srv/tiny",
         checkpoint_hash="c0ffee",
@@ -49,13 +46,11 @@ def record(
         else Case(engine=spec, task=Task(name="gsm8k"))
     )
     rounds = tuple(
-        Round(
-            duration_s=1.0,
+        one_round(
+            {"output_throughput": value * factor, "ttft_ms.p99": 1000 / value},
             num_requests=4,
-            num_failed_requests=0,
             input_tokens=64,
             output_tokens=32,
-            metrics={"output_throughput": value * factor, "ttft_ms.p99": 1000 / value},
         )
         for factor in (0.9, 1.0, 1.2)
     )

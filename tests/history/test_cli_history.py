@@ -49,6 +49,24 @@ def test_trend_names_the_step_its_size_and_where_it_came(capsys: pytest.CaptureF
 
 
 @pytest.mark.usefixtures("regressed")
+def test_each_step_has_the_runs_around_it(add: Add, capsys: pytest.CaptureFixture[str]) -> None:
+    """Steps on two days, of series that the last 25 results alone are looked at of."""
+    noise = random.Random(2)
+    for day in range(30):
+        score = (0.7 if day >= 12 else 0.8) + noise.gauss(0, 0.002)
+        add(day, record(day=day, score=score), name=f"scores/{day:03}.json")
+    _, lines = run(capsys, "trend", "--last", "25")
+    ends = {
+        line.split("  ")[1].split(" on ")[0]: lines[number + 3] for number, line in enumerate(lines) if "WORSE" in line
+    }
+    assert ends == {
+        "tiny NVFP4-gsm8k-exact_match exact_match": "  results  scores/011.json and scores/012.json",
+        "tiny NVFP4-isl16-osl8-c4 output_throughput": "  results  2026/run 019.json and 2026/run 020.json",
+        "tiny NVFP4-isl16-osl8-c4 ttft_ms.p99": "  results  2026/run 019.json and 2026/run 020.json",
+    }
+
+
+@pytest.mark.usefixtures("regressed")
 def test_direction_comes_from_the_metric_table(capsys: pytest.CaptureFixture[str]) -> None:
     _, lines = run(capsys, "trend", "--metric", "ttft_ms.p99")
     assert lines[0].startswith("WORSE +")

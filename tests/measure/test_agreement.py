@@ -12,10 +12,10 @@ from pytest_inferperf.measure.session import measure_session
 from pytest_inferperf.measure.witness import Honesty
 from pytest_inferperf.model.case import Workload
 from pytest_inferperf.model.metrics import COMPARED_TOKENS
-from pytest_inferperf.model.results import Round
 from tests.measure.test_session import StubEngine, good
+from tests.values import one_round
 
-ROUND = Round(duration_s=1.0, num_requests=1, num_failed_requests=0, input_tokens=1, output_tokens=1, metrics={})
+ROUND = one_round({})
 WORKLOAD = Workload(isl=4, osl=8, concurrency=4, num_requests=10, rounds=2)
 
 

@@ -22,19 +22,10 @@ from pytest_inferperf.measure.blocks import held_reference, measure_blocks
 from pytest_inferperf.measure.interruption import ComparisonInterrupted
 from pytest_inferperf.measure.progress import Progress
 from pytest_inferperf.model.case import EngineSpec, ReferenceEngine, Workload
-from pytest_inferperf.model.results import Comparison, EngineInfo, Hardware
+from pytest_inferperf.model.results import Comparison, Hardware
+from tests.values import engine_info
 
-INFO = EngineInfo(
-    backend="test",
-    hardware=Hardware(name="Test CPU", count=2, kind="cpu"),
-    quant_algo=None,
-    kv_cache_quant_algo=None,
-    compute_dtype="float32",
-    simulated=False,
-    max_model_len=100,
-    checkpoint="c",
-    checkpoint_hash="h",
-)
+INFO = engine_info(max_model_len=100)
 CANDIDATE = EngineSpec(model="m", served_model_name="m", engine_options=(("use_cache", True),))
 REFERENCE = ReferenceEngine(
     label="engine_options.use_cache=false", spec=replace(CANDIDATE, engine_options=(("use_cache", False),))

@@ -23,19 +23,10 @@ from pytest_inferperf.measure.summary import summarise_round
 from pytest_inferperf.measure.validity import check_engine
 from pytest_inferperf.measure.workload import make_requests
 from pytest_inferperf.model.case import EngineSpec, Workload
-from pytest_inferperf.model.results import EngineInfo, Hardware, Round
+from pytest_inferperf.model.results import Round
+from tests.values import engine_info
 
-INFO = EngineInfo(
-    backend="test",
-    hardware=Hardware(name="Test CPU", count=2, kind="cpu"),
-    quant_algo=None,
-    kv_cache_quant_algo=None,
-    compute_dtype="float32",
-    simulated=False,
-    max_model_len=100,
-    checkpoint="c",
-    checkpoint_hash="h",
-)
+INFO = engine_info(max_model_len=100)
 
 
 def generation(*times: float, prompt: int = 4) -> Generation:

@@ -10,6 +10,7 @@ from pytest_inferperf.baselines.entries import accuracy_key, performance_key
 from pytest_inferperf.model.case import Case, EngineSpec, Task, Workload
 from pytest_inferperf.model.quant import QUANTIZATIONS, check_quant, precision_key, split_precision
 from pytest_inferperf.model.results import Hardware, PerformanceResult, Round, Session, slug
+from tests.values import one_round
 
 SPEC = EngineSpec(model="/x/llama", served_model_name="llama", quant="NVFP4")
 CASE = Case(engine=SPEC, workload=Workload(isl=1024, osl=512, concurrency=8))
@@ -103,9 +104,7 @@ def test_precision() -> None:
 
 def test_performance_result_medians_and_absence() -> None:
     def one(value: float) -> Round:
-        return Round(
-            duration_s=1, num_requests=1, num_failed_requests=0, input_tokens=1, output_tokens=1, metrics={"m": value}
-        )
+        return one_round({"m": value})
 
     result = PerformanceResult(
         sessions=(

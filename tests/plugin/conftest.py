@@ -31,6 +31,7 @@ for _name in (
     "evaluate.interim",
     "evaluate.run",
     "collection",
+    "fitness",
     "fixture",
     "flips",
     "gates.asking",
@@ -49,6 +50,7 @@ for _name in (
     "measure.validity",
     "model.injection",
     "model.limits",
+    "opening",
     "planning.plan",
     "replay",
     "report.ci",
@@ -59,6 +61,7 @@ for _name in (
     "report.plan",
     "report.progress",
     "report.run",
+    "running",
     "hiding",
     "html",
     "session",
@@ -126,6 +129,14 @@ PERFORMANCE = 'inferperf(model="tiny-llama", quant="NVFP4", isl=16, osl=8, concu
 
 TASK = 'inferperf(model="tiny-llama", quant="NVFP4", task="gsm8k")'
 """An accuracy case of the scripted engine."""
+
+
+def record_reference(project: Project, mark: str) -> None:
+    """Store BF16 answers, 900 of 1,000 right, and write the test that judges NVFP4 by them."""
+    evaluate = "inferperf.evaluate()"
+    project.test('inferperf(model="tiny-llama", quant="BF16", task="gsm8k")', mark, body=evaluate)
+    project.run("--inferperf-update=new").assert_outcomes(failed=1)
+    project.test(TASK, mark, body=evaluate)
 
 
 @pytest.fixture(scope="module", autouse=True)

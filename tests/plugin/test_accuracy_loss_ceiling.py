@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.plugin.conftest import PERFORMANCE, TASK, Project
+from tests.plugin.conftest import PERFORMANCE, TASK, Project, record_reference
 
 CEILING = 'accuracy_loss_ceiling(reference="BF16", points=1.0)'
 EVALUATE = "inferperf.evaluate()"
@@ -13,9 +13,7 @@ EVALUATE = "inferperf.evaluate()"
 @pytest.fixture
 def recorded(project: Project) -> Project:
     """A project with stored BF16 answers, 900 of 1,000 right."""
-    project.test('inferperf(model="tiny-llama", quant="BF16", task="gsm8k")', CEILING, body=EVALUATE)
-    project.run("--inferperf-update=new").assert_outcomes(failed=1)
-    project.test(TASK, CEILING, body=EVALUATE)
+    record_reference(project, CEILING)
     return project
 
 

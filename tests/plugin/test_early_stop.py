@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.plugin.conftest import TASK, Project
+from tests.plugin.conftest import TASK, Project, record_reference
 
 TWO_POINTS = 'accuracy_loss_ceiling(reference="BF16", points=2.0)'
 EVALUATE = "inferperf.evaluate()"
@@ -17,9 +17,7 @@ JSON = "--inferperf-json=results.json"
 @pytest.fixture
 def recorded(project: Project) -> Project:
     """A project with stored BF16 answers, 900 of 1,000 right."""
-    project.test('inferperf(model="tiny-llama", quant="BF16", task="gsm8k")', TWO_POINTS, body=EVALUATE)
-    project.run("--inferperf-update=new").assert_outcomes(failed=1)
-    project.test(TASK, TWO_POINTS, body=EVALUATE)
+    record_reference(project, TWO_POINTS)
     return project
 
 

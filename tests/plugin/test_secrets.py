@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import html
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import quote
 
@@ -15,6 +14,7 @@ import pytest
 
 from pytest_inferperf import cli
 from pytest_inferperf.hiding import HIDDEN
+from tests.http_server import serving
 from tests.plugin.conftest import PERFORMANCE, TASK, Project
 from tests.plugin.servers import ServedProject
 
@@ -217,15 +217,8 @@ def refusing_server() -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Refuse)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(Refuse) as url:
+        yield url
 
 
 @pytest.fixture

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from pytest_inferperf.measure.validity import check_engine
 from pytest_inferperf.model.case import EngineSpec, GpuRequirement, Workload
 from pytest_inferperf.simulate.behaviour import Behaviour
 from pytest_inferperf.simulate.server import serve_in_thread
+from tests.http_server import serving
 
 MODEL = str(Path(__file__).parents[3] / "suites" / "embedded" / "model")
 Reply = Callable[[dict[str, Any]], tuple[int, Any]]
@@ -55,15 +55,8 @@ def replying(reply: Reply) -> Iterator[str]:
         def log_message(self, format: str, *args: Any) -> None:
             """Say nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(Handler) as url:
+        yield url
 
 
 def connect(url: str, **options: Any) -> OpenAIEngine:

@@ -31,6 +31,7 @@ from pytest_inferperf.model.verdicts import worst
 from pytest_inferperf.model.workload import Workload
 from pytest_inferperf.report.page.content import Page, Where, page_of
 from pytest_inferperf.report.run import run_report
+from tests.values import engine_info, one_round
 
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
 """What a model's name and its answers may hold."""
@@ -190,13 +191,12 @@ def spec(model: str, precision: str) -> EngineSpec:
 
 def info(precision: str) -> EngineInfo:
     """Return what the engine says it is."""
-    return EngineInfo(
+    return engine_info(
         backend="tensorrt_llm",
         hardware=Hardware(name="Test GPU", count=8, kind="gpu"),
         quant_algo=None if precision == "BF16" else precision,
         kv_cache_quant_algo="FP8",
         compute_dtype="bfloat16",
-        simulated=False,
         max_model_len=8192,
         checkpoint="/models/llama",
         checkpoint_hash="5f1d0c",
@@ -211,23 +211,18 @@ def sessions(draws: random.Random, size: int, factor: float) -> PerformanceResul
     measured = []
     for _ in range(6):
         speed_of_session = draws.gauss(factor, 0.004 * factor)
-        rounds = tuple(one_round(size, speed_of_session * draws.gauss(1.0, 0.002)) for _ in range(3))
+        rounds = tuple(loaded_round(size, speed_of_session * draws.gauss(1.0, 0.002)) for _ in range(3))
         measured.append(Session(warmup_rounds=1, rounds=rounds))
     return PerformanceResult(sessions=tuple(measured))
 
 
-def one_round(size: int, factor: float) -> Round:
+def loaded_round(size: int, factor: float) -> Round:
     """Return a round at a speed."""
     per_user = 160 * factor / size**0.35
     latencies = {"ttft_ms": 18 * size**0.5, "tpot_ms": 1000 / per_user, "e2e_latency_ms": 256_000 / per_user}
     tails = {"p50": 1.0, "p90": 1.12, "p95": 1.2, "p99": 1.45}
-    return Round(
-        duration_s=256 / per_user,
-        num_requests=size,
-        num_failed_requests=0,
-        input_tokens=1024 * size,
-        output_tokens=256 * size,
-        metrics={
+    return one_round(
+        {
             "output_throughput": size * per_user,
             "output_throughput_per_gpu": size * per_user / 8,
             "output_throughput_per_user": per_user,
@@ -235,4 +230,8 @@ def one_round(size: int, factor: float) -> Round:
                 f"{name}.{at}": value * tail / factor for name, value in latencies.items() for at, tail in tails.items()
             },
         },
+        duration_s=256 / per_user,
+        num_requests=size,
+        input_tokens=1024 * size,
+        output_tokens=256 * size,
     )
