@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,14 +41,14 @@ class PageWriter:
         if not state.records:
             return
         try:
-            self._write(state)
+            self._write(state, _stopped(session))
         except InferperfError as error:
             state.lines.append(f"ERROR: {error}")
             session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
         else:
             state.lines.append(f"HTML report written to {self._shown}")
 
-    def _write(self, state: State) -> None:
+    def _write(self, state: State, stopped: str) -> None:
         from pytest_inferperf.report.page.content import Where, page_of
         from pytest_inferperf.report.page.write import write_page
         from pytest_inferperf.report.run import run_report
@@ -61,4 +62,15 @@ class PageWriter:
         )
         report = run_report(records, created=now(), environment=state.context or {}, hide=hide)
         path = Path(os.path.abspath(self._config.invocation_params.dir / Path(self._shown).expanduser()))
-        write_page(path, page_of(records, report, where, hide=hide), shown=self._shown)
+        page = page_of(records, report, where, hide=hide)
+        if stopped:
+            page = replace(page, notes=(hide(f"{stopped}: tests that are not here did not run"), *page.notes))
+        write_page(path, page, shown=self._shown)
+
+
+def _stopped(session: pytest.Session) -> str:
+    """Say what ended the run before its last test; "" where nothing did."""
+    why = session.shouldfail or session.shouldstop
+    if why:
+        return f"the run was stopped ({why})"
+    return "the run was interrupted" if session.exitstatus == pytest.ExitCode.INTERRUPTED else ""

@@ -315,10 +315,13 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
             raise
     except BaseException as error:
         # The body's own failure is what the user sees; the gates are still shown, and nothing of it is recorded.
-        shown = judge_item(item, run, body_failed=f"the test body failed: {type(error).__name__}: {error}")
+        stopped = isinstance(error, KeyboardInterrupt | pytest.exit.Exception)
+        early = "interrupted before anything was measured" if stopped and not run.measured else ""
+        failed = f"the test body failed: {type(error).__name__}: {error}"
+        shown = judge_item(item, run, invalid=early, body_failed="" if early else failed)
         if shown:
             item.add_report_section("call", "inferperf gates", shown)
-        if isinstance(error, KeyboardInterrupt | pytest.exit.Exception) and RECORD in item.stash:
+        if stopped and RECORD in item.stash:
             # No report will carry it: what was measured is kept here.
             state_of(item.config).add(item.stash[RECORD])
         raise

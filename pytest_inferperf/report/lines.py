@@ -12,6 +12,7 @@ __all__ = [
     "INJECTED",
     "SIMULATED",
     "aligned",
+    "compared_with",
     "failure_message",
     "gate_rows",
     "number",
@@ -85,12 +86,18 @@ def gate_rows(verdicts: Sequence[GateVerdict]) -> list[str]:
     return rows
 
 
+def compared_with(item: GateVerdict) -> str:
+    """Say what a figure was compared with: a baseline of its own kind, or the score of a reference; "" for nothing."""
+    if item.baseline is None:
+        return ""
+    return "reference" if item.tolerance is None else "baseline"
+
+
 def _baseline(item: GateVerdict) -> str:
     if item.baseline is None:
         return ""
-    if item.tolerance is None:
-        return f"reference {number(item.baseline)}"
-    return f"baseline {number(item.baseline)} {'-' if item.higher_is_better else '+'}{100 * item.tolerance:g} %"
+    allowed = "" if item.tolerance is None else f" {'-' if item.higher_is_better else '+'}{100 * item.tolerance:g} %"
+    return f"{compared_with(item)} {number(item.baseline)}{allowed}"
 
 
 def _next_step(verdicts: Iterable[GateVerdict], rerun: str) -> str:

@@ -131,3 +131,33 @@ def test_blocks_keep_the_rounds_so_far(project: Project) -> None:
     again = project.run("--inferperf-replay=out.json")
     again.assert_outcomes(failed=1)
     again.stdout.fnmatch_lines(["INVALID: *"])
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(2, "interrupted before anything was measured"), (3, "interrupted while it was measured")],
+    ids=["before-the-first-round", "after-it"],
+)
+def test_the_page_is_whole_and_says_so(project: Project, number: int, words: str) -> None:
+    """The first test passed before Ctrl-C came in the second, and the third did not run. A warm-up round comes first."""
+    press_in(project, number, concurrency=2)
+    for name, size in (("test_a", 1), ("test_b", 2), ("test_c", 4)):
+        mark = PERFORMANCE.replace("concurrency=2", f"concurrency={size}")
+        project.test(mark, "throughput_floor(output_throughput=0.001)", name=name)
+    options = ("-p", "no:xdist", "-p", "no:benchmark", "--inferperf-html=report.html")
+    result = project.pytester.runpytest_inprocess(*options, no_reraise_ctrlc=True)
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    page = (project.path / "report.html").read_text()
+    assert page.rstrip().endswith("</html>")
+    assert "<title>INVALID: 2 gates in 2 tests (1 PASS, 1 INVALID)</title>" in page
+    assert "the run was interrupted: tests that are not here did not run" in page
+    assert words in page
+    assert "test_c" not in page
+
+
+def test_a_page_of_a_run_that_x_ended_says_so(project: Project) -> None:
+    for name, floor in (("test_a", 1e9), ("test_b", 0.001)):
+        project.test(PERFORMANCE, f"throughput_floor(output_throughput={floor})", name=name)
+    project.run("-x", "--inferperf-html=report.html", "--inferperf-set=sessions=1").assert_outcomes(failed=1)
+    page = (project.path / "report.html").read_text()
+    assert "the run was stopped (stopping after 1 failures): tests that are not here did not run" in page

@@ -22,7 +22,7 @@ from pytest_inferperf.model.verdicts import GateVerdict
 from pytest_inferperf.report.lines import number, plural
 
 if TYPE_CHECKING:
-    from pytest_inferperf.history.series import Series, StepFound
+    from pytest_inferperf.history.series import Run, Series, StepFound
 
 __all__ = ["PER_GPU", "PER_USER", "Chart", "distribution", "frontier", "metric_names", "sessions", "trend_line"]
 
@@ -265,18 +265,19 @@ def _dominates(other: tuple[float, float, str], one: tuple[float, float, str], s
     return min(x, y) >= 0 and max(x, y) > 0
 
 
-def trend_line(series: Series, steps: Sequence[StepFound]) -> Chart:
-    """Draw a metric over the results of a store, with the level between its steps."""
-    values = list(series.values)
+def trend_line(series: Series, around: Sequence[tuple[StepFound, Run, Run]]) -> Chart:
+    """Draw a metric over the results of a store, with the level between its steps, each with the runs on both sides."""
+    values, steps = list(series.values), [step for step, _, _ in around]
     cuts = [0, *(step.at for step in steps), len(values)]
     level = [median(values[low:high]) for low, high in pairwise(cuts) for _ in range(low, high)]
     worse = [step for step in steps if not step.better]
     unit = "points" if series.is_score else "%"
     told = [f"{'better' if step.better else 'worse'} by {abs(step.change):.1f} {unit}" for step in steps]
+    came = [f"{text}, {_between(before, after)}" for text, (_, before, after) in zip(told, around, strict=True)]
     runs = list(range(series.older + 1, series.older + len(values) + 1))
     return Chart(
         title=series.label,
-        summary=f"{plural(len(values), 'result')}; " + (", ".join(told) if told else "no step") + ".",
+        summary=f"{plural(len(values), 'result')}; " + ("; ".join(came) or "no step") + ".",
         figure={
             "data": [
                 {
@@ -325,6 +326,19 @@ def trend_line(series: Series, steps: Sequence[StepFound]) -> Chart:
             },
         },
     )
+
+
+def _between(before: Run, after: Run) -> str:
+    if before.commit and before.commit == after.commit:
+        return f"both sides at commit {_short(after)}"
+    days = [f"{run.created:%Y-%m-%d}" if run.created is not None else "unknown date" for run in (before, after)]
+    return f"from commit {_short(before)} ({days[0]}) to {_short(after)} ({days[1]})"
+
+
+def _short(run: Run) -> str:
+    """Cut a commit as git shows it, and keep the mark of changes that were not committed."""
+    commit, mark, rest = run.commit.partition("+")
+    return f"{commit[:12]}{mark}{rest}" or "unknown"
 
 
 def _across(low: float, high: float, **look: Any) -> dict[str, Any]:

@@ -41,7 +41,7 @@ from pytest_inferperf.report.run import CaseReport, RunReport
 
 if TYPE_CHECKING:
     from pytest_inferperf.baselines.against import RunReference
-    from pytest_inferperf.history.series import Trend
+    from pytest_inferperf.history.series import Series, StepFound, Trend
 
 __all__ = ["CasePage", "LoadPage", "Page", "Reason", "Where", "page_of"]
 
@@ -334,7 +334,7 @@ def _trends(
     """Draw what the cases of the run measured over time; say why not where that cannot be."""
     if folder is None:
         return (), []
-    from pytest_inferperf.history.series import find_trend
+    from pytest_inferperf.history.series import find_trend, runs_around
     from pytest_inferperf.history.store import open_store
 
     try:
@@ -342,14 +342,18 @@ def _trends(
     except InferperfError as error:
         return (), [f"no trends: {error}"]
     try:
-        found = find_trend(store)
+        drawn = _drawn_steps(records, find_trend(store))
+        every = [step for _, steps in drawn for step in steps]
+        around = dict(zip(map(id, every), runs_around(store, every), strict=True))
     finally:
         store.close()
     notes = [f"trends: {item.file} was skipped: {item.reason}" for item in store.skipped[:20]]
-    return tuple(chart.shown(hide) for chart in _trend_charts(records, found)), notes
+    charts = [trend_line(series, [(step, *around[id(step)]) for step in steps]) for series, steps in drawn]
+    return tuple(chart.shown(hide) for chart in charts), notes
 
 
-def _trend_charts(records: Sequence[ResultRecord], found: Trend) -> list[Chart]:
+def _drawn_steps(records: Sequence[ResultRecord], found: Trend) -> list[tuple[Series, list[StepFound]]]:
+    """Choose the series of the run's own cases, those with the newest steps first, each with its steps."""
     wanted: set[tuple[str, str, str]] = set()
     for record in records:
         for point in record_points(record):
@@ -365,4 +369,4 @@ def _trend_charts(records: Sequence[ResultRecord], found: Trend) -> list[Chart]:
     mine.sort(
         key=lambda item: max((step.at - len(item.values) for step in steps[id(item)]), default=-(10**9)), reverse=True
     )
-    return [trend_line(item, steps[id(item)]) for item in mine[:MOST_TRENDS]]
+    return [(item, steps[id(item)]) for item in mine[:MOST_TRENDS]]

@@ -14,7 +14,7 @@ from typing import Any
 from pytest_inferperf.baselines.write import write_atomic
 from pytest_inferperf.errors import MissingExtra, ResultFileError
 from pytest_inferperf.model.verdicts import GateVerdict, Status
-from pytest_inferperf.report.lines import number
+from pytest_inferperf.report.lines import compared_with, number
 from pytest_inferperf.report.page.charts import Chart
 from pytest_inferperf.report.page.content import Page
 
@@ -47,7 +47,12 @@ def page_html(page: Page) -> str:
         "base-uri 'none'; form-action 'none'"
     )
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": number, "change": _change, "breakable": _breakable}
+    environment.filters |= {
+        "number": number,
+        "change": _change,
+        "compared_with": compared_with,
+        "breakable": _breakable,
+    }
     every = [item for case in page.report.cases for item in case.verdicts]
     return environment.from_string(_file("page.html")).render(
         page=page,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -86,7 +87,17 @@ def test_steps_of_the_past_are_drawn_where_they_came(page: Page) -> None:
     drawn = next(item for item in page.trends if "output_throughput_per_gpu" in item.title)
     (step,) = drawn.figure["layout"]["shapes"]
     assert step["x0"] == 16.5
-    assert drawn.summary == "24 results; worse by 10.2 %."
+    assert drawn.summary == (
+        "24 results; worse by 10.2 %, from commit 00000000000f (2026-02-17) to 000000000010 (2026-02-18)."
+    )
+
+
+def test_a_score_is_compared_with_its_reference_and_a_speed_with_its_baseline(page: Page) -> None:
+    rows = [" ".join(re.sub(r"<[^>]*>", " ", row).split()) for row in page_html(page).split("<tr")]
+    (loss,) = (row for row in rows if row.startswith("data-case") and "FAIL" in row and "match loss vs BF16" in row)
+    (floor,) = (row for row in rows if row.startswith('data-case="1"') and "≥" in row)
+    assert "≤ 3.000 reference 0.9000 points" in loss
+    assert "≥ 283.78 baseline 298.71 -10.0 % tok/s/GPU" in floor
 
 
 def test_flips_say_what_was_asked_expected_and_answered(page: Page) -> None:
