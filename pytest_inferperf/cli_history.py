@@ -6,6 +6,7 @@ import argparse
 import csv
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_inferperf.errors import SettingsError
@@ -25,11 +26,11 @@ def add_history_commands(commands: Any) -> None:
     """Add the commands to the subparsers of `inferperf`."""
     history = commands.add_parser(
         "history",
-        help="List the runs of a folder or bucket of result files, or compact them into one Parquet file",
-        usage="inferperf history [-h] [--last N] [compact] [STORE]",
+        help="List the runs of a folder or bucket of result files, compact them into one Parquet file, or send one there",
+        usage="inferperf history [-h] [--last N] [compact | send FILE] [STORE]",
         description="List the runs of a store of result files, oldest first. With compact, write them all into one Parquet "
         "file in the store, which is read in their place: the JSON files stay as they are, and what the Parquet file holds "
-        "of them stays when they are deleted.",
+        "of them stays when they are deleted. With send, copy one file to a store at an address, as a run does.",
     )
     history.add_argument("words", metavar="STORE", nargs="*", help=_STORE_HELP)
     history.add_argument("--last", type=_count, default=20, metavar="N", help="Newest runs shown (default: 20)")
@@ -86,6 +87,8 @@ def _history(arguments: argparse.Namespace) -> int:
     from pytest_inferperf.history.store import PARQUET, compact, open_store
 
     words: list[str] = arguments.words
+    if words[:1] == ["send"]:
+        return _send(words[1:])
     packs = words[:1] == ["compact"]
     roots = words[1:] if packs else words
     if len(roots) > 1:
@@ -106,6 +109,17 @@ def _history(arguments: argparse.Namespace) -> int:
     left = len(rows) - len(shown)
     print(f"\n{plural(len(rows), 'run')}{f', {left} older not shown (--last)' if left else ''}.")
     _name_skipped(store.skipped)
+    return 0
+
+
+def _send(words: Sequence[str]) -> int:
+    from pytest_inferperf.keeping import send_results
+
+    if len(words) != 2:
+        raise SettingsError(
+            "history send: write inferperf history send FILE STORE, such as: send run.json s3://bucket/results"
+        )
+    print(f"{words[0]} is now {send_results(Path(words[0]), words[1])}")
     return 0
 
 

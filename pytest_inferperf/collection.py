@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_inferperf.errors import MarkError, SettingsError
+from pytest_inferperf.errors import MarkError, MissingExtra, SettingsError
 from pytest_inferperf.hiding import finder, hider
 from pytest_inferperf.marks.cases import BoundCase, parse_cases
 from pytest_inferperf.marks.gates import GATES, NO_BLOCKS, parse_gates
@@ -81,7 +81,7 @@ def generate_cases(metafunc: pytest.Metafunc) -> str:
         _check_params(definition)
         _check_module(definition)
         params = _params(metafunc, marks[::-1], gates[::-1], uses)
-    except (MarkError, SettingsError) as error:
+    except (MarkError, MissingExtra, SettingsError) as error:
         return state_of(metafunc.config).hide(str(error)) if STATE in metafunc.config.stash else hider()(str(error))
     # One explicit session scope: left to pytest, the narrowest fixture would rebuild the engine for every test.
     metafunc.parametrize(uses, params, indirect=True, scope="session")

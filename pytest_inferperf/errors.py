@@ -16,6 +16,7 @@ __all__ = [
     "MissingExtra",
     "ResultFileError",
     "SettingsError",
+    "StorageError",
     "TaskError",
     "UpdateRefused",
     "article",
@@ -41,6 +42,10 @@ class BaselineError(InferperfError):
 
 class ResultFileError(InferperfError):
     """A result file cannot be read or does not fit its schema."""
+
+
+class StorageError(InferperfError):
+    """Shared storage cannot be reached, or refuses."""
 
 
 class UpdateRefused(InferperfError):

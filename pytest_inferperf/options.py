@@ -52,6 +52,11 @@ def add_options(parser: pytest.Parser) -> None:
     option("baselines", metavar="DIR", help="Folder of the baseline files")
     option("cache-dir", metavar="DIR", help="Folder of built checkpoints")
     option("json", metavar="PATH", help="Write every result and verdict to this file")
+    option(
+        "results",
+        metavar="DIR",
+        help="Keep the result file of every run in this folder, or at this address, such as s3://bucket/results",
+    )
     option("html", metavar="PATH", help="Write an HTML report, one file that needs no network, to this file")
     option(
         "update",
@@ -106,6 +111,11 @@ def add_options(parser: pytest.Parser) -> None:
     parser.addini("inferperf_backend", "Engine backend", default="auto")
     parser.addini("inferperf_baselines", "Folder of the baseline files, relative to the rootdir", default="baselines")
     parser.addini("inferperf_cache_dir", "Folder of built checkpoints, relative to the rootdir", default="")
+    parser.addini(
+        "inferperf_results",
+        "Folder, relative to the rootdir, or address that keeps the result file of every run",
+        default="",
+    )
     parser.addini("inferperf_require_gpu", "Fail where requires_gpu is not met", type="bool", default=False)
     parser.addini("inferperf_task_paths", "Folders with lm-eval task files", type="paths", default=[])
     parser.addini("inferperf_tolerance", "Default relative performance tolerance", type="float", default=0.05)

@@ -57,6 +57,7 @@ def pytest_configure(config: pytest.Config) -> None:
     asked = (
         "update",
         "json",
+        "results",
         "html",
         "reason",
         "accept_regression",

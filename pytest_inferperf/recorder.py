@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,6 +13,9 @@ from pytest_inferperf.errors import InferperfError
 from pytest_inferperf.selection import SELECTION, bound_of
 from pytest_inferperf.session import STATE, State, state_of
 from pytest_inferperf.termination import take_sigterm
+
+if TYPE_CHECKING:
+    from pytest_inferperf.baselines.result_file import ResultFile
 
 __all__ = ["Recorder", "now"]
 
@@ -76,7 +79,7 @@ class Recorder:
             state.lines += [f"ERROR: {fault}" for fault in faults]
             if faults:
                 session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
-        for act in (self._write_results, self._update, self._tell_ci):
+        for act in (self._write_results, self._keep_results, self._update, self._tell_ci):
             try:
                 act(state)
             except InferperfError as error:
@@ -113,9 +116,24 @@ class Recorder:
         if not state.records and path.exists():
             state.lines.append(f"no results: {self._shown(path)} is kept as it was")
             return
-        from pytest_inferperf.baselines.result_file import ResultFile, write_result_file
-        from pytest_inferperf.model.injection import shown
+        from pytest_inferperf.baselines.result_file import write_result_file
         from pytest_inferperf.report.lines import plural
+
+        write_result_file(path, self._result_file(state))
+        state.lines.append(f"{plural(len(state.records), 'result')} written to {self._shown(path)}")
+
+    def _keep_results(self, state: State) -> None:
+        settings = state.settings
+        if not settings.results or not state.records or settings.replay is not None:
+            return
+        from pytest_inferperf.keeping import keep_results
+
+        place = keep_results(settings.results, self._result_file(state), root=settings.root, shown=self._shown)
+        state.lines.append(f"results kept in {place}")
+
+    def _result_file(self, state: State) -> ResultFile:
+        from pytest_inferperf.baselines.result_file import ResultFile
+        from pytest_inferperf.model.injection import shown
 
         against = state.settings.against
         environment = {
@@ -125,9 +143,7 @@ class Recorder:
             **{f"--inferperf-set {name}": str(value) for name, value in state.settings.overrides},
             **({"--inferperf-inject": shown(state.settings.injections)} if state.settings.injections else {}),
         }
-        file = ResultFile(created=now(), environment=environment, records=state.kept())
-        write_result_file(path, file)
-        state.lines.append(f"{plural(len(state.records), 'result')} written to {self._shown(path)}")
+        return ResultFile(created=now(), environment=environment, records=state.kept())
 
     def _tell_ci(self, state: State) -> None:
         """Write what the CI system at hand reads; nothing where there is none, or nothing to say."""

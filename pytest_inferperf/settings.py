@@ -16,6 +16,7 @@ from pytest_inferperf.errors import ResultFileError, SettingsError
 from pytest_inferperf.model.case import Scalar
 from pytest_inferperf.model.injection import Injection, parse_injections
 from pytest_inferperf.model.limits import LIMITS, Limit
+from pytest_inferperf.storage import check_address, is_address
 
 if TYPE_CHECKING:
     from pytest_inferperf.baselines.against import RunReference
@@ -48,6 +49,9 @@ class Settings:
     reason: str
     accept_regression: bool
     json_path: Path | None
+    results: str
+    """Folder or address that keeps the result file of every run; "" for none."""
+
     require_gpu: bool
     overrides: tuple[tuple[str, Scalar], ...]
     against: EngineReference | RunReference | None
@@ -138,6 +142,7 @@ def read_settings(config: pytest.Config) -> Settings:
         reason=(option("inferperf_reason") or "").strip(),
         accept_regression=bool(option("inferperf_accept_regression")),
         json_path=path(json_path) if json_path else None,
+        results=_place(config, "inferperf_results"),
         require_gpu=bool(option("inferperf_require_gpu") or config.getini("inferperf_require_gpu")),
         overrides=tuple(_override(item) for item in option("inferperf_set") or ()),
         against=_against(config),
@@ -165,7 +170,22 @@ def read_settings(config: pytest.Config) -> Settings:
     return settings
 
 
+def _place(config: pytest.Config, name: str) -> str:
+    """Return a folder, absolute, or an address, as the option says, else the ini; "" for neither."""
+    given, ini = config.getoption(name), str(config.getini(name))
+    value = ini if given is None else str(given)
+    if is_address(value):
+        option = f"--{name.replace('_', '-')}"
+        return check_address(value, what=option if given is not None else f"{name} in the ini file")
+    return str(_absolute(config.rootpath if given is None else config.invocation_params.dir, value)) if value else ""
+
+
 def _absolute(folder: Path, value: str) -> Path:
+    if is_address(value):
+        raise SettingsError(
+            f"{value}: a path is asked for, not an address. Addresses are taken by --inferperf-results and "
+            "--inferperf-cache-dir."
+        )
     try:
         return Path(os.path.abspath(folder / Path(value).expanduser()))
     except (RuntimeError, ValueError) as error:

@@ -42,5 +42,6 @@ def test_metadata_says_what_it_is() -> None:
         "html",
         "records",
         "server",
+        "storage",
         "tensorrt-llm",
     }

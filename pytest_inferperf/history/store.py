@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import secrets
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from pytest_inferperf.baselines.entries import accuracy_key, performance_key
 from pytest_inferperf.baselines.result_file import case_from_json
 from pytest_inferperf.errors import MissingExtra, ResultFileError, SettingsError
 from pytest_inferperf.history.tables import ENTRIES, PROBLEMS, READ_JSON, VIEWS, sql_text
+from pytest_inferperf.storage import Storage, is_address, open_storage
 
 if TYPE_CHECKING:
     import duckdb
@@ -27,7 +28,7 @@ __all__ = ["PARQUET", "Skipped", "Store", "compact", "open_store"]
 PARQUET = "inferperf-history.parquet"
 """What `inferperf history compact` writes into the root of the store."""
 
-_REMOTE = re.compile(r"^[a-z][a-z0-9+.-]*://")
+_LISTED = "CREATE TABLE listed (path VARCHAR, file VARCHAR, size BIGINT, mtime_ns BIGINT)"
 _CHUNK = 5_000
 """Result files parsed at a time: what they hold as text has to fit into memory."""
 
@@ -39,6 +40,9 @@ class Skipped:
     file: str
     reason: str
 
+
+_Read = Callable[[Sequence[str]], Mapping[str, "bytes | str | None"]]
+"""Reads many files at once: what they hold, or why one cannot be read; None for what is gone."""
 
 _Listed = tuple[str, int, int]
 """One JSON file of a store on this machine, as it is now: its name, relative to the root with slashes, its size, and when
@@ -91,8 +95,8 @@ def open_store(root: str, *, sealed: bool = True) -> Store:
     A sealed store touches no file and no network after this call, whatever SQL says, and what users ask goes to a sealed
     one. SQL of this package alone may ask another, which reads of the Parquet file only what it needs.
 
-    Raises `MissingExtra` without DuckDB, `ResultFileError` for a store that is not there, holds nothing, or cannot be
-    reached.
+    Raises `MissingExtra` without DuckDB, `ResultFileError` for a store that is not there or holds nothing, and as
+    `open_storage`.
     """
     connection, skipped = _load(root, sealed=sealed)
     (count,) = connection.execute("SELECT count(*) FROM history").fetchall()[0]
@@ -118,21 +122,23 @@ def compact(root: str) -> tuple[int, tuple[Skipped, ...]]:
         (runs,) = connection.execute("SELECT count(DISTINCT file) FROM history").fetchall()[0]
         if not runs:
             raise ResultFileError(f"{root}: no results to compact.")
-        target = f"{root.rstrip('/')}/{PARQUET}"
-        remote = _REMOTE.match(root) is not None
-        # A bucket shows an object whole or not at all; a folder needs a rename for that.
-        written = target if remote else f"{root.rstrip('/')}/.{PARQUET}.{secrets.token_hex(8)}.tmp"
         order = 'model, "case", hardware, created, file'
+        copy = f"COPY (SELECT * FROM history ORDER BY {order}) TO {{}} (FORMAT parquet, COMPRESSION zstd)"
+        if is_address(root):
+            storage = open_storage(root, what="a store of results")
+            with tempfile.TemporaryDirectory(prefix="inferperf-") as folder:
+                written = Path(folder) / PARQUET
+                connection.execute(copy.format(sql_text(str(written))))
+                storage.upload(PARQUET, written)
+            return runs, tuple(skipped)
+        target = f"{root.rstrip('/')}/{PARQUET}"
+        # A file that is written in place is not whole all the time.
+        written = Path(f"{root.rstrip('/')}/.{PARQUET}.{secrets.token_hex(8)}.tmp")
         try:
-            connection.execute(
-                f"COPY (SELECT * FROM history ORDER BY {order}) TO {sql_text(written)} "
-                "(FORMAT parquet, COMPRESSION zstd)"
-            )
-            if not remote:
-                Path(written).replace(target)
+            connection.execute(copy.format(sql_text(str(written))))
+            written.replace(target)
         except Exception as error:
-            if not remote:
-                Path(written).unlink(missing_ok=True)
+            written.unlink(missing_ok=True)
             raise ResultFileError(f"{target}: cannot be written: {_first_line(error)} Nothing was changed.") from None
     finally:
         connection.close()
@@ -150,8 +156,8 @@ def _load(root: str, *, sealed: bool) -> tuple[duckdb.DuckDBPyConnection, list[S
     # A name in SQL must not find a variable of this process.
     connection.execute("SET python_enable_replacements = false")
     try:
-        if _REMOTE.match(root):
-            return connection, _load_remote(connection, root.rstrip("/"), sealed=sealed)
+        if is_address(root):
+            return connection, _load_remote(connection, open_storage(root, what="a store of results"), sealed=sealed)
         return connection, _load_local(connection, root, sealed=sealed)
     except BaseException:
         connection.close()
@@ -175,46 +181,38 @@ def _load_local(connection: duckdb.DuckDBPyConnection, root: str, *, sealed: boo
         known = set(_known(connection, str(parquet)))
     fresh = [item for item in listed if item not in known]
     names = {f"{folder}/{item[0]}": item for item in fresh}
-    skipped = _read_json(connection, list(names), remote=False)
-    connection.execute("CREATE TABLE listed (path VARCHAR, file VARCHAR, size BIGINT, mtime_ns BIGINT)")
+    skipped = _read_json(connection, list(names), _read_files)
+    connection.execute(_LISTED)
     _insert(connection, "listed", [(path, *item) for path, item in names.items()])
     _make_history(connection, str(parquet) if known else "", sealed=sealed)
     return [Skipped(file=names[item.file][0], reason=item.reason) for item in skipped]
 
 
-def _load_remote(connection: duckdb.DuckDBPyConnection, root: str, *, sealed: bool) -> list[Skipped]:
+def _load_remote(connection: duckdb.DuckDBPyConnection, storage: Storage, *, sealed: bool) -> list[Skipped]:
+    """Read a store in shared storage through fsspec: DuckDB would download extensions for that."""
     import duckdb
 
+    listed = storage.list()
+    parquet = f"{storage.address}/{PARQUET}" if PARQUET in listed else ""
+    if parquet:
+        connection.register_filesystem(storage.files)
     try:
-        connection.execute("INSTALL httpfs")
-        connection.execute("LOAD httpfs")
-        if root.startswith("s3://"):
-            connection.execute("INSTALL aws")
-            connection.execute("LOAD aws")
-            connection.execute("CREATE SECRET store (TYPE s3, PROVIDER credential_chain)")
+        # Objects are written once, so that name and size say which are known.
+        known = {(name, size) for name, size, _ in _known(connection, parquet)} if parquet else set()
+        fresh = [
+            item for item in listed.items() if item[0].endswith(".json") and _is_shown(item[0]) and item not in known
+        ]
+        skipped = _read_json(connection, [name for name, _ in fresh], storage.read_all)
+        connection.execute(_LISTED)
+        _insert(connection, "listed", [(name, name, size, 0) for name, size in fresh])
+        _make_history(connection, parquet, sealed=sealed)
     except duckdb.Error as error:
-        raise ResultFileError(
-            f"{root}: DuckDB reads buckets with its extensions httpfs and aws, and cannot install them here: "
-            f'{_first_line(error)} Install them where the network allows it (python -c "import duckdb; '
-            "duckdb.sql('INSTALL httpfs'); duckdb.sql('INSTALL aws')\"), or copy the results to a folder."
-        ) from None
-    try:
-        found = [row[0] for row in connection.execute("FROM glob(?)", [f"{root}/**/*.json"]).fetchall()]
-        parquet = f"{root}/{PARQUET}"
-        has_parquet = bool(connection.execute("FROM glob(?)", [parquet]).fetchall())
-        # Objects are written once, so that the name alone says which are known.
-        known = {row[0] for row in _known(connection, parquet)} if has_parquet else set()
-        fresh = [path for path in found if path.removeprefix(f"{root}/") not in known]
-        skipped = _read_json(connection, fresh, remote=True)
-        connection.execute("CREATE TABLE listed (path VARCHAR, file VARCHAR, size BIGINT, mtime_ns BIGINT)")
-        _insert(connection, "listed", [(path, path.removeprefix(f"{root}/"), 0, 0) for path in fresh])
-        _make_history(connection, parquet if has_parquet else "", sealed=sealed)
-    except duckdb.Error as error:
-        raise ResultFileError(f"{root}: cannot be read: {_first_line(error)}") from None
-    if sealed:
-        # What reads the bucket must not be there for a query to find.
-        connection.execute("DROP SECRET IF EXISTS store")
+        raise ResultFileError(f"{storage.address}: cannot be read: {_first_line(error)}") from None
     return skipped
+
+
+def _is_shown(name: str) -> bool:
+    return not any(part.startswith(".") for part in name.split("/"))
 
 
 def _walk(root: str) -> list[_Listed]:
@@ -246,20 +244,23 @@ def _known(connection: duckdb.DuckDBPyConnection, parquet: str) -> list[tuple[st
         ) from None
 
 
-def _read_json(connection: duckdb.DuckDBPyConnection, paths: Sequence[str], *, remote: bool) -> list[Skipped]:
+def _read_json(connection: duckdb.DuckDBPyConnection, paths: Sequence[str], read: _Read) -> list[Skipped]:
     """Make the table `entries` of all paths, and return those that hold no result."""
     skipped: list[Skipped] = []
     # Also without files, so that the table is there.
     for start in range(0, max(len(paths), 1), _CHUNK):
         chunk = paths[start : start + _CHUNK]
         connection.execute("CREATE OR REPLACE TABLE texts (filename VARCHAR, content BLOB)")
-        if remote and chunk:
-            connection.execute("INSERT INTO texts SELECT filename, content FROM read_blob(?)", [list(chunk)])
-        else:
-            # Three times as fast as DuckDB for files of this size, and one that cannot be read is named.
-            found = {path: text for path in chunk if (text := _bytes(path, skipped)) is not None}
-            if found:
-                connection.execute("INSERT INTO texts SELECT unnest(?), unnest(?)", [list(found), list(found.values())])
+        # Three times as fast as DuckDB for files of this size, and one that cannot be read is named.
+        read_now = read(chunk)
+        found = {path: content for path, content in read_now.items() if isinstance(content, bytes)}
+        skipped += [
+            Skipped(file=path, reason=f"cannot be read: {content or 'it is gone'}")
+            for path, content in read_now.items()
+            if not isinstance(content, bytes)
+        ]
+        if found:
+            connection.execute("INSERT INTO texts SELECT unnest(?), unnest(?)", [list(found), list(found.values())])
         connection.execute(READ_JSON)
         skipped += [Skipped(file=file, reason=reason) for file, reason in connection.execute(PROBLEMS).fetchall()]
         connection.execute(ENTRIES if not start else ENTRIES.replace("CREATE TABLE entries AS", "INSERT INTO entries"))
@@ -268,12 +269,14 @@ def _read_json(connection: duckdb.DuckDBPyConnection, paths: Sequence[str], *, r
     return skipped
 
 
-def _bytes(path: str, skipped: list[Skipped]) -> bytes | None:
-    try:
-        return Path(path).read_bytes()
-    except OSError as problem:
-        skipped.append(Skipped(file=path, reason=f"cannot be read: {problem.strerror or problem}"))
-        return None
+def _read_files(paths: Sequence[str]) -> dict[str, bytes | str]:
+    found: dict[str, bytes | str] = {}
+    for path in paths:
+        try:
+            found[path] = Path(path).read_bytes()
+        except OSError as problem:
+            found[path] = problem.strerror or str(problem)
+    return found
 
 
 def _insert(connection: duckdb.DuckDBPyConnection, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
@@ -336,6 +339,4 @@ def _lock(connection: duckdb.DuckDBPyConnection) -> None:
 
 def _first_line(error: Exception) -> str:
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    # DuckDB names the place that it downloads from; nobody can act on that.
-    text = re.sub(r"\s*(?:at URL|from) \"?https?://\S+", "", text)
     return text if text.endswith((".", "!", "?")) else f"{text}."

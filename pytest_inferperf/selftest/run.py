@@ -151,7 +151,7 @@ class SelfTest:
         log = folder / f"{name}.log"
         command = [sys.executable, "-m", "pytest", *self._arguments, "-p", "pytest_inferperf.selftest_plugin"]
         # Every gate is to fail, so no failure may end the run.
-        command += [f"--inferperf-json={folder / RESULTS}", "--maxfail=0", *options]
+        command += [f"--inferperf-json={folder / RESULTS}", "--inferperf-results=", "--maxfail=0", *options]
         status = call(command, {**os.environ, FOLDER: str(folder)}, log)
         if self._keep is not None:
             self._keep.mkdir(parents=True, exist_ok=True)

@@ -190,26 +190,6 @@ def test_what_is_not_a_select_says_what_is(opened: Store) -> None:
         opened.query("DELETE FROM history")
 
 
-def test_buckets_without_the_extension_say_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import duckdb
-
-    real = duckdb.connect
-    refused: dict[str, str | bool | int | float | list[str]] = {
-        "custom_extension_repository": str(tmp_path / "nothing"),
-        "extension_directory": str(tmp_path),
-    }
-    monkeypatch.setattr(duckdb, "connect", lambda name: real(name, config=refused))
-    with pytest.raises(ResultFileError) as caught:
-        open_store("s3://bucket/results")
-    message = str(caught.value)
-    assert message.startswith(
-        "s3://bucket/results: DuckDB reads buckets with its extensions httpfs and aws, and cannot"
-    )
-    assert "INSTALL httpfs" in message
-    assert "copy the results to a folder" in message
-    assert "http://" not in message
-
-
 def test_without_duckdb(monkeypatch: pytest.MonkeyPatch, store: Path) -> None:
     monkeypatch.setitem(sys.modules, "duckdb", None)
     with pytest.raises(MissingExtra, match=r'needs the "history" extra \(duckdb is not installed\): pip install'):

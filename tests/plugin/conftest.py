@@ -69,8 +69,8 @@ for _name in (
     "terminal",
 ):
     importlib.import_module(f"pytest_inferperf.{_name}")
-# C extensions refuse to be loaded twice.
-for _name in ("numpy", "scipy.special", "scipy.stats", "jsonschema", "markupsafe"):
+# C extensions refuse to be loaded twice, and DuckDB keeps what it found in zoneinfo.
+for _name in ("numpy", "scipy.special", "scipy.stats", "jsonschema", "markupsafe", "duckdb", "zoneinfo"):
     importlib.import_module(_name)
 
 # As it is before any test has run.

@@ -1,0 +1,134 @@
+"""A store in shared storage: read and compacted through fsspec, without an extension of DuckDB's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from pytest_inferperf import cli
+from pytest_inferperf.errors import ResultFileError, SettingsError, StorageError
+from pytest_inferperf.history.store import PARQUET, compact, open_store
+from pytest_inferperf.storage import Storage, open_storage
+from tests.history.conftest import Add, record
+from tests.object_store import ObjectStore
+
+VALUES = "SELECT value FROM metrics WHERE metric = 'output_throughput' ORDER BY created"
+
+
+@pytest.fixture(params=["s3", "file"])
+def bucket(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    if request.param == "file":
+        return open_storage(f"file://{tmp_path}/shared", what="test")
+    return open_storage(f"{request.getfixturevalue('s3').address}/results", what="test")
+
+
+def ask(bucket: Storage, sql: str = VALUES, *, sealed: bool = True) -> list[tuple[object, ...]]:
+    store = open_store(bucket.address, sealed=sealed)
+    try:
+        return store.query(sql)[1] if sealed else store.rows(sql)
+    finally:
+        store.close()
+
+
+def test_results_in_a_bucket(bucket: Storage, add: Add, no_extensions: None) -> None:
+    bucket.upload("2026/one [1]*.json", add(1, record(100.0)))
+    bucket.upload("2026/two.json", add(2, record(200.0)))
+    bucket.write("cut.json", b"{")
+    bucket.write("notes.txt", b"not ours")
+    bucket.write(".hidden/three.json", add(3, record(300.0)).read_bytes())
+    assert ask(bucket) == [(100.0,), (200.0,)]
+    assert ask(bucket, "SELECT file FROM runs ORDER BY file") == [("2026/one [1]*.json",), ("2026/two.json",)]
+    store = open_store(bucket.address)
+    store.close()
+    assert {item.file: item.reason for item in store.skipped} == {"cut.json": "cut short, or not JSON"}
+
+
+def test_compacted_runs_stay_and_new_ones_count(bucket: Storage, add: Add, no_extensions: None) -> None:
+    bucket.upload("one.json", add(1, record(100.0)))
+    bucket.upload("two.json", add(2, record(200.0)))
+    assert compact(bucket.address) == (2, ())
+    bucket.remove("one.json")
+    bucket.upload("three.json", add(3, record(300.0)))
+    expected = [(100.0,), (200.0,), (300.0,)]
+    assert ask(bucket) == expected
+    assert ask(bucket, sealed=False) == expected
+    assert compact(bucket.address) == (3, ())
+    assert ask(bucket) == expected
+    assert sorted(bucket.list()) == [PARQUET, "three.json", "two.json"]
+
+
+def test_compacted_objects_are_not_read_again(bucket: Storage, add: Add, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket.upload("one.json", add(1, record(100.0)))
+    compact(bucket.address)
+    monkeypatch.setattr(Storage, "read", lambda self, name: pytest.fail(f"{name} was read"))
+    assert ask(bucket) == [(100.0,)]
+
+
+def test_sql_reads_nothing_of_the_bucket(bucket: Storage, add: Add) -> None:
+    bucket.upload("one.json", add(1, record(100.0)))
+    compact(bucket.address)
+    store = open_store(bucket.address)
+    for source in (f"read_parquet('{bucket.address}/{PARQUET}')", f"read_text('{bucket.address}/one.json')"):
+        with pytest.raises(SettingsError, match=r"^query: Permission Error"):
+            store.query(f"SELECT * FROM {source}")
+    store.close()
+
+
+def test_commands_take_a_bucket(s3: ObjectStore, add: Add, capsys: pytest.CaptureFixture[str]) -> None:
+    place = f"{s3.address}/results"
+    for day in range(20):
+        open_storage(place, what="test").upload(f"{day}.json", add(day, record(100.0 if day < 10 else 50.0, day=day)))
+    assert cli.main(["trend", place, "--metric", "output_throughput"]) == 0
+    assert "WORSE -50.0 %" in capsys.readouterr().out
+    assert cli.main(["history", "compact", f"{place}/"]) == 0
+    assert f"20 runs in {place}/{PARQUET}" in capsys.readouterr().out
+    assert cli.main(["history", place]) == 0
+    assert "20 runs" in capsys.readouterr().out
+
+
+def test_a_damaged_parquet_file_says_what_to_do(bucket: Storage, add: Add) -> None:
+    bucket.upload("one.json", add(1, record(100.0)))
+    bucket.write(PARQUET, b"PAR1 and no more")
+    with pytest.raises(ResultFileError, match=r"cannot be read: (.|\n)*Delete it, and write it again"):
+        open_store(bucket.address)
+
+
+def test_a_bucket_that_holds_nothing(s3: ObjectStore) -> None:
+    with pytest.raises(ResultFileError, match=r"s3://bucket/results: no results"):
+        open_store("s3://bucket/results")
+    with pytest.raises(StorageError, match=r"s3://no-such/results: cannot be listed: no such bucket or folder"):
+        open_store("s3://no-such/results")
+
+
+def test_a_bucket_that_cannot_be_reached(lost_s3: ObjectStore) -> None:
+    with pytest.raises(StorageError, match=r"s3://bucket/results: cannot be listed: EndpointConnectionError"):
+        open_store("s3://bucket/results")
+
+
+def test_a_bucket_that_is_lost_while_it_is_read(bucket: Storage, add: Add, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket.upload("one.json", add(1, record(100.0)))
+    bucket.upload("two.json", add(2, record(200.0)))
+    real = bucket.files.cat_file
+
+    def lose(path: str) -> object:
+        if path.endswith("two.json"):
+            raise OSError(104, "Connection reset by peer")
+        return real(path)
+
+    # The file system is one for all who open the address.
+    monkeypatch.setattr(bucket.files, "cat_file", lose)
+    with pytest.raises(StorageError, match=r"two\.json: cannot be read: Connection reset by peer"):
+        open_store(bucket.address)
+
+
+@pytest.fixture
+def no_extensions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Let DuckDB find no extension, wherever it looks."""
+    real = duckdb.connect
+    refused: dict[str, str | bool | int | float | list[str]] = {
+        "custom_extension_repository": str(tmp_path / "nothing"),
+        "extension_directory": str(tmp_path),
+    }
+    monkeypatch.setattr(duckdb, "connect", lambda name: real(name, config=refused))

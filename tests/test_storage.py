@@ -1,0 +1,224 @@
+"""Shared storage by address: what is written is whole, what is refused says why, and no name leaves its folder."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from pytest_inferperf.errors import MissingExtra, SettingsError, StorageError
+from pytest_inferperf.storage import Storage, check_address, is_address, open_storage
+from tests.object_store import ObjectStore
+
+KINDS = ["memory", "file", "s3"]
+
+
+@pytest.fixture
+def memory() -> Iterator[str]:
+    import fsspec
+
+    yield "memory://tests/results"
+    with suppress(FileNotFoundError):
+        fsspec.filesystem("memory").rm("/tests", recursive=True)
+
+
+@pytest.fixture(params=KINDS)
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    """An empty folder in each kind of storage."""
+    if request.param == "s3":
+        address = f"{request.getfixturevalue('s3').address}/results"
+    else:
+        address = f"file://{tmp_path}/store" if request.param == "file" else request.getfixturevalue("memory")
+    return open_storage(address, what="test")
+
+
+def test_what_is_written_is_read(storage: Storage, tmp_path: Path) -> None:
+    assert storage.read("a/b.json") is None
+    assert storage.size("a/b.json") is None
+    storage.write("a/b.json", b"one")
+    storage.write("a/b.json", b"two and more")
+    local = tmp_path / "file"
+    local.write_bytes(b"three")
+    storage.upload("c d [1]*.json", local)
+    assert storage.read("a/b.json") == b"two and more"
+    assert storage.size("a/b.json") == 12
+    assert storage.list() == {"a/b.json": 12, "c d [1]*.json": 5}
+    assert storage.list("b.json") == {"a/b.json": 12}
+    assert storage.within("a").read("b.json") == b"two and more"
+    found = storage.read_all(["a/b.json", "c d [1]*.json", "gone"])
+    assert found == {"a/b.json": b"two and more", "c d [1]*.json": b"three", "gone": None}
+
+
+def test_an_object_is_made_once(storage: Storage) -> None:
+    assert storage.create("lease", b"mine")
+    assert not storage.create("lease", b"yours")
+    assert storage.read("lease") == b"mine"
+    storage.remove("lease")
+    storage.remove("lease")
+    assert storage.create("lease", b"yours")
+
+
+def test_a_download_has_its_hash_and_an_end(storage: Storage, tmp_path: Path) -> None:
+    data = bytes(range(256)) * 1000
+    storage.write("weights", data)
+    digest = storage.download("weights", tmp_path / "whole", limit=len(data))
+    assert digest == hashlib.sha256(data).hexdigest()
+    assert (tmp_path / "whole").read_bytes() == data
+    storage.download("weights", tmp_path / "part", limit=1000)
+    assert (tmp_path / "part").read_bytes() == data[:1000]
+    with pytest.raises(StorageError, match=r"gone: cannot be read: no such bucket or folder"):
+        storage.download("gone", tmp_path / "gone", limit=1)
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/x", "a//x", ".", "", "a\\x", "a\nx", "a/"])
+def test_no_name_leaves_its_folder(storage: Storage, name: str, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"leads out of the folder, or is no name"):
+        storage.write(name, b"x")
+    with pytest.raises(StorageError, match=r"leads out of the folder, or is no name"):
+        storage.read(name)
+    with pytest.raises(StorageError, match=r"leads out of the folder, or is no name"):
+        storage.within(name)
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("s4://bucket/x", r"^here: s4:// is unknown\. Did you mean 's3'\? Protocols: abfs, az, file, gs, memory, s3\."),
+        ("simplecache::s3://bucket/x", r"^here: simplecache:: is unknown"),
+        ("s3://", r"names no bucket or folder, such as s3://bucket/results"),
+        ("file:///", r"names no bucket or folder, such as file:///mnt/results"),
+        ("file://results", r"a path after file:// starts with a slash: file:///mnt/results"),
+        ("s3://bucket/../other", r"'\.\.' cannot be part of an address"),
+        ("file:///mnt/a/../b", r"'\.\.' cannot be part of an address"),
+        ("s3://bucket//x", r"'' cannot be part of an address"),
+    ],
+)
+def test_addresses_that_cannot_be(address: str, message: str) -> None:
+    assert is_address(address)
+    with pytest.raises(SettingsError, match=message):
+        check_address(address, what="here")
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["s3://me:hunter2-secret@bucket/x", "s3://me:hunter2/secret@bucket", "abfs://c@a.example/x?sig=hunter2-secret"],
+)
+def test_credentials_in_an_address_are_refused_and_not_shown(address: str) -> None:
+    with pytest.raises(SettingsError, match=r"^here: the address holds a password or a signature") as caught:
+        check_address(address, what="here")
+    assert "hunter2" not in str(caught.value)
+    assert "environment variables, a profile, or the role of the machine" in str(caught.value)
+
+
+def test_addresses_that_can_be() -> None:
+    assert check_address("s3://bucket/a b/c/", what="here") == "s3://bucket/a b/c"
+    assert check_address("file:///mnt/x", what="here") == "file:///mnt/x"
+    assert not is_address("results/a:b")
+    assert not is_address("/mnt/results")
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("fsspec", r'needs the "storage" extra \(fsspec is not installed\): pip install "pytest-inferperf\[storage\]"'),
+        ("s3fs", r'needs the "storage" extra \(s3fs is not installed\): .*s3:// needs s3fs too: pip install s3fs$'),
+    ],
+)
+def test_a_missing_package_names_the_extra(missing: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else real(name))
+    with pytest.raises(MissingExtra, match=message):
+        check_address("s3://bucket/x", what="here")
+
+
+def test_fsspec_is_not_imported_before_it_is_needed(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pytest_inferperf.storage import check_address; check_address('s3://bucket/x', what='x'); "
+        "assert not {'fsspec', 's3fs'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+# Faults.
+
+
+def test_an_upload_that_is_cut_short_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = open_storage(f"file://{tmp_path}/store", what="test")
+    storage.write("a.json", b"old")
+
+    def cut(source: str, target: str, **_: object) -> None:
+        Path(target).write_bytes(b"ha")
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(storage.files, "put_file", cut)
+    local = tmp_path / "new"
+    local.write_bytes(b"half of it is lost")
+    with pytest.raises(StorageError, match=r"store/a\.json: cannot be written: Input/output error\.$"):
+        storage.upload("a.json", local)
+    assert storage.read("a.json") == b"old"
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["a.json"]
+
+
+def test_a_multipart_upload_that_is_cut_short_leaves_no_object(
+    s3: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import s3fs
+
+    storage = open_storage(f"{s3.address}/checkpoints", what="test")
+    real = s3fs.S3FileSystem._call_s3
+
+    async def cut(self: s3fs.S3FileSystem, method: str, *arguments: object, **keywords: object) -> object:
+        if method == "upload_part" and keywords["PartNumber"] == 2:
+            raise OSError(104, "Connection reset by peer")
+        return await real(self, method, *arguments, **keywords)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", cut)
+    local = tmp_path / "weights"
+    with local.open("wb") as file:
+        file.truncate(120 << 20)
+    with pytest.raises(StorageError, match=r"weights: cannot be written: Connection reset by peer"):
+        storage.upload("weights", local)
+    assert storage.size("weights") is None
+
+
+def test_a_store_that_is_gone(lost_s3: ObjectStore) -> None:
+    storage = open_storage(lost_s3.address, what="test")
+    with pytest.raises(StorageError, match=r"^s3://bucket/a: cannot be read: EndpointConnectionError: Could not con"):
+        storage.read("a")
+    with pytest.raises(StorageError, match=r"^s3://bucket/a: cannot be written: EndpointConnectionError"):
+        storage.write("a", b"x")
+
+
+def test_a_bucket_that_does_not_exist(s3: ObjectStore) -> None:
+    storage = open_storage("s3://no-such-bucket/results", what="test")
+    with pytest.raises(StorageError, match=r"results/a: cannot be written: no such bucket or folder"):
+        storage.create("a", b"x")
+
+
+def test_permission_denied(s3: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    import s3fs
+
+    async def refuse(self: s3fs.S3FileSystem, method: str, *arguments: object, **keywords: object) -> object:
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", refuse)
+    storage = open_storage(s3.address, what="test")
+    message = r"permission denied \(Access Denied\); check the credentials of this machine"
+    with pytest.raises(StorageError, match=rf"^s3://bucket/a: cannot be written: {message}"):
+        storage.write("a", b"x")
+    with pytest.raises(StorageError, match=rf"^s3://bucket/a: cannot be read: {message}"):
+        storage.read("a")
+
+
+def test_files_have_the_mode_of_other_files(tmp_path: Path) -> None:
+    storage = open_storage(f"file://{tmp_path}/store", what="test")
+    storage.write("a", b"x")
+    (tmp_path / "b").write_bytes(b"x")
+    assert stat.S_IMODE((tmp_path / "store/a").stat().st_mode) == stat.S_IMODE((tmp_path / "b").stat().st_mode)
