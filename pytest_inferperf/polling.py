@@ -32,7 +32,8 @@ _FINE_S = 0.002
 _TIMESTAMPNS = 35
 """SO_TIMESTAMPNS on Linux, which the socket module does not name."""
 
-TIME_SPACE = socket.CMSG_SPACE(16)
+_TIME_SIZE = 16
+TIME_SPACE = socket.CMSG_SPACE(_TIME_SIZE)
 """Room for the kernel's time in `recvmsg`."""
 
 _unpack = struct.Struct("qq").unpack
@@ -104,10 +105,11 @@ def receive(sock: socket.socket, size: int) -> tuple[bytes, int]:
 
 def wall_time_ns(found: list[tuple[int, int, bytes]]) -> int:
     """Return the time in the ancillary data of `recvmsg(size, TIME_SPACE)`: nanoseconds, 0 if there is none."""
-    if found and found[0][1] == _TIMESTAMPNS and len(found[0][2]) == 16:
-        seconds, nanoseconds = _unpack(found[0][2])
-        since_epoch: int = seconds * 1_000_000_000 + nanoseconds
-        return since_epoch
+    for _, kind, value in found:
+        if kind == _TIMESTAMPNS and len(value) == _TIME_SIZE:
+            seconds, nanoseconds = _unpack(value)
+            since_epoch: int = seconds * 1_000_000_000 + nanoseconds
+            return since_epoch
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 __all__ = ["HttpError", "ResponseReader", "one_chunk_each", "whole_chunks"]
@@ -10,6 +11,9 @@ _MAX_HEAD = 65536
 _HEX = frozenset(b"0123456789abcdefABCDEF")
 _SIZES: dict[bytes, int] = {}
 """Sizes of chunks that were read before: a server sends few different ones."""
+
+_LINES: dict[int, bytes] = {}
+"""The line with the size that a chunk begins with, by the length of the whole chunk."""
 
 _MAX_SIZES = 4096
 _HEADS: dict[bytes, tuple[int, dict[bytes, bytes], bool]] = {}
@@ -229,15 +233,14 @@ def whole_chunks(data: bytes) -> tuple[bytes, bool] | None:
 
 def one_chunk_each(arrivals: Sequence[bytes]) -> list[bytes] | None:
     """Return what arrivals hold where each is one whole chunk, of a size read before; None for any other."""
-    parts = b"".join(arrivals).split(b"\r\n")
-    sizes, held = parts[:-1:2], parts[1::2]
-    if len(sizes) != len(arrivals) or parts[-1] or b"" in held:
+    try:
+        lines = [_LINES[len(arrival)] for arrival in arrivals]
+    except KeyError:
         return None
-    lengths = list(map(len, held))
-    # The same lengths: then each arrival begins and ends where a chunk does.
-    if list(map(len, arrivals)) != [len(size) + length + 4 for size, length in zip(sizes, lengths, strict=True)]:
-        return None
-    return held if list(map(_SIZES.get, sizes)) == lengths else None
+    held = [arrival[len(line) : -2] for arrival, line in zip(arrivals, lines, strict=True)]
+    # All of them at once: put together again they are what came.
+    again = b"".join(itertools.chain.from_iterable(zip(lines, held, itertools.repeat(b"\r\n"))))
+    return held if again == b"".join(arrivals) else None
 
 
 def _read_head(head: bytes) -> tuple[int, dict[bytes, bytes], bool]:
@@ -267,4 +270,6 @@ def _size(text: bytes) -> int:
         size = int(text, 16)
         if len(_SIZES) < _MAX_SIZES:
             _SIZES[text] = size
+            if size:
+                _LINES[len(text) + 4 + size] = text + b"\r\n"
     return size

@@ -18,33 +18,33 @@ class LateReader(ResponseReader):
     `ResponseReader` does. Bytes that are no chunked body may so be found late, but are found.
     """
 
-    __slots__ = ("_late", "_late_times", "held")
+    __slots__ = ("_late", "_late_times")
 
     def __init__(self) -> None:
         super().__init__()
-        self.held = 0
-        """Bytes that the response takes in memory, some 100 for each arrival included."""
-
         self._late: list[bytes] = []
         self._late_times: list[float] = []
 
     def feed(self, data: bytes, time_s: float) -> bool:
         """See `ResponseReader.feed`."""
-        self.held += len(data) + _ARRIVAL_BYTES
         if not self._chunked:
             return super().feed(data, time_s)
         self._late.append(data)
         self._late_times.append(time_s)
-        if len(data) < len(_END):
+        if not data.endswith(_END):
             # The end may be torn.
-            return self._read()
-        if data[-4:] != _END:
-            return False
+            return len(data) < len(_END) and self._read()
         found = whole_chunks(data)
         between = len(self._late) > 1 or not (self._buffer or self._left)
         if between and found is not None and found[1]:
             return True
         return self._read()
+
+    @property
+    def held(self) -> int:
+        """Bytes that the response takes in memory, some 100 for each arrival included."""
+        arrivals = len(self.pieces) + len(self._late)
+        return sum(map(len, self.pieces)) + sum(map(len, self._late)) + arrivals * _ARRIVAL_BYTES
 
     def eof(self) -> bool:
         """See `ResponseReader.eof`. Raises `HttpError`."""

@@ -189,11 +189,10 @@ def _read_alike(
     least = max(0, count - _LAST_PIECES)
     while count > least and not (pieces[count - 1].startswith(head) and pieces[count - 1].endswith(close)):
         count -= 1
-    joined = b"".join(pieces[:count])
-    texts = joined[len(head) : -len(close)].split(close + head)
-    frame = len(head) + len(close)
-    # The same lengths: then each piece begins and ends where an event does.
-    if not joined.startswith(head) or list(map(len, pieces[:count])) != [frame + len(text) for text in texts]:
+    begin, end = len(head), -len(close)
+    texts = [piece[begin:end] for piece in pieces[:count]]
+    # All of them at once: put together again they are what came, and a piece too short for both would be missed in the sum.
+    if b"".join(pieces[:count]) != head + (close + head).join(texts) + close:
         return 0
     together = b"".join(texts)
     if separator in together:
@@ -218,8 +217,10 @@ def _keep_plain(texts: Sequence[bytes], times: Sequence[float], sink: list[bytes
 
 def _read_event(event: bytes, state: _State, time_s: float) -> tuple[str, bool] | None:
     """Read one event of any form; return its text and whether it is reasoning, if it can serve as a template."""
-    lines = [line[5:].strip() for line in event.splitlines() if line.startswith(b"data:")]
-    data = b"\n".join(lines)
+    if event.startswith(b"data: {") and b"\n" not in event and b"\r" not in event:
+        data = event[6:]
+    else:
+        data = b"\n".join(line[5:].strip() for line in event.splitlines() if line.startswith(b"data:"))
     if not data:
         # A comment, a keep-alive, or another field.
         if event.lstrip()[:1] in (b"{", b"<", b"["):

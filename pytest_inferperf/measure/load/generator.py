@@ -226,11 +226,15 @@ class _Generator:
                 failed.append((slot, error))
                 continue
             waited_ms = (wall_ns - came_ns) * 1e-6
-            # Data may come after the poll returned; a wall clock that was set meanwhile says nothing.
-            if -1000 < waited_ms < 60_000:
-                waits.append(waited_ms if waited_ms > 0 else 0.0)
+            if 0 <= waited_ms < 60_000:
+                waits.append(waited_ms)
+                time_s = now - waited_ms * 1e-3
+            elif -1000 < waited_ms < 0:
+                # It came after the poll returned.
+                waits.append(0.0)
                 time_s = now - waited_ms * 1e-3
             else:
+                # No time, or a wall clock that was set meanwhile: that says nothing.
                 meter.bound(now - since)
                 self._rest.untimed()
                 time_s = now

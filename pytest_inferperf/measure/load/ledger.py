@@ -31,7 +31,9 @@ class Ledger:
     def __init__(self, plan: LoadPlan, conductor: Conductor, *, count_tokens: CountTokens | None) -> None:
         self._plan, self._conductor = plan, conductor
         self._accounts = Accounts(count_tokens=count_tokens, kept=plan.kept)
-        self._ended: collections.deque[tuple[Request, LateReader, float, ConnectionFailed | None]] = collections.deque()
+        self._ended: collections.deque[tuple[Request, LateReader, int, float, ConnectionFailed | None]] = (
+            collections.deque()
+        )
         self._unread_bytes = 0
         self._left = plan.num_requests
         self._warming = plan.concurrency
@@ -76,8 +78,9 @@ class Ledger:
 
     def close(self, request: Request, reader: LateReader, now: float, error: ConnectionFailed | None) -> None:
         """Count a request that has ended, and keep it for reading."""
-        self._ended.append((request, reader, now, error))
-        self._unread_bytes += reader.held
+        held = reader.held
+        self._ended.append((request, reader, held, now, error))
+        self._unread_bytes += held
         if request.kind == MEASURED:
             self._last = max(self._last, now)
             self._count_down(1)
@@ -110,8 +113,8 @@ class Ledger:
 
     def read_one(self) -> None:
         """Read the response that has waited longest."""
-        request, reader, done, error = self._ended.popleft()
-        self._unread_bytes -= reader.held
+        request, reader, held, done, error = self._ended.popleft()
+        self._unread_bytes -= held
         self._accounts.read(request, reader, done, error)
 
     def part(self, slots: Sequence[Slot], issued: Sequence[int], meter: ClockMeter, *, looked: float) -> Part:
