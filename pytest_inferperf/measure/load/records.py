@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["FILLER", "MEASURED", "WARMUP", "Records", "Sample"]
+__all__ = ["FILLER", "MEASURED", "WARMUP", "Records", "Sample", "latencies_ms"]
 
 WARMUP, MEASURED, FILLER = range(3)
 """Which part of the load a request belongs to: before, in, and after the measured requests."""
@@ -247,6 +247,22 @@ class Records:
         for name, column in vars(records).items():
             column.frombytes(columns[name].astype(column.typecode).tobytes())
         return records
+
+
+def latencies_ms(rows: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the latencies of requests that succeeded, from their columns: TTFT, TPOT and end to end, in milliseconds.
+
+    TTFT and end to end count from when a request was due. TPOT has a value for each request whose tokens came in more
+    than one chunk.
+    """
+    later = rows["tokens"] - rows["first_tokens"]
+    many = later > 0
+    return {
+        "ttft_ms": 1000 * (rows["first"] - rows["intended"]),
+        # Tokens of the first chunk all came at once: the rest shares the time after it.
+        "tpot_ms": 1000 * (rows["last"] - rows["first"])[many] / later[many],
+        "e2e_latency_ms": 1000 * (rows["last"] - rows["intended"]),
+    }
 
 
 _MOMENTS = ("sent", "first", "last", "done")

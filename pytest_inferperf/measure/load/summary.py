@@ -8,7 +8,7 @@ from typing import Any
 from pytest_inferperf.errors import InvalidRun, SettingsError, choices
 from pytest_inferperf.measure.load.clock import ClockLimits, client_bound
 from pytest_inferperf.measure.load.generator import LoadRun
-from pytest_inferperf.measure.load.records import MEASURED, Sample
+from pytest_inferperf.measure.load.records import MEASURED, Sample, latencies_ms
 from pytest_inferperf.model.metrics import METRICS, SLO_METRICS, STATISTICS, Slo, base_name, goodput
 from pytest_inferperf.model.results import Round
 
@@ -144,15 +144,9 @@ def summarise_load(
     measured = columns["kind"] == MEASURED
     rows = {name: column[measured & columns["ok"]] for name, column in columns.items()}
     duration_s = run.stop - run.start
-    later = rows["tokens"] - rows["first_tokens"]
-    many = later > 0
-    # Tokens of the first chunk all came at once: the rest shares the time after it.
-    tpot_ms = 1000 * (rows["last"] - rows["first"])[many] / later[many]
-    samples: dict[str, Any] = {
-        "ttft_ms": 1000 * (rows["first"] - rows["intended"]),
-        "tpot_ms": tpot_ms,
-        "e2e_latency_ms": 1000 * (rows["last"] - rows["intended"]),
-    }
+    many = rows["tokens"] > rows["first_tokens"]
+    samples = latencies_ms(rows)
+    tpot_ms = samples["tpot_ms"]
     input_tokens = np.where(rows["asked_prompt"] < 0, isl, rows["asked_prompt"])
     input_tokens = np.where(rows["prompt_tokens"] < 0, input_tokens, rows["prompt_tokens"])
     # A run that was interrupted in its warm-up has no window, and no request in it.

@@ -24,14 +24,22 @@ from pytest_inferperf.report.lines import number, plural
 if TYPE_CHECKING:
     from pytest_inferperf.history.series import Run, Series, StepFound
 
-__all__ = ["PER_GPU", "PER_USER", "Chart", "distribution", "frontier", "metric_names", "sessions", "trend_line"]
+__all__ = [
+    "BASELINE",
+    "CANDIDATE",
+    "PER_GPU",
+    "PER_USER",
+    "Chart",
+    "frontier",
+    "metric_names",
+    "sessions",
+    "trend_line",
+]
 
 CANDIDATE, BASELINE, BAND, LIMIT, STEP = "--candidate", "--baseline", "--band", "--fail", "--step"
 UNGATED = ("output_throughput", "ttft_ms.p50", "tpot_ms.p50")
 """What is drawn of a case that gates no metric of its own."""
 
-PERCENTILES = ("p50", "p90", "p95", "p99")
-LATENCIES = ("ttft_ms", "tpot_ms", "itl_ms", "e2e_latency_ms")
 PER_USER, PER_GPU = "output_throughput_per_user", "output_throughput_per_gpu"
 
 
@@ -144,53 +152,6 @@ def _rounds(label: str, found: Sequence[Sequence[float]], names: Sequence[str], 
             "marker": {"color": color, "size": 16, "symbol": "line-ew-open", "line": {"width": 3, "color": color}},
         },
     ]
-
-
-def distribution(result: CaseResult, stored: Mapping[str, MetricBaseline]) -> list[Chart]:
-    """Draw each latency from its median to its 99th percentile, this run's beside the baseline's."""
-    charts = []
-    for metric in LATENCIES if result.performance is not None else ():
-        assert result.performance is not None
-        names = {percentile: f"{metric}.{percentile}" for percentile in PERCENTILES}
-        mine = {at: value for at, name in names.items() if (value := result.performance.median(name)) is not None}
-        old = {at: stored[name].level for at, name in names.items() if name in stored}
-        if len(mine) < 2:
-            continue
-        lines = (("baseline", old, BASELINE), ("this run", mine, CANDIDATE))
-        charts.append(
-            Chart(
-                title=f"{metric}: distribution",
-                summary=_told(mine, old),
-                figure={
-                    "data": [
-                        {
-                            "type": "scatter",
-                            "mode": "lines+markers",
-                            "name": label,
-                            "x": list(values),
-                            "y": list(values.values()),
-                            "line": {"color": color},
-                        }
-                        for label, values, color in lines
-                        if len(values) > 1
-                    ],
-                    "layout": {
-                        "xaxis": {"title": {"text": "percentile of the requests"}, "type": "category"},
-                        "yaxis": {"title": {"text": "ms"}, "rangemode": "tozero"},
-                    },
-                },
-            )
-        )
-    return charts
-
-
-def _told(mine: Mapping[str, float], old: Mapping[str, float]) -> str:
-    """Say each percentile, with its change."""
-    parts = []
-    for at, value in mine.items():
-        change = f" ({100 * (value / old[at] - 1):+.1f} %)" if old.get(at) else ""
-        parts.append(f"{at} {number(value)} ms{change}")
-    return ", ".join(parts) + (", against the baseline." if old else "; no baseline.")
 
 
 def frontier(

@@ -31,12 +31,12 @@ from pytest_inferperf.report.page.charts import (
     PER_GPU,
     PER_USER,
     Chart,
-    distribution,
     frontier,
     metric_names,
     sessions,
     trend_line,
 )
+from pytest_inferperf.report.page.latencies import distributions
 from pytest_inferperf.report.run import CaseReport, RunReport
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _case(report: CaseReport, record: ResultRecord, where: Where, hide: Callable
         workload = point.result.case.workload
         load = workload.load_name if result.frontier is not None and workload is not None else ""
         stored = entry.metrics if entry is not None else {}
-        drawn = [*_session_charts(point, stored, load, notes), *distribution(point.result, stored)]
+        drawn = [*_session_charts(point, stored, load, notes), *distributions(point.result, stored, notes)]
         if load:
             loads.append(LoadPage(title=load, charts=tuple(chart.shown(hide) for chart in drawn)))
         else:

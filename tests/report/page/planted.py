@@ -12,6 +12,8 @@ from pytest_inferperf.baselines.update import update
 from pytest_inferperf.flips import with_flips
 from pytest_inferperf.hiding import hider
 from pytest_inferperf.judging import judge_case
+from pytest_inferperf.measure.load.kept_records import keep_records
+from pytest_inferperf.measure.load.records import MEASURED, WARMUP, Records
 from pytest_inferperf.model.case import Case, EngineSpec, Task
 from pytest_inferperf.model.gates import AccuracyLossCeiling, FrontierFloor, Gate, PerformanceGate
 from pytest_inferperf.model.metrics import parse_metric
@@ -104,7 +106,12 @@ def plant(folder: Path) -> Planted:
             ResultFile(created=f"2026-02-{day + 2:02}T08:00:00+00:00", environment={}, records=(then,)),
         )
     now = (
-        judged("test_serving.py::test_throughput[NVFP4]", speed(draws, 0.9, driver="580.65"), SPEED, baselines),
+        judged(
+            "test_serving.py::test_throughput[NVFP4]",
+            with_requests(speed(draws, 0.9, driver="580.65")),
+            SPEED,
+            baselines,
+        ),
         judged("test_serving.py::test_interactivity[NVFP4]", sweep(draws, {16: 0.85}), SWEEP, baselines),
         judged("test_answers.py::test_facts[NVFP4]", answers("NVFP4", range(20, 362)), ANSWERS, baselines),
         judged("test_answers.py::test_facts[BF16]", answers("BF16", range(360)), ANSWERS, baselines),
@@ -137,6 +144,33 @@ def speed(
         performance=sessions(draws, 64, factor),
         context={"driver": driver, "git_commit": commit, "launcher": f"token={SECRET}"},
     )
+
+
+def with_requests(result: CaseResult) -> CaseResult:
+    """Return it with 64 measured requests in each round, a warm-up request, and one that failed."""
+    draws = random.Random(7)
+    assert result.performance is not None
+    rounds = []
+    for item in result.performance.sessions[0].rounds:
+        kept = Records()
+        for number in range(66):
+            due = 1.0 + number / 100
+            first = due + item.metrics["ttft_ms.p50"] / 1000 * draws.lognormvariate(0, 0.2)
+            last = first + 255 * item.metrics["tpot_ms.p50"] / 1000 * draws.lognormvariate(0, 0.1)
+            kept.add(
+                kind=WARMUP if number == 0 else MEASURED,
+                ok=number != 65,
+                intended=due,
+                sent=due,
+                first=first,
+                last=last,
+                done=last,
+                tokens=256,
+                first_tokens=1,
+            )
+        rounds.append(replace(item, records=keep_records(kept)))
+    session = replace(result.performance.sessions[0], rounds=tuple(rounds))
+    return replace(result, performance=PerformanceResult(sessions=(session, *result.performance.sessions[1:])))
 
 
 def sweep(draws: random.Random, factors: Mapping[int, float]) -> CaseResult:

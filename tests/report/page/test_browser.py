@@ -79,6 +79,14 @@ def test_it_opens_without_a_word_and_asks_for_nothing(chromium: Browser, written
     opened.context.close()
 
 
+def test_the_requests_of_a_run_are_drawn(opened: Opened) -> None:
+    plot = opened.page.locator('#case-1 figure:has-text("ttft_ms: every request") .plot')
+    plot.scroll_into_view_if_needed()
+    plot.locator("svg.main-svg").first.wait_for()
+    assert plot.locator(".legendtext").all_text_contents() == ["this run: every request", "baseline: p50 to p99"]
+    assert opened.said == []
+
+
 def test_it_is_small(written: Path) -> None:
     assert written.stat().st_size < 6_000_000
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import pytest
 
 from pytest_inferperf.baselines.result_file import ResultFile, read_result_file, write_result_file
 from pytest_inferperf.hiding import HIDDEN, hider
-from pytest_inferperf.model.results import Flips
+from pytest_inferperf.measure.load.kept_records import keep_records
+from pytest_inferperf.measure.load.records import MEASURED, Records
+from pytest_inferperf.model.results import Flips, PerformanceResult, Round
 from pytest_inferperf.report.page.charts import Chart
 from pytest_inferperf.report.page.content import CasePage, Page, Where, page_of
 from pytest_inferperf.report.page.write import page_html
@@ -63,14 +66,84 @@ def test_sessions_stand_beside_those_of_the_baseline(page: Page) -> None:
 
 
 def test_a_latency_is_drawn_from_median_to_tail_beside_the_baseline(page: Page) -> None:
-    drawn = chart(case(page, "test_throughput").charts, "ttft_ms: distribution")
+    """The results of this run hold some requests of TTFT, TPOT and end to end; those of a sweep's loads none."""
+    assert [item.title for item in case(page, "test_throughput").charts[2:]] == [
+        "ttft_ms: every request",
+        "tpot_ms: every request",
+        "e2e_latency_ms: every request",
+    ]
+    drawn = chart(case(page, "test_interactivity").loads[3].charts, "ttft_ms: distribution")
     mine, old = line(drawn, "this run"), line(drawn, "baseline")
     assert mine["x"] == old["x"] == ["p50", "p90", "p95", "p99"]
     assert mine["y"] == sorted(mine["y"])
-    assert [new / before for new, before in zip(mine["y"], old["y"], strict=True)] == pytest.approx(
-        [1.11] * 4, rel=0.02
+    assert [new / before for new, before in zip(mine["y"], old["y"], strict=True)] == pytest.approx([1.0] * 4, rel=0.02)
+    assert re.search(r"p99 \d+\.\d\d ms \([+-]0\.\d %\), against the baseline\.", drawn.summary)
+
+
+def test_every_request_is_drawn_where_the_result_holds_them(planted: Planted, page: Page) -> None:
+    drawn = chart(case(page, "test_throughput").charts, "ttft_ms: every request")
+    mine, old = line(drawn, "this run: every request"), line(drawn, "baseline: p50 to p99")
+    assert (mine["y"][0], mine["y"][-1], len(mine["y"])) == (0.0, 100.0, 3 * 64)
+    assert mine["x"] == sorted(mine["x"])
+    performance = planted.records[0].result.performance
+    assert performance is not None
+    values = []
+    for item in performance.sessions[0].rounds:
+        assert item.records is not None
+        rows = Records.unpack(item.records["rows"])
+        requests = zip(rows.kind, rows.ok, rows.first, rows.intended, strict=True)
+        values += [1000 * (first - due) for kind, ok, first, due in requests if kind == MEASURED and ok]
+    assert mine["x"] == pytest.approx(sorted(values), rel=1e-3)
+    assert old["y"] == [50, 90, 95, 99]
+    assert drawn.summary.startswith("192 requests of all rounds; p50 159.94 ms (+11.1 %), ")
+
+
+def test_a_sample_of_the_requests_is_said_to_be_one_and_drawn_small(planted: Planted) -> None:
+    def sampled(item: Round) -> Round:
+        return item if item.records is None else replace(item, records={**item.records, "of": 100_000})
+
+    drawn = chart(with_rounds(planted, sampled).charts, "tpot_ms: every request")
+    assert drawn.summary.startswith("192 requests, drawn by chance from those of all rounds; ")
+
+
+def test_the_distribution_of_many_requests_is_two_hundred_steps(planted: Planted) -> None:
+    rows = Records()
+    for number in range(5000):
+        rows.add(
+            kind=MEASURED, ok=True, intended=1.0, sent=1.0, first=1.1 + number / 1000, last=9.0, done=9.0, tokens=2
+        )
+    drawn = chart(
+        with_rounds(planted, lambda item: replace(item, records=keep_records(rows))).charts, "ttft_ms: every request"
     )
+    (mine, _) = drawn.figure["data"]
+    assert len(mine["x"]) == 201
+    assert mine["x"][100] == pytest.approx(100 + 2499.5, rel=1e-4)
+
+
+def test_requests_that_cannot_be_read_are_named_and_percentiles_drawn(planted: Planted) -> None:
+    def damaged(item: Round) -> Round:
+        if item.records is None:
+            return item
+        return replace(item, records={"of": 66, "rows": {**item.records["rows"], "ok": "!"}})
+
+    found = with_rounds(planted, damaged)
+    assert any(
+        "requests of a round cannot be read, so that percentiles are drawn: packed" in note for note in found.notes
+    )
+    drawn = chart(found.charts, "ttft_ms: distribution")
     assert "p99 231.91 ms (+11.1 %)" in drawn.summary
+
+
+def with_rounds(planted: Planted, changed: Callable[[Round], Round]) -> CasePage:
+    """Return the page of the first test with its rounds changed."""
+    first = planted.records[0]
+    assert first.result.performance is not None
+    sessions = tuple(
+        replace(session, rounds=tuple(map(changed, session.rounds))) for session in first.result.performance.sessions
+    )
+    record = replace(first, result=replace(first.result, performance=PerformanceResult(sessions=sessions)))
+    (found,) = replace(planted, records=(record,)).page().cases
+    return found
 
 
 def test_the_frontier_stands_beside_that_of_the_baseline(page: Page) -> None:
@@ -96,8 +169,8 @@ def test_a_score_is_compared_with_its_reference_and_a_speed_with_its_baseline(pa
     rows = [" ".join(re.sub(r"<[^>]*>", " ", row).split()) for row in page_html(page).split("<tr")]
     (loss,) = (row for row in rows if row.startswith("data-case") and "FAIL" in row and "match loss vs BF16" in row)
     (floor,) = (row for row in rows if row.startswith('data-case="1"') and "≥" in row)
-    assert "≤ 3.000 reference 0.9000 points" in loss
-    assert "≥ 283.78 baseline 298.71 -10.0 % tok/s/GPU" in floor
+    assert "≤ 3.000 0.9000 reference points" in loss
+    assert "≥ 283.78 298.71 baseline -10.0 % tok/s/GPU" in floor
 
 
 def test_flips_say_what_was_asked_expected_and_answered(page: Page) -> None:
