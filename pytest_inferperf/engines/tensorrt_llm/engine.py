@@ -21,6 +21,7 @@ from pytest_inferperf.engines.interface import (
     Progress,
     TokenChunk,
 )
+from pytest_inferperf.engines.mpi_launch import find_launch, launch_problem, nodes_of, outer_environment
 from pytest_inferperf.engines.stopping import cut, held_back
 from pytest_inferperf.engines.tensorrt_llm.answers import Arrivals, generation_of, loglikelihood_of
 from pytest_inferperf.engines.tensorrt_llm.options import arguments_of
@@ -284,10 +285,16 @@ def _tokens(output: Any) -> Sequence[int]:
 
 def _hardware(spec: EngineSpec) -> Hardware:
     """Return the GPUs the engine takes. Raises `EngineError` where there are fewer, before anything is loaded."""
-    gpus = find_gpus()
-    if len(gpus) < spec.world_size:
+    launch, gpus = find_launch(), find_gpus()
+    problem = launch_problem(spec, launch, outer=outer_environment())
+    if problem:
+        raise EngineError(problem)
+    nodes = nodes_of(spec, launch, gpus=len(gpus))
+    here = -(-spec.world_size // nodes)
+    if len(gpus) < here:
+        each = f" on each of {nodes} nodes" if nodes > 1 else ""
         raise EngineError(
-            f"tp={spec.tp} x pp={spec.pp} need {spec.world_size} GPU{'s' if spec.world_size > 1 else ''}; found "
+            f"tp={spec.tp} x pp={spec.pp} need {here} GPU{'s' if here > 1 else ''}{each}; found "
             f"{gpu_words(gpus)} (asked of NVML through nvidia-ml-py)"
         )
-    return Hardware(name=gpus[0].name, count=spec.world_size, kind="gpu")
+    return Hardware(name=gpus[0].name, count=spec.world_size, kind="gpu", nodes=nodes)
