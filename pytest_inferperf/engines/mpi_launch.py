@@ -15,11 +15,22 @@ from pathlib import Path
 from pytest_inferperf.errors import EngineError
 from pytest_inferperf.model.case import EngineSpec
 
-__all__ = ["MpiLaunch", "Ranks", "find_launch", "launch_problem", "launched_processes", "nodes_of", "outer_environment"]
+__all__ = [
+    "LAUNCHER",
+    "MpiLaunch",
+    "Ranks",
+    "copies_in",
+    "find_launch",
+    "launch_problem",
+    "launched_processes",
+    "nodes_in",
+    "nodes_of",
+    "outer_environment",
+]
 
 LAUNCHER = "trtllm-llmapi-launch"
 CLOSE_S = 120.0
-"""Time an engine has to let its ranks go. Without it they would wait for it for ever, and serve no other."""
+"""Time an engine has to let its ranks go. Without it those of a launch would wait for it for ever, and serve no other."""
 
 _PROXY = "TLLM_SPAWN_PROXY_PROCESS"
 _RANKS = "tllm_mpi_size"
@@ -110,7 +121,7 @@ def launch_problem(spec: EngineSpec, launch: MpiLaunch | None, *, outer: Mapping
     size = f"tp={spec.tp} x pp={spec.pp}"
     by_ray = dict(spec.engine_options).get("orchestrator") == "ray"
     if launch is None:
-        copies = _copies(os.environ if outer is None else outer)
+        copies = copies_in(os.environ if outer is None else outer)
         if copies < 2 or ranks < 2:
             return ""
         return (
@@ -187,20 +198,25 @@ def _command(ranks: int, per_node: int) -> str:
     )
 
 
-def _copies(environment: Mapping[str, str]) -> int:
+def copies_in(environment: Mapping[str, str]) -> int:
     """Return how many processes MPI started beside this one, with it: 1 where it started none."""
     # SLURM_NTASKS is set in a batch script as well, which runs once.
     found = [environment.get(name, "") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")]
     return max([int(value) for value in found if value.isdecimal()], default=1)
 
 
-def _nodes(environment: Mapping[str, str], ranks: int) -> int:
-    local = environment.get("OMPI_COMM_WORLD_LOCAL_SIZE", "")
+def nodes_in(environment: Mapping[str, str]) -> int:
+    """Return on how many machines Slurm runs the step, or the job; 0 where it does not say."""
     for name in ("SLURM_STEP_NUM_NODES", "SLURM_JOB_NUM_NODES", "SLURM_NNODES"):
         value = environment.get(name, "")
         if value.isdecimal() and int(value):
             return int(value)
-    return -(-ranks // int(local)) if local.isdecimal() and int(local) else 0
+    return 0
+
+
+def _nodes(environment: Mapping[str, str], ranks: int) -> int:
+    local = environment.get("OMPI_COMM_WORLD_LOCAL_SIZE", "")
+    return nodes_in(environment) or (-(-ranks // int(local)) if local.isdecimal() and int(local) else 0)
 
 
 def _environment_of(proc: Path, pid: int) -> dict[str, str]:

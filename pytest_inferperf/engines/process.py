@@ -21,7 +21,7 @@ from pytest_inferperf.engines.interface import (
     TokenChunk,
 )
 from pytest_inferperf.engines.mpi_launch import CLOSE_S, Ranks, find_launch
-from pytest_inferperf.engines.needs import needs_gpu
+from pytest_inferperf.engines.needs import needs_gpu, on_ray
 from pytest_inferperf.engines.supervisor import WorkerProcess
 from pytest_inferperf.errors import CheckpointError, EngineError, InvalidRun
 from pytest_inferperf.model.case import EngineSpec
@@ -79,7 +79,7 @@ class EngineProcess(Engine):
             progress=self._progress,
             python=self._python,
             lease=self._lease,
-            close_s=CLOSE_S if self._launched else None,
+            close_s=CLOSE_S if self._launched or on_ray(self.spec) else None,
         )
         try:
             if self._python:

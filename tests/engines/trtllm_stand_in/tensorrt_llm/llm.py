@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from . import toy
 from .behaviour import fault, gpus, is_old
 from .llmapi import llm_args
+from .on_ray import place_on_ray
 from .proxy import RanksClient, launched
 from .sampling_params import SamplingParams
 from .table import LLM as NAMED
@@ -43,7 +44,9 @@ class LLM:
         args.cuda_graph_config = kwargs.get("cuda_graph_config", llm_args.CudaGraphConfig())  # type: ignore[attr-defined]
         world = args.tensor_parallel_size * args.pipeline_parallel_size
         self._ranks = RanksClient(world) if launched() and world > 1 else None
-        if world > gpus() and self._ranks is None:
+        if args.orchestrator_type == "ray":
+            place_on_ray(args.tensor_parallel_size, world)
+        elif world > gpus() and self._ranks is None:
             raise RuntimeError(f"Only {gpus()} GPUs are available, but {world} are required.")
         if fault() == "oom":
             raise RuntimeError("Executor worker returned error: CUDA out of memory. Tried to allocate 20.00 GiB.")
