@@ -154,7 +154,7 @@ def _collect(problems: list[str]) -> Iterator[None]:
 
 
 def _performance_lines(file: PerformanceFile, shown: str) -> list[str]:
-    lines = [shown, f"  {file.model} on {file.hardware.count} x {file.hardware.name}"]
+    lines = [shown, f"  {file.model} on {file.hardware.words}"]
     for key, entry in sorted(file.entries.items()):
         sessions = min(len(item.sessions) for item in entry.metrics.values())
         few = ", uncalibrated" if sessions < LEAST_BASELINE_SESSIONS else ""

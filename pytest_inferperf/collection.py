@@ -225,14 +225,15 @@ def brought_by_hook(item: pytest.Item) -> bool:
 def need_of(item: pytest.Item) -> GpuRequirement | None:
     """Return the GPUs that an item needs: what its `requires_gpu` says, and what its engines imply; None for none.
 
-    Engines that are held at once share the GPUs. What a hook builds may run anywhere. Raises `MarkError`.
+    Engines that are held at once share the GPUs; of an engine on many machines, those of this one count. What a hook builds may run anywhere. Raises `MarkError`.
     """
-    from pytest_inferperf.engines.needs import implied_need, joint_need
+    from pytest_inferperf.engines.needs import implied_need, joint_need, of_this_node
 
     said = parse_requires_gpu(marks_of(item, "requires_gpu"))
     spec, bound = spec_of(item), bound_of(item)
     if spec is None or brought_by_hook(item):
         return said
+    said = of_this_node(said, spec)
     specs = [spec]
     if bound is not None:
         specs += [gate.reference.spec for gate in bound.gates if isinstance(gate, SpeedupFloor)]

@@ -22,8 +22,17 @@ from pytest_inferperf.baselines.store import baseline_files
 from pytest_inferperf.engines.backends import has_nvidia_gpu
 from pytest_inferperf.engines.checkpoint.cache import default_cache_dir
 from pytest_inferperf.engines.hardware import cpu_hardware, find_gpus, gpu_words
+from pytest_inferperf.engines.mpi_launch import (
+    LAUNCHER,
+    copies_in,
+    find_launch,
+    launch_problem,
+    nodes_in,
+    outer_environment,
+)
 from pytest_inferperf.engines.servers.presets import PRESETS
 from pytest_inferperf.errors import InferperfError
+from pytest_inferperf.model.case import EngineSpec
 from pytest_inferperf.model.quant import QUANTIZATIONS
 
 __all__ = ["Diagnosis", "diagnose", "diagnosis_json"]
@@ -63,6 +72,7 @@ def diagnose(root: Path) -> list[Diagnosis]:
         _engines,
         _extras,
         _gpu,
+        _launch,
         _quantizations,
         _plugins,
         _disk,
@@ -147,6 +157,30 @@ def _gpu() -> list[Diagnosis]:
         ]
     step = "look at nvidia-smi: the driver and its library may differ in version"
     return [Diagnosis(name="GPU", state="missing", found="a driver is here, but NVML names no GPU", next_step=step)]
+
+
+def _launch() -> list[Diagnosis]:
+    """Say what Slurm or MPI started this process as; nothing where neither did."""
+    launch, around = find_launch(), outer_environment()
+    job = f", Slurm job {around['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in around else ""
+    if launch is not None:
+        nodes = launch.nodes_with(len(find_gpus()))
+        found = f"{launch.ranks} ranks of {LAUNCHER} on {nodes} node{'s' if nodes > 1 else ''}{job}: tp x pp = {launch.ranks}"
+        problem = launch_problem(EngineSpec(model="", served_model_name="any", tp=launch.ranks), launch)
+        return [Diagnosis(name="launch", state="missing" if problem else "ok", found=found, next_step=problem)]
+    copies, nodes = copies_in(around), nodes_in(around)
+    if copies > 1:
+        step = f"one engine on many GPUs: srun --mpi=pmix … {LAUNCHER} pytest …"
+        return [
+            Diagnosis(
+                name="launch", state="note", found=f"one of {copies} copies that MPI started{job}", next_step=step
+            )
+        ]
+    if job:
+        step = f"for one engine on all of them: srun --mpi=pmix … {LAUNCHER} pytest …" if nodes > 1 else ""
+        found = f"{nodes or 1} node{'s' if nodes > 1 else ''}{job}"
+        return [Diagnosis(name="launch", state="note" if step else "ok", found=found, next_step=step)]
+    return []
 
 
 def _quantizations() -> list[Diagnosis]:

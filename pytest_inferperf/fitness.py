@@ -15,11 +15,13 @@ def unfit(item: pytest.Item) -> tuple[str, str]:
     """Say why a test must fail before it begins, and why it cannot run on this machine; "" for neither."""
     from pytest_inferperf.collection import need_of, unread_mark
     from pytest_inferperf.engines.hardware import find_gpus, why_missing
+    from pytest_inferperf.launching import badly_launched
 
     try:
         wrong = unread_mark(item)
         if STATE in item.config.stash and state_of(item.config).settings.replay is not None:
             return wrong, _not_replayed(item)
+        wrong = wrong or badly_launched(item)
         need = need_of(item)
         lacking = why_missing(need, find_gpus()) if need is not None else ""
         if lacking and state_of(item.config).settings.require_gpu:

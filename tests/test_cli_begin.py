@@ -234,3 +234,49 @@ def test_git_ci_and_baselines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert row("baselines").next_step == "pytest --inferperf-update=new records them"
     Path("baselines/accuracy/x.json").write_text("{")
     assert (row("baselines").state, row("baselines").next_step) == ("missing", "inferperf baseline check")
+
+
+@pytest.mark.parametrize(
+    ("environment", "state", "found", "next_step"),
+    [
+        (
+            {
+                "TLLM_SPAWN_PROXY_PROCESS": "1",
+                "tllm_mpi_size": "16",
+                "SLURM_JOB_ID": "4711",
+                "SLURM_STEP_NUM_NODES": "2",
+            },
+            "ok",
+            "16 ranks of trtllm-llmapi-launch on 2 nodes, Slurm job 4711: tp x pp = 16",
+            "",
+        ),
+        (
+            {"SLURM_JOB_ID": "4711", "SLURM_STEP_NUM_TASKS": "16"},
+            "note",
+            "one of 16 copies that MPI started, Slurm job 4711",
+            "one engine on many GPUs: srun --mpi=pmix … trtllm-llmapi-launch pytest …",
+        ),
+        (
+            {"SLURM_JOB_ID": "4711", "SLURM_JOB_NUM_NODES": "2"},
+            "note",
+            "2 nodes, Slurm job 4711",
+            "for one engine on all of them: srun --mpi=pmix … trtllm-llmapi-launch pytest …",
+        ),
+        ({"SLURM_JOB_ID": "4711", "SLURM_JOB_NUM_NODES": "1"}, "ok", "1 node, Slurm job 4711", ""),
+    ],
+)
+def test_doctor_says_what_slurm_and_mpi_started(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], state: str, found: str, next_step: str
+) -> None:
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "OMPI_", "PMIX_", "TLLM_"))]:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    shown = row("launch")
+    assert (shown.state, shown.found, shown.next_step) == (state, found, next_step)
+
+
+def test_doctor_says_nothing_of_a_launch_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "outer_environment", dict)
+    monkeypatch.delenv("TLLM_SPAWN_PROXY_PROCESS", raising=False)
+    assert "launch" not in {item.name for item in doctor.diagnose(Path.cwd())}

@@ -91,11 +91,9 @@ class RunReference:
             engines = [item.result.engine for item in same]
             here = [item for item in same if item.result.engine and item.result.engine.hardware == hardware]
             if not here:
-                found = sorted(
-                    {f"{info.hardware.count} x {info.hardware.name}" for info in engines if info is not None}
-                )
+                found = sorted({info.hardware.words for info in engines if info is not None})
                 where = ", ".join(found) or "unknown hardware"
-                return None, f"its result of this case is from {where}, not {hardware.count} x {hardware.name}"
+                return None, f"its result of this case is from {where}, not {hardware.words}"
             same = here
         record = next((item for item in same if item.nodeid == nodeid), same[0])
         unusable = why_unusable(record)

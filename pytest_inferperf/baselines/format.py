@@ -71,7 +71,7 @@ def dump_performance(file: PerformanceFile) -> str:
         {
             "schema_version": SCHEMA_VERSION,
             "model": file.model,
-            "hardware": {"name": file.hardware.name, "count": file.hardware.count, "kind": file.hardware.kind},
+            "hardware": file.hardware.to_json(),
             "entries": {key: _performance_to_json(entry, hide) for key, entry in file.entries.items()},
         }
     )

@@ -63,4 +63,4 @@ def _differences(stored: Mapping[str, str | int], wanted: Mapping[str, str | int
 
 
 def _words(hardware: Hardware) -> str:
-    return f"{hardware.count} x {hardware.name}"
+    return hardware.words

@@ -284,7 +284,7 @@ def _result_from_json(data: Mapping[str, Any], where: str) -> CaseResult:
 def _engine_to_json(engine: EngineInfo) -> dict[str, Any]:
     data = _as_dict(engine)
     return data | {
-        "hardware": _as_dict(engine.hardware),
+        "hardware": engine.hardware.to_json(),
         "options": _plain(engine.options),
         "versions": dict(engine.versions),
     }

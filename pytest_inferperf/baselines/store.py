@@ -230,7 +230,7 @@ def _check_model(found: str, wanted: str, shown: str) -> None:
 
 
 def _hardware_words(hardware: Hardware) -> str:
-    return f"{hardware.count} x {hardware.name} ({hardware.kind})"
+    return f"{hardware.words} ({hardware.kind})"
 
 
 def _read_existing(path: Path, shown: str) -> bytes:

@@ -16,7 +16,8 @@ from pathlib import Path
 from pytest_inferperf.engines.hardware import Gpu, need_words, why_missing
 from pytest_inferperf.engines.interface import Progress
 from pytest_inferperf.engines.locks import lock_folder, open_lock, opened, read_holder, try_lock, unlock, write_holder
-from pytest_inferperf.engines.needs import implied_need
+from pytest_inferperf.engines.mpi_launch import find_launch
+from pytest_inferperf.engines.needs import implied_need, on_ray
 from pytest_inferperf.errors import HardwareError
 from pytest_inferperf.model.case import EngineSpec, GpuRequirement
 
@@ -54,10 +55,10 @@ class DeviceLease:
 def gpus_to_lease(spec: EngineSpec, gpus: Sequence[Gpu]) -> GpuRequirement | None:
     """Say which cards an engine is given; None for an endpoint, and where no card of this machine suits it.
 
-    Backends that would run without a GPU get one as well, since they take one where they find it.
+    What Ray orchestrates has its cards from Ray. Backends that would run without a GPU get one as well, since they take one where they find it.
     """
     need = implied_need(spec) or GpuRequirement(count=spec.world_size)
-    if spec.url or not gpus or why_missing(need, tuple(gpus)) or not all(gpu.uuid for gpu in gpus):
+    if spec.url or on_ray(spec) or not gpus or why_missing(need, tuple(gpus)) or not all(gpu.uuid for gpu in gpus):
         return None
     return need
 
@@ -81,6 +82,9 @@ def lease_devices(
         raise HardwareError(lacking)
     where = folder if folder is not None else lock_folder()
     fit = [gpu.uuid for gpu in gpus if not gpu.mig and gpu.sm >= need.sm and gpu.memory_gib >= need.memory_gib]
+    if find_launch() is not None:
+        # The ranks are no children of ours, and take the first cards whatever we show the engine.
+        fit = fit[: need.count]
     start = shown = time.monotonic()
     with contextlib.ExitStack() as stack:
         queue = stack.enter_context(opened(where / "queue.lock"))

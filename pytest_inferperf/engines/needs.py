@@ -6,15 +6,26 @@ import importlib.metadata
 import os
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 
 from pytest_inferperf.engines.backends import resolve_backend
-from pytest_inferperf.engines.hardware import GpuMachine
+from pytest_inferperf.engines.hardware import GpuMachine, find_gpus
+from pytest_inferperf.engines.mpi_launch import find_launch
 from pytest_inferperf.engines.servers.presets import server_name
 from pytest_inferperf.errors import EngineError
 from pytest_inferperf.model.case import EngineSpec, GpuRequirement
 from pytest_inferperf.model.quant import KV_CACHE_DTYPES, QUANTIZATIONS
 
-__all__ = ["driver_problem", "implied_need", "installed_cuda", "joint_need", "native_sm", "needs_gpu"]
+__all__ = [
+    "driver_problem",
+    "implied_need",
+    "installed_cuda",
+    "joint_need",
+    "native_sm",
+    "needs_gpu",
+    "of_this_node",
+    "on_ray",
+]
 
 _RUNTIMES = ("nvidia-cuda-runtime", "nvidia-cuda-runtime-cu13", "nvidia-cuda-runtime-cu12")
 """Distributions that hold the CUDA runtime, newest first."""
@@ -46,11 +57,29 @@ def needs_gpu(spec: EngineSpec) -> bool:
 
 
 def implied_need(spec: EngineSpec) -> GpuRequirement | None:
-    """Return the GPUs without which the engine cannot run; None where it runs without any.
+    """Return the GPUs of this machine without which the engine cannot run; None where it runs without any.
 
     A simulated backend needs none, whatever the precision: it computes in a wide type.
     """
-    return GpuRequirement(sm=native_sm(spec), count=spec.world_size) if needs_gpu(spec) else None
+    return of_this_node(GpuRequirement(sm=native_sm(spec), count=spec.world_size), spec) if needs_gpu(spec) else None
+
+
+def of_this_node(need: GpuRequirement | None, spec: EngineSpec) -> GpuRequirement | None:
+    """Return the part of a need that is asked of this machine, where the engine spans several.
+
+    Of a launch, each node has its share. What Ray orchestrates asks this one for a GPU, and Ray for the rest.
+    """
+    if need is None or not needs_gpu(spec):
+        return need
+    if on_ray(spec):
+        return replace(need, count=1)
+    launch = find_launch()
+    return need if launch is None else replace(need, count=-(-need.count // launch.nodes_with(len(find_gpus()))))
+
+
+def on_ray(spec: EngineSpec) -> bool:
+    """Whether Ray starts the ranks of an engine, on GPUs that it chooses itself."""
+    return dict(spec.engine_options).get("orchestrator") == "ray"
 
 
 def joint_need(needs: Iterable[GpuRequirement | None]) -> GpuRequirement | None:

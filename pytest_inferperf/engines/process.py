@@ -20,6 +20,8 @@ from pytest_inferperf.engines.interface import (
     Progress,
     TokenChunk,
 )
+from pytest_inferperf.engines.mpi_launch import CLOSE_S, Ranks, find_launch
+from pytest_inferperf.engines.needs import needs_gpu, on_ray
 from pytest_inferperf.engines.supervisor import WorkerProcess
 from pytest_inferperf.errors import CheckpointError, EngineError, InvalidRun
 from pytest_inferperf.model.case import EngineSpec
@@ -57,6 +59,7 @@ class EngineProcess(Engine):
         self._log_dir = log_dir
         self._progress = progress
         self._python = python
+        self._launched = needs_gpu(spec) and find_launch() is not None
         self._arguments = {
             "class_path": class_path,
             "spec": wire.dump(spec),
@@ -67,12 +70,16 @@ class EngineProcess(Engine):
 
     def _launch(self) -> EngineInfo:
         """Start the process and load the engine in it. What fails leaves no process behind."""
+        what = f"engine {self.spec.served_model_name} {self.spec.precision}"
+        if self._launched:
+            Ranks.take(what)
         self._worker = WorkerProcess(
-            what=f"engine {self.spec.served_model_name} {self.spec.precision}",
+            what=what,
             log_dir=self._log_dir,
             progress=self._progress,
             python=self._python,
             lease=self._lease,
+            close_s=CLOSE_S if self._launched or on_ray(self.spec) else None,
         )
         try:
             if self._python:
@@ -84,16 +91,22 @@ class EngineProcess(Engine):
             self._special_token_ids = frozenset(loaded["special_token_ids"])
             return wire.load_info(loaded["info"])
         except BaseException:
-            self._worker.close(ended="is closed: its launch failed")
+            self._end(ended="is closed: its launch failed")
             raise
+
+    def _end(self, *, ended: str = "is closed") -> None:
+        """End the process, and say so where the ranks of a launch worked for it."""
+        self._worker.close(ended=ended)
+        if self._launched:
+            Ranks.give_back(clean=self._worker.ended_itself)
 
     def relaunch(self) -> None:
         """See `Engine.relaunch`."""
-        self._worker.close()
+        self._end()
         before, after = self.info, self._launch()
         moved = _difference(before, after)
         if moved:
-            self._worker.close(ended="is closed: it was not the same after its relaunch")
+            self._end(ended="is closed: it was not the same after its relaunch")
             raise InvalidRun(
                 f"engine {self.spec.served_model_name} {self.spec.precision} is not the same after its relaunch: {moved}"
             )
@@ -186,7 +199,7 @@ class EngineProcess(Engine):
 
     def close(self) -> None:
         """See `Engine.close`."""
-        self._worker.close()
+        self._end()
 
 
 def _difference(before: EngineInfo, after: EngineInfo) -> str:

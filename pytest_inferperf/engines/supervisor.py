@@ -45,12 +45,18 @@ class WorkerProcess:
         progress: Progress | None = None,
         python: str = "",
         lease: DeviceLease | None = None,
+        close_s: float | None = None,
     ) -> None:
         """Start the worker, under the interpreter `python` with the packages it has, or under this one with ours.
 
-        It sees the cards of `lease` alone, and holds their locks too.
+        It sees the cards of `lease` alone, and holds their locks too. `close_s` is the time it has to end by itself;
+        None for `GRACE_S`.
         """
         self._what = what
+        self._close_s = close_s
+        self.ended_itself = False
+        """Whether it was asked to end, and said that it had."""
+
         self._progress = progress or (lambda _line: None)
         folder = Path(log_dir) if log_dir is not None else Path(tempfile.gettempdir())
         try:
@@ -269,7 +275,8 @@ class WorkerProcess:
             return
         self._ended = ended
         try:
-            self.call("close", {}, timeout_s=GRACE_S)
+            self.call("close", {}, timeout_s=GRACE_S if self._close_s is None else self._close_s)
+            self.ended_itself = True
             self._process.wait(GRACE_S)
         except (EngineError, OSError, subprocess.TimeoutExpired):
             pass

@@ -102,7 +102,8 @@ SELECT file, try_cast(created AS TIMESTAMPTZ) AS created, environment,
     coalesce(experiment, false) AS experiment,
     record.nodeid AS nodeid, record.status AS status, coalesce(record.result.invalid, '') AS invalid,
     case_json, engine ->> '$.backend' AS backend,
-    (engine ->> '$.hardware.name') || ' x' || (engine ->> '$.hardware.count') AS hardware,
+    (engine ->> '$.hardware.name') || ' x' || (engine ->> '$.hardware.count')
+        || coalesce(' on ' || (engine ->> '$.hardware.nodes') || ' nodes', '') AS hardware,
     engine::VARCHAR AS engine, record.result.context AS context,
     list_transform(
         list_sort(list_distinct(flatten(list_transform(sessions,

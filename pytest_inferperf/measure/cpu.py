@@ -60,9 +60,10 @@ class _Throttling:
 class CpuWatch:
     """Compares the CPUs at the start and at the end of a measurement; `sample` reads clocks in between."""
 
-    def __init__(self, *, root: Path, pid: int, cpus: Collection[int]) -> None:
+    def __init__(self, *, root: Path, pid: int, cpus: Collection[int], also: Collection[int] = ()) -> None:
+        """Look at the processes and the CPUs. Beside `pid` and what it starts, the processes `also` are ours."""
         self._root = root
-        self._pid = pid
+        self._pids = frozenset({pid, *also})
         self._cpus = frozenset(cpus)
         # What others do while /proc is read, between the look at processes and the one at CPUs, is not counted.
         self._processes = _read_processes(root / "proc")
@@ -88,7 +89,7 @@ class CpuWatch:
     @property
     def ours(self) -> frozenset[int]:
         """Return pytest, the engine, and whatever they started, at the start or at the end."""
-        return frozenset(_family(self._processes, self._pid) | _family(self._after, self._pid))
+        return frozenset(_family(self._processes, self._pids) | _family(self._after, self._pids))
 
     def sample(self) -> None:
         """Read the clock of the fastest CPU: an idle one may be slow."""
@@ -119,11 +120,11 @@ class CpuWatch:
             sum(max(0, getattr(times[cpu], name) - getattr(self._times[cpu], name)) for cpu in both)
             for name in ("busy", "steal", "total")
         )
-        ours = _family(self._after, self._pid)
+        ours = _family(self._after, self._pids)
         if total < MIN_TICKS or not ours:
             return {}
         # A child that ended in between has left its time with the parent that waited for it; an orphan has not.
-        family = _family(self._processes, self._pid)
+        family = _family(self._processes, self._pids)
         left = [pid for pid in family if pid in ours or self._processes[pid].parent in family]
         own = max(0, _ticks(self._after, ours) - _ticks(self._processes, left))
         others = max(0, busy - own)
@@ -205,8 +206,8 @@ def _read_processes(proc: Path) -> dict[int, _Process]:
     return found
 
 
-def _family(processes: dict[int, _Process], pid: int) -> set[int]:
-    """Return a process, its descendants, and whoever runs in a session that one of them leads.
+def _family(processes: dict[int, _Process], pids: Collection[int]) -> set[int]:
+    """Return processes, their descendants, and whoever runs in a session that one of them leads.
 
     An engine's process leads a session of its own: what it starts stays ours when its parent ends.
     """
@@ -216,7 +217,7 @@ def _family(processes: dict[int, _Process], pid: int) -> set[int]:
         children.setdefault(process.parent, []).append(number)
         sessions.setdefault(process.session, []).append(number)
     found: set[int] = set()
-    waiting = [pid] if pid in processes else []
+    waiting = [pid for pid in pids if pid in processes]
     while waiting:
         number = waiting.pop()
         if number not in found:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from pytest_inferperf.engines.mpi_launch import launched_processes
 from pytest_inferperf.measure.cpu import CpuWatch
 from pytest_inferperf.measure.gpu import GpuWatch, load_nvml
 from pytest_inferperf.model.results import Hardware
@@ -50,7 +51,7 @@ class Telemetry:
     def __enter__(self) -> Telemetry:
         nvml = load_nvml() if self._hardware.kind == "gpu" else None
         self._gpus = None if nvml is None else GpuWatch(nvml, count=self._hardware.count, uuids=self._devices)
-        self._cpus = CpuWatch(root=self._root, pid=os.getpid(), cpus=os.sched_getaffinity(0))
+        self._cpus = CpuWatch(root=self._root, pid=os.getpid(), also=launched_processes(), cpus=os.sched_getaffinity(0))
         looks: list[Callable[[], None]] = [self._cpus.sample] if self._cpus.can_sample else []
         looks += [self._gpus.sample] if self._gpus is not None else []
         self._thread = threading.Thread(target=self._sample, args=(looks,), name="inferperf-telemetry", daemon=True)

@@ -53,10 +53,28 @@ class Hardware:
 
     kind: Literal["cpu", "gpu"]
 
+    nodes: int = 1
+    """Machines that the devices are in."""
+
     @property
     def slug(self) -> str:
-        """The folder its baselines live in: `nvidia-b200-8x`, `amd-epyc-2x`."""
-        return f"{slug(self.name)}-{self.count}x"
+        """The folder its baselines live in: `nvidia-b200-8x`, `amd-epyc-2x`, `nvidia-gb200-8x-2nodes`."""
+        return f"{slug(self.name)}-{self.count}x" + (f"-{self.nodes}nodes" if self.nodes > 1 else "")
+
+    @property
+    def words(self) -> str:
+        """What a message calls it: `8 x NVIDIA B200`, `8 x NVIDIA GB200 on 2 nodes`."""
+        return f"{self.count} x {self.name}" + (f" on {self.nodes} nodes" if self.nodes > 1 else "")
+
+    @property
+    def label(self) -> str:
+        """What a report calls it: `NVIDIA B200 x8`, `NVIDIA GB200 x8 on 2 nodes`."""
+        return f"{self.name} x{self.count}" + (f" on {self.nodes} nodes" if self.nodes > 1 else "")
+
+    def to_json(self) -> dict[str, str | int]:
+        """Return it as plain data; one node, as most hardware has, is left out."""
+        found: dict[str, str | int] = {"name": self.name, "count": self.count, "kind": self.kind}
+        return found | ({"nodes": self.nodes} if self.nodes > 1 else {})
 
 
 @dataclass(frozen=True, kw_only=True)

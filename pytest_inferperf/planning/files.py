@@ -148,4 +148,4 @@ def _own(file: PerformanceFile, case: Case) -> PerformanceEntry | None:
 
 
 def hardware_words(hardware: Hardware) -> str:
-    return f"{hardware.count} x {hardware.name}"
+    return hardware.words

@@ -11,7 +11,8 @@ from pytest_inferperf.baselines.entries import AccuracyEntry, Missing
 from pytest_inferperf.engines.backends import resolve_backend
 from pytest_inferperf.engines.checkpoint.outlook import foresee_checkpoint
 from pytest_inferperf.engines.hardware import Gpu, cpu_hardware, gpu_words, need_words, why_missing
-from pytest_inferperf.engines.needs import implied_need, joint_need, native_sm
+from pytest_inferperf.engines.mpi_launch import find_launch, nodes_of
+from pytest_inferperf.engines.needs import implied_need, joint_need, native_sm, needs_gpu, of_this_node
 from pytest_inferperf.engines.servers.presets import loads_model
 from pytest_inferperf.errors import InferperfError
 from pytest_inferperf.gates.forecast import OnFile, Unknown, forecast
@@ -196,7 +197,10 @@ def _machine(spec: EngineSpec, gpus: tuple[Gpu, ...]) -> Hardware:
         from pytest_inferperf.engines.openai.connecting import endpoint_hardware
 
         return endpoint_hardware(spec)
-    return Hardware(name=gpus[0].name, count=spec.world_size, kind="gpu") if gpus else cpu_hardware()
+    if not gpus:
+        return cpu_hardware()
+    nodes = nodes_of(spec, find_launch(), gpus=len(gpus)) if needs_gpu(spec) else 1
+    return Hardware(name=gpus[0].name, count=spec.world_size, kind="gpu", nodes=nodes)
 
 
 def _checkpoint(spec: EngineSpec, cache_dir: Path | None, *, by_hook: bool, backend: bool = True) -> tuple[str, str]:
@@ -234,7 +238,7 @@ def _gpus(
     specs = list(dict.fromkeys([spec, *(item.spec for item in references)]))
     native = native_sm(spec)
     fast = f"; {spec.precision} is native from SM {native} on" if spec.precision != "BF16" and native else ""
-    split = [GpuRequirement(count=item.world_size) for item in specs if item.world_size > 1]
+    split = [of_this_node(GpuRequirement(count=item.world_size), item) for item in specs if item.world_size > 1]
     implied = [] if by_hook else [implied_need(item) for item in specs]
     # Engines that are held at once share the GPUs.
     need = joint_need([*split, *implied, *(test.need for test in tests)])

@@ -61,7 +61,7 @@ def junit_properties(result: CaseResult, verdicts: Sequence[GateVerdict]) -> lis
         engine = result.engine
         found += [
             ("inferperf.engine.backend", engine.backend),
-            ("inferperf.engine.hardware", f"{engine.hardware.name} x{engine.hardware.count}"),
+            ("inferperf.engine.hardware", engine.hardware.label),
             ("inferperf.engine.checkpoint_hash", engine.checkpoint_hash),
             ("inferperf.engine.compute_dtype", engine.compute_dtype),
             ("inferperf.engine.quant_algo", engine.quant_algo or "none"),

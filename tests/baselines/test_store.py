@@ -197,3 +197,16 @@ def test_two_metrics_of_one_task(root: Path, task_case: Case, answers: Make) -> 
         found = lookup_accuracy(root, task_case, metric)
         assert isinstance(found, AccuracyEntry)
         assert (found.metric, found.scores["BF16"].score) == (metric, score)
+
+
+def test_one_node_and_two_are_other_hardware(root: Path, hardware: Hardware, speed_case: Case, speed: Make) -> None:
+    made = speed(output_throughput=100.0)
+    assert made.result.engine is not None
+    two = replace(hardware, nodes=2)
+    spread = replace(made, result=replace(made.result, engine=replace(made.result.engine, hardware=two)))
+    record(root, spread)
+    path = root / "performance/nvidia-b200-8x-2nodes/tiny.json"
+    assert json.loads(path.read_text())["hardware"] == {"name": "NVIDIA B200", "count": 8, "kind": "gpu", "nodes": 2}
+    assert isinstance(lookup_performance(root, two, speed_case), PerformanceEntry)
+    assert isinstance(lookup_performance(root, hardware, speed_case), Missing)
+    assert dump_performance(read_performance(path)) == path.read_text()

@@ -123,6 +123,18 @@ def test_an_orphan_that_ends_takes_its_past_with_it(machine: Machine) -> None:
     assert watching.figures()["cpu.others"] == 0
 
 
+def test_ranks_that_a_launcher_started_for_us_are_ours(machine: Machine) -> None:
+    machine.process(700, "slurmstepd", parent=1)
+    machine.process(701, "launcher", parent=700, session=701)
+    machine.process(702, "rank", parent=701, session=701)
+    watching = CpuWatch(root=machine.root, pid=ME, cpus=(0, 1), also={702})
+    machine.process(ME, "pytest", parent=1, own=10)
+    machine.process(702, "rank", parent=701, session=701, own=150)
+    machine.cpus({0: (100, 0), 1: (60, 40)})
+    assert watching.figures()["cpu.others"] == 0
+    assert watching.ours == {ME, 702}
+
+
 def test_other_jobs_of_our_shell_are_others(machine: Machine) -> None:
     machine.process(50, "bash", parent=1, session=50)
     machine.process(ME, "pytest", parent=50, session=50)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -57,6 +59,32 @@ def test_a_gpu_is_sampled_until_the_rounds_end(nvml: NewNvml) -> None:
     assert not nvml.is_open
     assert watching.figures["gpu0.sm_clock_mhz.min"] == 1700
     assert watching.figures["gpu0.other_processes"] == 0
+
+
+def orphan() -> int:
+    """Start a process that is no child of ours, and return its number."""
+    started = subprocess.run(
+        ["sh", "-c", "sleep 60 >/dev/null 2>&1 & echo $!"], capture_output=True, start_new_session=True, check=True
+    )
+    return int(started.stdout)
+
+
+def test_ranks_of_our_launch_are_no_neighbours_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They compute for pytest, and are children of Slurm's: of two, one is of another job."""
+    ranks = [orphan(), orphan()]
+    try:
+        nvml = NewNvml(Gpu("GPU-a", pids=ranks))
+        monkeypatch.setitem(sys.modules, "pynvml", nvml)
+        monkeypatch.setattr(module, "launched_processes", lambda: frozenset(ranks[:1]))
+        with Telemetry(GPU, period_s=0.001) as watching:
+            deadline = time.monotonic() + 20
+            while nvml.looks < 2:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+    finally:
+        for pid in ranks:
+            os.kill(pid, signal.SIGKILL)
+    assert watching.figures["gpu0.other_processes"] == 1
 
 
 def test_a_cpu_engine_asks_no_gpu(nvml: NewNvml) -> None:

@@ -87,6 +87,16 @@ def test_hardware_slug() -> None:
     assert Hardware(name="NVIDIA B200", count=8, kind="gpu").slug == "nvidia-b200-8x"
 
 
+def test_hardware_on_several_nodes_is_other_hardware() -> None:
+    one, two = (Hardware(name="NVIDIA GB200", count=8, kind="gpu", nodes=nodes) for nodes in (1, 2))
+    assert one != two
+    assert (one.slug, two.slug) == ("nvidia-gb200-8x", "nvidia-gb200-8x-2nodes")
+    assert (one.words, two.words) == ("8 x NVIDIA GB200", "8 x NVIDIA GB200 on 2 nodes")
+    assert (one.label, two.label) == ("NVIDIA GB200 x8", "NVIDIA GB200 x8 on 2 nodes")
+    assert one.to_json() == {"name": "NVIDIA GB200", "count": 8, "kind": "gpu"}
+    assert two.to_json() == {**one.to_json(), "nodes": 2}
+
+
 @pytest.mark.parametrize("name", ["NVFP4_AWQ_LITE_CFG", "NVFP4_FP8_MHA_CONFIG", *QUANTIZATIONS])
 def test_quant_names(name: str) -> None:
     assert check_quant(name) is None

@@ -21,9 +21,12 @@ from pytest_inferperf.engines.interface import (
     Progress,
     TokenChunk,
 )
+from pytest_inferperf.engines.mpi_launch import find_launch, launch_problem, nodes_of, outer_environment
+from pytest_inferperf.engines.needs import on_ray
 from pytest_inferperf.engines.stopping import cut, held_back
 from pytest_inferperf.engines.tensorrt_llm.answers import Arrivals, generation_of, loglikelihood_of
 from pytest_inferperf.engines.tensorrt_llm.options import arguments_of
+from pytest_inferperf.engines.tensorrt_llm.ray_nodes import RayNodes
 from pytest_inferperf.engines.tensorrt_llm.readback import resolved_of
 from pytest_inferperf.engines.tensorrt_llm.versions import Package
 from pytest_inferperf.engines.tokenizing import Tokenizer
@@ -60,7 +63,7 @@ class TensorrtLlmEngine(Engine):
             self._chunked = resolved.chunked_prefill
             self.info = EngineInfo(
                 backend="tensorrt_llm",
-                hardware=hardware,
+                hardware=hardware(),
                 quant_algo=resolved.quant_algo,
                 kv_cache_quant_algo=resolved.kv_cache_quant_algo,
                 compute_dtype=resolved.dtype,
@@ -282,12 +285,24 @@ def _tokens(output: Any) -> Sequence[int]:
     return tokens
 
 
-def _hardware(spec: EngineSpec) -> Hardware:
-    """Return the GPUs the engine takes. Raises `EngineError` where there are fewer, before anything is loaded."""
-    gpus = find_gpus()
-    if len(gpus) < spec.world_size:
+def _hardware(spec: EngineSpec) -> Callable[[], Hardware]:
+    """Return what tells the GPUs of the engine once it is loaded.
+
+    Raises `EngineError` where it cannot be loaded as pytest was started, or there are too few, before anything is.
+    """
+    launch, gpus = find_launch(), find_gpus()
+    problem = launch_problem(spec, launch, outer=outer_environment())
+    if problem:
+        raise EngineError(problem)
+    if on_ray(spec):
+        return RayNodes(spec, gpus).hardware
+    nodes = nodes_of(spec, launch, gpus=len(gpus))
+    here = -(-spec.world_size // nodes)
+    if len(gpus) < here:
+        each = f" on each of {nodes} nodes" if nodes > 1 else ""
         raise EngineError(
-            f"tp={spec.tp} x pp={spec.pp} need {spec.world_size} GPU{'s' if spec.world_size > 1 else ''}; found "
+            f"tp={spec.tp} x pp={spec.pp} need {here} GPU{'s' if here > 1 else ''}{each}; found "
             f"{gpu_words(gpus)} (asked of NVML through nvidia-ml-py)"
         )
-    return Hardware(name=gpus[0].name, count=spec.world_size, kind="gpu")
+    found = Hardware(name=gpus[0].name, count=spec.world_size, kind="gpu", nodes=nodes)
+    return lambda: found

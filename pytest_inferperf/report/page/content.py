@@ -278,7 +278,7 @@ def _anchor(name: str, anchor: Anchor) -> str:
 
 def _engine(result: CaseResult) -> str:
     engine = result.case.engine
-    where = "" if result.engine is None else f" on {result.engine.hardware.name} x{result.engine.hardware.count}"
+    where = "" if result.engine is None else f" on {result.engine.hardware.label}"
     return f"{engine.served_model_name} {engine.precision}{where}"
 
 
@@ -289,7 +289,7 @@ def _configuration(result: CaseResult) -> list[tuple[str, str]]:
         engine = result.engine
         found += [
             ("backend", engine.backend),
-            ("hardware", f"{engine.hardware.name} x{engine.hardware.count}"),
+            ("hardware", engine.hardware.label),
             ("quantization", engine.quant_algo or "none"),
             ("KV cache quantization", engine.kv_cache_quant_algo or "none"),
             ("compute dtype", engine.compute_dtype),

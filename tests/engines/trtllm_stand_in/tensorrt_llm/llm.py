@@ -15,6 +15,8 @@ from typing import Any, ClassVar
 from . import toy
 from .behaviour import fault, gpus, is_old
 from .llmapi import llm_args
+from .on_ray import place_on_ray
+from .proxy import RanksClient, launched
 from .sampling_params import SamplingParams
 from .table import LLM as NAMED
 
@@ -41,7 +43,10 @@ class LLM:
         args: Any = llm_args.TorchLlmArgs(model=model, **kwargs)
         args.cuda_graph_config = kwargs.get("cuda_graph_config", llm_args.CudaGraphConfig())  # type: ignore[attr-defined]
         world = args.tensor_parallel_size * args.pipeline_parallel_size
-        if world > gpus():
+        self._ranks = RanksClient(world) if launched() and world > 1 else None
+        if args.orchestrator_type == "ray":
+            place_on_ray(args.tensor_parallel_size, world)
+        elif world > gpus() and self._ranks is None:
             raise RuntimeError(f"Only {gpus()} GPUs are available, but {world} are required.")
         if fault() == "oom":
             raise RuntimeError("Executor worker returned error: CUDA out of memory. Tried to allocate 20.00 GiB.")
@@ -77,6 +82,8 @@ class LLM:
 
     def shutdown(self) -> None:
         self.closed = True
+        if self._ranks is not None:
+            self._ranks.shutdown()
         marker = os.environ.get("TRTLLM_STAND_IN_MARKER")
         if marker:
             Path(marker).write_text("shut down")
