@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_inferperf.errors import BaselineError, InvalidRun, MarkError
 from pytest_inferperf.measure.interruption import ComparisonInterrupted, rounds_so_far
+from pytest_inferperf.measure.occasions import Occasions
 from pytest_inferperf.measure.progress import SILENT, Progress
 from pytest_inferperf.model.case import Case, ReferenceEngine, Task, Workload
 from pytest_inferperf.model.gates import (
@@ -59,6 +60,7 @@ class Inferperf:
         context: Callable[[], Mapping[str, str]] = dict,
         open_reference: Callable[[ReferenceEngine], Engine] | None = None,
         answers: dict[Any, Comparison] | None = None,
+        occasions: dict[str, int] | None = None,
         nodeid: str = "",
     ) -> None:
         self.bound = bound
@@ -71,6 +73,8 @@ class Inferperf:
         self._context = context
         self._open_reference = open_reference or _no_reference
         self._answers = {} if answers is None else answers
+        self._occasions = Occasions(occasions)
+        self._occasion = 0
         self._nodeid = nodeid
         self._result = CaseResult(case=bound.case, engine=engine.info)
 
@@ -112,6 +116,7 @@ class Inferperf:
             raise MarkError("inferperf.measure(): the case has no workload; give the inferperf mark isl= and osl=.")
         if self._result.performance is not None or self._result.frontier is not None or self._result.comparisons:
             raise MarkError("inferperf.measure() was called twice; one test measures its workload once.")
+        self._occasion = self._occasions.take(self.case)
         try:
             return self._measure_sweep(workload) if workload.swept else self._measure(workload)
         except Exception as error:
@@ -222,6 +227,7 @@ class Inferperf:
             progress=progress,
             gpu_hour_price=self._settings.gpu_hour_price,
             honesty=self._honesty,
+            occasion=self._occasion,
         )
 
     @property
@@ -289,6 +295,7 @@ class Inferperf:
                     gpu_hour_price=self._settings.gpu_hour_price,
                     honesty=self._honesty,
                     rounds_seen=rounds_seen,
+                    occasion=self._occasion,
                 )
             except ComparisonInterrupted as error:
                 self._keep(error.found)

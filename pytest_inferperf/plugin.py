@@ -265,6 +265,7 @@ def inferperf(
                 config, reference, inferperf_engine, tmp_path_factory, progress
             ),
             answers=state_of(config).answers,
+            occasions=state_of(config).occasions,
             nodeid=request.node.nodeid,
         )
         request.node.stash[RUN] = run

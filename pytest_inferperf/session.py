@@ -63,6 +63,9 @@ class State:
     answers: dict[Any, Comparison] = field(default_factory=dict)
     """What reference engines answered in this run, by engine, task and metric."""
 
+    occasions: dict[str, int] = field(default_factory=dict)
+    """How often each load was measured: see `measure.occasions`."""
+
     key_names: set[str] = field(default_factory=set)
     """Environment variables that hold the API keys of the session's endpoints, whatever they are called."""
 

@@ -127,6 +127,9 @@ class Serving:
     fresh_prompts: bool
     """Whether the server outlives the run: prompts that it has seen before may be in its prefix cache."""
 
+    occasion: int = 0
+    """How often the workload was measured on it before: prompts that it may know are sent with other tokens."""
+
     encode: Callable[[str], Sequence[int]] | None = None
     """Tokenizes a text of the model, without special tokens; None where no tokenizer is at hand."""
 

@@ -42,6 +42,7 @@ def measure_blocks(
     gpu_hour_price: float = 0.0,
     honesty: Honesty | None = None,
     rounds_seen: int = 0,
+    occasion: int = 0,
 ) -> Comparison:
     """Measure blocks until `next_look` has seen enough of them.
 
@@ -56,6 +57,7 @@ def measure_blocks(
         gpu_hour_price: As in `run_round`.
         rounds_seen: Rounds of the workload that the candidate has answered since its launch, after those of warm-up: their
             prompts may be in its cache, and are not in that of the reference.
+        occasion: How often the workload was measured on the candidate before, by other tests.
         honesty: How closely the candidate's answers are looked at: after all blocks, or with `reload` after each.
 
     Raises `InvalidRun` for an engine or a round whose figures cannot be trusted, `EngineError` where an engine fails or
@@ -63,7 +65,7 @@ def measure_blocks(
 
     """
     blocks = _Blocks(
-        candidate, reference, workload, open_reference, rules, progress, gpu_hour_price, honesty, rounds_seen
+        candidate, reference, workload, open_reference, rules, progress, gpu_hour_price, honesty, rounds_seen, occasion
     )
     return blocks.measure(next_look)
 
@@ -152,12 +154,13 @@ class _Blocks:
         gpu_hour_price: float,
         honesty: Honesty | None,
         rounds_seen: int,
+        occasion: int,
     ) -> None:
         self._candidate = candidate
         self._rules = rules
         self._reference = reference
         self._workload = workload
-        self._rounds_seen = rounds_seen
+        self._rounds_seen, self._occasion = rounds_seen, occasion
         self._open = open_reference
         self._gpu_hour_price = gpu_hour_price
         self._progress = progress.within(f"compare with {reference.label}")
@@ -314,6 +317,7 @@ class _Blocks:
             gpu_hour_price=self._gpu_hour_price,
             witness=witness,
             live=self._live,
+            occasion=self._occasion,
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from pytest_inferperf.engines.interface import Engine, Generation, GenerationRequest
@@ -39,11 +40,12 @@ def measure_session(
     progress: Progress = SILENT,
     gpu_hour_price: float = 0.0,
     honesty: Honesty | None = None,
+    occasion: int = 0,
 ) -> Session:
     """Run the workload's warm-up and measured rounds and return their figures; `rules` are those of the case's gates.
 
     With `honesty`, some of the answers are then asked for again, off the clock, and compared; with its `audit`, prompts are
-    repeated between new ones.
+    repeated between new ones. `occasion` is how often the workload was measured on this engine before.
 
     Raises `InvalidRun` when a request does not fit, an output is not exactly `osl` tokens long, or a server's answers
     contradict each other, `MarkError` for an open loop on an engine that is no server, `MeasurementInterrupted` on Ctrl-C,
@@ -64,6 +66,7 @@ def measure_session(
             witness=witness,
             gpu_hour_price=gpu_hour_price,
             live=progress.within(kind).live,
+            occasion=occasion,
         )
 
     witness = Witness(honesty, seed=workload.seed) if honesty is not None else None
@@ -84,6 +87,8 @@ def measure_session(
             raise MeasurementInterrupted((*done, *rounds_so_far(error))) from None
     rounds = tuple(done)
     figures = dict(telemetry.figures)
+    if occasion and serving_of(engine, workload) is not None:
+        figures["prompts.occasion"] = float(occasion)
     if witness is not None:
         figures |= witness.client_figures
         progress("answers at concurrency 1")
@@ -108,6 +113,7 @@ def run_round(
     gpu_hour_price: float = 0.0,
     witness: Witness | None = None,
     live: Live | None = None,
+    occasion: int = 0,
 ) -> Round:
     """Send one round's requests and return its figures; `witness` sees the answers. Raises like `measure_session`.
 
@@ -115,7 +121,7 @@ def run_round(
 
     A server is measured by the load generator: besides the round's requests it sends warm-up requests and fillers, whose
     share of the energy nobody knows. Under open loop `round_index` decides when requests are due, as it decided the
-    prompts.
+    prompts, and on another `occasion` their tokens come in another order.
     """
     gpus = engine.watched_hardware.count if engine.watched_hardware.kind == "gpu" else 0
     per_hour = gpu_hour_price * gpus
@@ -125,7 +131,7 @@ def run_round(
 
         found = load_round(
             engine,
-            serving,
+            replace(serving, occasion=occasion),
             workload,
             requests,
             round_index=round_index,

@@ -66,7 +66,7 @@ class _SyntheticPrompts:
 
     def __init__(self, serving: Serving, workload: Workload, requests: Sequence[GenerationRequest]) -> None:
         self._serving = serving
-        self._prompts = _prompts(requests, workload, fresh=serving.fresh_prompts)
+        self._prompts = _prompts(requests, workload, fresh=serving.fresh_prompts, occasion=serving.occasion)
         self._sent: list[GenerationRequest] = []
         self._bodies: list[bytes] = []
         self._shared_share = workload.shared_prefix
@@ -98,12 +98,14 @@ class _RecordedPrompts:
     """Every record of a round is measured, with all its turns; warm-up and fillers are the first turns in other words.
 
     Tests at other loads send the same records to the same server, and one that outlives the run may have seen them before:
-    every prompt begins with a mark of the workload, and there of this process too.
+    every prompt begins with a mark of the workload and the occasion, and there of this process too.
     """
 
     def __init__(self, serving: Serving, workload: Workload, requests: Sequence[GenerationRequest]) -> None:
         self._serving = serving
         seed = f"{_THIS_PROCESS if serving.fresh_prompts else ''}/{sorted(workload.identity().items())}"
+        if serving.occasion:
+            seed += f"/{serving.occasion}"
         mark = f"{random.Random(seed).getrandbits(32):08x}"
         self._random = random.Random(f"{mark}/{requests[0].messages}")
         self._shared_share = shared_share(dataset_of(workload), requests, mark=mark)
@@ -145,13 +147,17 @@ class _RecordedPrompts:
 
 
 class _TracePrompts:
-    """The requests of a trace. For a server that outlives the run every token is another one, the same for all."""
+    """The requests of a trace. For a server that may know them every token is another one, the same for all."""
 
     spare: Spare | None = None
     talk: TalkOf | None = None
 
     def __init__(self, serving: Serving, workload: Workload, requests: Sequence[GenerationRequest]) -> None:
-        self._requests = _renamed(requests) if serving.fresh_prompts else requests
+        self._requests = requests
+        if serving.fresh_prompts:
+            self._requests = _renamed(requests, random.Random())
+        elif serving.occasion:
+            self._requests = _renamed(requests, random.Random(f"{serving.occasion}/{requests[0].prompt}"))
         self._chat = serving.endpoint.chat
         self._bodies = [serving.body(request) for request in self._requests]
         self._shared_share = trace_of(workload).shared_share(len(requests))
@@ -170,20 +176,23 @@ class _TracePrompts:
         return -1 if self._chat else len(request.prompt), request.max_tokens
 
 
-def _renamed(requests: Sequence[GenerationRequest]) -> list[GenerationRequest]:
+def _renamed(requests: Sequence[GenerationRequest], shuffle: random.Random) -> list[GenerationRequest]:
     """Put another token in the place of each, by chance: what prompts have in common stays so, and no cache knows them."""
     tokens = sorted({token for request in requests for token in request.prompt})
-    names = dict(zip(tokens, random.sample(tokens, len(tokens)), strict=True))
+    names = dict(zip(tokens, shuffle.sample(tokens, len(tokens)), strict=True))
     return [replace(request, prompt=tuple(names[token] for token in request.prompt)) for request in requests]
 
 
-def _prompts(requests: Sequence[GenerationRequest], workload: Workload, *, fresh: bool) -> Iterator[GenerationRequest]:
+def _prompts(
+    requests: Sequence[GenerationRequest], workload: Workload, *, fresh: bool, occasion: int = 0
+) -> Iterator[GenerationRequest]:
     """Yield the prompts of a round and ever more like them: their tokens in another order, but for a shared prefix.
 
     `fresh` prompts are shuffled by chance from the start: no earlier run has sent them. Their shared prefix, too, is
-    one of this process.
+    one of this process. From the second occasion on they are shuffled as its number says.
     """
-    shuffle = random.Random() if fresh else random.Random(repr(requests[0].prompt))
+    seed = f"{occasion}/" if occasion else ""
+    shuffle = random.Random() if fresh else random.Random(f"{seed}{requests[0].prompt!r}")
     longest = max(requests, key=lambda request: len(request.prompt)).prompt
     common = longest[: workload.shared_tokens(len(longest))]
     if fresh:
@@ -195,7 +204,7 @@ def _prompts(requests: Sequence[GenerationRequest], workload: Workload, *, fresh
         own = request.prompt[shared:]
         return replace(request, prompt=(*common[:shared], *shuffle.sample(own, len(own))))
 
-    if not fresh:
+    if not fresh and not occasion:
         yield from requests
     while True:
         yield from map(other, requests)
