@@ -90,6 +90,7 @@ def _open_engine(
     return open_engine(
         spec,
         cache_dir=settings.cache_dir,
+        shared_cache=settings.shared_cache,
         progress=progress,
         load_timeout_s=settings.load_timeout_s,
         call_timeout_s=settings.call_timeout_s,

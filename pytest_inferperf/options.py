@@ -50,7 +50,11 @@ def add_options(parser: pytest.Parser) -> None:
         help="Engine backend: auto, transformers, tensorrt_llm, openai, or one a plugin brings",
     )
     option("baselines", metavar="DIR", help="Folder of the baseline files")
-    option("cache-dir", metavar="DIR", help="Folder of built checkpoints")
+    option(
+        "cache-dir",
+        metavar="DIR",
+        help="Folder of built checkpoints, or address where machines share them, such as s3://bucket/checkpoints",
+    )
     option("json", metavar="PATH", help="Write every result and verdict to this file")
     option(
         "results",
@@ -110,7 +114,11 @@ def add_options(parser: pytest.Parser) -> None:
     )
     parser.addini("inferperf_backend", "Engine backend", default="auto")
     parser.addini("inferperf_baselines", "Folder of the baseline files, relative to the rootdir", default="baselines")
-    parser.addini("inferperf_cache_dir", "Folder of built checkpoints, relative to the rootdir", default="")
+    parser.addini(
+        "inferperf_cache_dir",
+        "Folder of built checkpoints, relative to the rootdir, or address where machines share them",
+        default="",
+    )
     parser.addini(
         "inferperf_results",
         "Folder, relative to the rootdir, or address that keeps the result file of every run",

@@ -123,6 +123,7 @@ def plan_report(config: pytest.Config, tests: Sequence[PlannedTest]) -> list[str
     conditions = Conditions(
         baselines=settings.baselines,
         cache_dir=settings.cache_dir,
+        shared_cache=settings.shared_cache,
         gpus=find_gpus(),
         require_gpu=settings.require_gpu,
         tolerance=settings.tolerance,

@@ -44,6 +44,9 @@ class Settings:
     cache_dir: Path | None
     """Folder of built checkpoints; None for the user's cache folder."""
 
+    shared_cache: str
+    """Address where machines share their checkpoints; "" for none."""
+
     backend: str
     update: Literal["new", "tighten", "all"] | None
     reason: str
@@ -129,14 +132,13 @@ def read_settings(config: pytest.Config) -> Settings:
         return _absolute(config.rootpath, str(config.getini(name)))
 
     baselines = option("inferperf_baselines")
-    cache_dir = option("inferperf_cache_dir")
+    cache = _place(config, "inferperf_cache_dir")
     json_path = option("inferperf_json")
     settings = Settings(
         root=config.rootpath,
         baselines=path(baselines) if baselines else ini_path("inferperf_baselines"),
-        cache_dir=path(cache_dir)
-        if cache_dir
-        else (ini_path("inferperf_cache_dir") if config.getini("inferperf_cache_dir") else None),
+        cache_dir=Path(cache) if cache and not is_address(cache) else None,
+        shared_cache=cache if is_address(cache) else "",
         backend=str(option("inferperf_backend") or config.getini("inferperf_backend")),
         update=option("inferperf_update"),
         reason=(option("inferperf_reason") or "").strip(),

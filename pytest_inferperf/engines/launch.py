@@ -21,6 +21,7 @@ def open_engine(
     spec: EngineSpec,
     *,
     cache_dir: Path | None = None,
+    shared_cache: str = "",
     progress: Progress | None = None,
     load_timeout_s: float = 600.0,
     call_timeout_s: float = 600.0,
@@ -34,6 +35,7 @@ def open_engine(
     Args:
         spec: The engine to run.
         cache_dir: Where built checkpoints live; None takes INFERPERF_CACHE_DIR, else the user's cache folder.
+        shared_cache: Address of a storage where machines share their checkpoints; "" for none.
         progress: Receives lines about builds and loads.
         load_timeout_s: Time the engine has to load.
         call_timeout_s: Time it has for any one call, and for each token of a stream.
@@ -59,7 +61,9 @@ def open_engine(
     backend = resolve_backend(spec.backend, installed=not python)
     build = partial(build_in_process, timeout_s=build_timeout_s, log_dir=log_dir)
     checkpoint = (
-        ensure_checkpoint(spec, cache_dir=cache_dir, build=build, progress=report) if loads_model(spec) else None
+        ensure_checkpoint(spec, cache_dir=cache_dir, shared=shared_cache, build=build, progress=report)
+        if loads_model(spec)
+        else None
     )
     if spec.serve:
         from pytest_inferperf.engines.openai.served import ServedEngine

@@ -52,6 +52,9 @@ class Conditions:
     cache_dir: Path | None = None
     """Folder of built checkpoints; None for the user's cache folder."""
 
+    shared_cache: str = ""
+    """Address where machines share their checkpoints; "" for none."""
+
     gpus: tuple[Gpu, ...] = ()
     require_gpu: bool = False
     tolerance: float = 0.05

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from pytest_inferperf.baselines.against import answers_entry
 from pytest_inferperf.baselines.entries import AccuracyEntry, Missing
@@ -70,7 +69,7 @@ class _Planner:
         # What a hook builds may run anywhere.
         here = None if by_hook else _machine(spec, conditions.gpus)
         load_s = self._past.load_s(spec, here)
-        checkpoint, problem = _checkpoint(spec, conditions.cache_dir, by_hook=by_hook)
+        checkpoint, problem = _checkpoint(spec, conditions, by_hook=by_hook)
         opened = {test.nodeid: self._opened(test) for test in tests}
         references = list(dict.fromkeys(item for items in opened.values() for item in items))
         return EnginePlan(
@@ -97,7 +96,7 @@ class _Planner:
     def _reference(self, reference: ReferenceEngine, here: Hardware | None, *, by_hook: bool) -> ReferencePlan:
         checkpoint, problem = _checkpoint(
             reference.spec,
-            self._conditions.cache_dir,
+            self._conditions,
             # Which backends another environment has is not known here.
             by_hook=by_hook and not reference.python,
             backend=not reference.python,
@@ -203,7 +202,7 @@ def _machine(spec: EngineSpec, gpus: tuple[Gpu, ...]) -> Hardware:
     return Hardware(name=gpus[0].name, count=spec.world_size, kind="gpu", nodes=nodes)
 
 
-def _checkpoint(spec: EngineSpec, cache_dir: Path | None, *, by_hook: bool, backend: bool = True) -> tuple[str, str]:
+def _checkpoint(spec: EngineSpec, conditions: Conditions, *, by_hook: bool, backend: bool = True) -> tuple[str, str]:
     """Say where the checkpoint comes from, and what keeps the engine from being opened; "" for nothing."""
     if by_hook:
         return "left to pytest_inferperf_make_engine (a hook of the project or a plugin)", ""
@@ -220,7 +219,7 @@ def _checkpoint(spec: EngineSpec, cache_dir: Path | None, *, by_hook: bool, back
     except InferperfError as error:
         problems.append(str(error))
     try:
-        text = foresee_checkpoint(spec, cache_dir=cache_dir).text
+        text = foresee_checkpoint(spec, cache_dir=conditions.cache_dir, shared=conditions.shared_cache).text
     except InferperfError as error:
         problems.append(str(error))
     return served + text, "\n".join(problems)

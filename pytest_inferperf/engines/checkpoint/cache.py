@@ -10,18 +10,32 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_inferperf.engines.checkpoint.conformance import check_checkpoint
 from pytest_inferperf.engines.checkpoint.device import expected_device
+from pytest_inferperf.engines.checkpoint.entries import (
+    MANIFEST,
+    MANIFEST_VERSION,
+    listed_files,
+    new_work,
+    put_in_place,
+    remove_entry,
+    sweep,
+)
 from pytest_inferperf.engines.checkpoint.sources import is_quantized, read_headers, read_json, resolve_source
 from pytest_inferperf.engines.interface import Progress
-from pytest_inferperf.errors import CheckpointError
+from pytest_inferperf.errors import CheckpointError, SettingsError, StorageError
 from pytest_inferperf.model.case import EngineSpec
 from pytest_inferperf.model.quant import BLOCK_SCALES, NO_LESSONS, NOT_MADE, QAT
 from pytest_inferperf.model.results import slug
+from pytest_inferperf.storage import is_address
+
+if TYPE_CHECKING:
+    from pytest_inferperf.engines.checkpoint.shared import SharedCheckpoint
 
 __all__ = [
     "MANIFEST",
@@ -35,11 +49,6 @@ __all__ = [
     "key_inputs",
 ]
 
-MANIFEST = "inferperf.json"
-"""Written last: a folder without it was never finished."""
-
-MANIFEST_VERSION = 1
-
 BUILDER_VERSION = 2
 """Raised whenever the modules beside this one change what a build yields, so that older entries are not taken for it."""
 
@@ -47,7 +56,6 @@ TRAINER_VERSION = 1
 """The same for what `finetune` does, which other recipes do not depend on."""
 
 _MEMO = "hashes.json"
-_BUILDING = ".building-"
 _MODEL_SUFFIXES = (".safetensors", ".json", ".model", ".jinja", ".txt")
 _PACKAGES = ("nvidia-modelopt", "torch", "transformers")
 
@@ -56,18 +64,29 @@ Build = Callable[[EngineSpec, Path, Path, Progress], None]
 
 
 def default_cache_dir() -> Path:
-    """Return $INFERPERF_CACHE_DIR, else `inferperf` in $XDG_CACHE_HOME, else in ~/.cache."""
+    """Return $INFERPERF_CACHE_DIR, else `inferperf` in $XDG_CACHE_HOME, else in ~/.cache.
+
+    Raises `SettingsError` for an address.
+    """
     if chosen := os.environ.get("INFERPERF_CACHE_DIR"):
+        if is_address(chosen):
+            raise SettingsError(
+                "INFERPERF_CACHE_DIR names a folder of this machine. An address is given to --inferperf-cache-dir, or "
+                "inferperf_cache_dir in the ini file; the folder holds the copies."
+            )
         return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "inferperf"
 
 
-def ensure_checkpoint(spec: EngineSpec, *, cache_dir: Path | None = None, build: Build, progress: Progress) -> Path:
+def ensure_checkpoint(
+    spec: EngineSpec, *, cache_dir: Path | None = None, shared: str = "", build: Build, progress: Progress
+) -> Path:
     """Return the folder of the checkpoint that `spec` asks for, building it when it is not in the cache.
 
     Plain weights and sources that are quantized already are used in place. Of several processes that want one
-    checkpoint, one builds and the others wait. Raises `CheckpointError`.
+    checkpoint, one builds and the others wait. `shared` is the address of a storage from which it is copied, and into
+    which it is put after a build, so that of several machines one builds. Raises `CheckpointError`.
     """
     source = resolve_source(spec.model)
     quantized = is_quantized(source)
@@ -86,14 +105,40 @@ def ensure_checkpoint(spec: EngineSpec, *, cache_dir: Path | None = None, build:
         inputs = key_inputs(spec, source, root)
         key = cache_key(inputs)
         entry = root / entry_name(spec, key)
+        common = _shared(shared, spec, source, entry, inputs, progress) if shared else None
         if _is_good(entry, root, progress, repair=False):
+            if common is not None:
+                common.share()
             return entry
         with _locked(entry, progress):
-            _sweep(root, entry)
+            sweep(entry)
             if not _is_good(entry, root, progress, repair=True):
-                _build(spec, source, entry, inputs, build, progress)
+                make = partial(_build, spec, source, entry, inputs, build, progress)
+                if common is None:
+                    make()
+                else:
+                    _obtain(common, make)
     check_checkpoint(entry, spec, source=source)
     return entry
+
+
+def _shared(
+    address: str, spec: EngineSpec, source: Path, entry: Path, inputs: Mapping[str, Any], progress: Progress
+) -> SharedCheckpoint:
+    from pytest_inferperf.engines.checkpoint.shared import SharedCheckpoint
+
+    check = partial(check_checkpoint, spec=spec, source=source)
+    return SharedCheckpoint(address, entry, key=inputs, check=check, progress=progress)
+
+
+def _obtain(common: SharedCheckpoint, make: Callable[[], None]) -> None:
+    try:
+        common.obtain(make)
+    except StorageError as error:
+        raise CheckpointError(
+            f"{error} It is where machines share their checkpoints (inferperf_cache_dir); without it this machine builds "
+            "its own."
+        ) from None
 
 
 def entry_name(spec: EngineSpec, key: str) -> str:
@@ -236,12 +281,6 @@ def _locked(entry: Path, progress: Progress) -> Iterator[None]:
         lock.release()
 
 
-def _sweep(root: Path, entry: Path) -> None:
-    """Remove what dead builds of this entry left; the lock says that none is alive."""
-    for leftover in root.glob(f"{_BUILDING}{entry.name}-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-
-
 def _is_good(entry: Path, root: Path, progress: Progress, *, repair: bool) -> bool:
     """Whether the entry is whole; a damaged one is reported and, holding the lock, removed."""
     if not os.path.lexists(entry):
@@ -251,27 +290,19 @@ def _is_good(entry: Path, root: Path, progress: Progress, *, repair: bool) -> bo
         return True
     if repair:
         progress(f"warning: checkpoint {entry} is damaged ({problem}); building it again")
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
+        remove_entry(entry)
     return False
 
 
 def _damage(entry: Path, root: Path) -> str | None:
     manifest = entry / MANIFEST
     try:
-        listed = read_json(manifest)
+        files = listed_files(read_json(manifest))
     except CheckpointError as error:
         return str(error)
-    files = listed.get("files")
-    if listed.get("version") != MANIFEST_VERSION or not isinstance(files, dict):
-        return f"{MANIFEST} is not of version {MANIFEST_VERSION}"
     memo = _Memo(root)
     for name, expected in files.items():
         path = entry / name
-        if not isinstance(expected, dict):
-            return f"{MANIFEST} is not of version {MANIFEST_VERSION}"
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != expected.get("size"):
@@ -285,8 +316,7 @@ def _damage(entry: Path, root: Path) -> str | None:
 def _build(
     spec: EngineSpec, source: Path, entry: Path, inputs: Mapping[str, Any], build: Build, progress: Progress
 ) -> None:
-    work = entry.parent / f"{_BUILDING}{entry.name}-{uuid.uuid4().hex[:8]}"
-    work.mkdir()
+    work = new_work(entry)
     try:
         build(spec, source, work, progress)
         checked = check_checkpoint(work, spec, source=source)
@@ -303,24 +333,11 @@ def _build(
             "kv_cache_quant_algo": checked.config.kv_cache_quant_algo,
             "bits_per_parameter": checked.bits_per_parameter,
         }
-        for name in files:
-            _fsync(work / name)
         (work / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
-        _fsync(work / MANIFEST)
-        _fsync(work)
-        work.rename(entry)
-        _fsync(entry.parent)
+        put_in_place(work, entry)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     progress(f"quantize {spec.served_model_name} {spec.precision}: done")
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
@@ -332,6 +349,11 @@ def _disk_errors(root: Path) -> Iterator[None]:
             raise CheckpointError(
                 f"the disk is full: no room for a checkpoint in {root}. Free some space, or set INFERPERF_CACHE_DIR to "
                 "a folder on another disk"
+            ) from error
+        if error.errno in (errno.ENOLCK, errno.ENOTSUP):
+            raise CheckpointError(
+                f"the file system of the checkpoint cache {root} has no locks ({error.strerror}). Mount it with locks, "
+                f"or share it as file://{root}, which needs none, with INFERPERF_CACHE_DIR on a disk of this machine"
             ) from error
         place = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else root
         if not (place == root or place in root.parents or root in place.parents):

@@ -19,7 +19,7 @@ READ_AT_MOST = 64 << 20
 """Bytes of the largest model file that is hashed for an outlook; the hashes of larger ones are remembered from builds."""
 
 
-def foresee_checkpoint(spec: EngineSpec, *, cache_dir: Path | None = None) -> CheckpointOutlook:
+def foresee_checkpoint(spec: EngineSpec, *, cache_dir: Path | None = None, shared: str = "") -> CheckpointOutlook:
     """Say where the checkpoint that `spec` asks for would come from, in milliseconds, and without the network.
 
     A cached entry is looked at by its manifest and the sizes of its files, not by their hashes. Raises
@@ -44,7 +44,8 @@ def foresee_checkpoint(spec: EngineSpec, *, cache_dir: Path | None = None) -> Ch
         for entry in sorted(root.glob(glob.escape(entry_name(spec, "")) + "*")):
             if _is_whole(entry) and _fits(read_json(entry / MANIFEST).get("key"), inputs, unread):
                 return CheckpointOutlook(state="cached", text=f"cached, weights not compared: {entry.name}")
-    return CheckpointOutlook(state="build", text=f"to be built from {source}")
+    unless = f", unless it is in {shared}" if shared else ""
+    return CheckpointOutlook(state="build", text=f"to be built from {source}{unless}")
 
 
 def _is_whole(entry: Path) -> bool:
