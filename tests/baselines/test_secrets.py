@@ -90,6 +90,21 @@ def test_patch_that_would_quote_a_secret_is_not_written(root: Path, speed: Make,
     assert WORD not in file.read_text()
 
 
+def test_figure_that_looks_like_a_secret_of_digits_is_none(
+    root: Path, speed: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIN_SECRET", "123456")
+    update(root, [speed({"output_throughput": 9123456.0})], reason="first", **ASKED)
+    again = [speed({"output_throughput": 9123456.5})]
+    write_patch(plan_update(root, again, **{**ASKED, "mode": "all"}, reason="newer"), tmp_path / "p.patch")
+    assert "9123456.5" in (tmp_path / "p.patch").read_text()
+    plan = plan_update(root, again, **{**ASKED, "mode": "all"}, reason="newer")
+    (file,) = plan.files
+    quoted = replace(plan, files=(replace(file, after=(file.after or "").replace("newer", "of 123456")),))
+    with pytest.raises(SettingsError, match=r"holds the value of the environment variable PIN_SECRET\."):
+        write_patch(quoted, tmp_path / "other.patch")
+
+
 def test_packed_answers_survive_a_secret_that_looks_like_them(
     answers: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
