@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import re
 import secrets
 from collections.abc import Iterator, Sequence
@@ -165,9 +166,12 @@ class Storage:
     def create(self, name: str, data: bytes) -> bool:
         """Put an object there where none of its name is, and say whether that went."""
         with self._errors(name, "written"):
-            self._make_folder(name)
             try:
-                self.files.pipe_file(self._at(name), data, mode="create")
+                if self._objects:
+                    self.files.pipe_file(self._at(name), data, mode="create")
+                else:
+                    self._make_folder(name)
+                    _make_file(Path(self._at(name)), data)
             except FileExistsError:
                 return False
         return True
@@ -238,6 +242,22 @@ class Storage:
         except Exception as error:  # every storage has its own
             shown = f"{self.address}/{name}".rstrip("/")
             raise StorageError(f"{shown}: cannot be {act}: {_cause(error)}.") from error
+
+
+def _make_file(path: Path, data: bytes) -> None:
+    """Make a file, whole, where there is none; fsspec looks first and writes then. Raises `FileExistsError`."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        temporary.write_bytes(data)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            raise
+        except OSError:  # a mount without hard links: exclusive, though for a moment not whole
+            with path.open("xb") as file:
+                file.write(data)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _is_plain(part: str) -> bool:

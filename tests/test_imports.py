@@ -22,6 +22,8 @@ HEAVY = (
     "pynvml",
     "jinja2",
     "plotly",
+    "fsspec",
+    "s3fs",
 )
 OURS = ("fixture", "marks", "settings", "judging", "engines", "baselines", "evaluate", "measure", "gates", "report")
 

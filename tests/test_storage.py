@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -63,6 +66,31 @@ def test_an_object_is_made_once(storage: Storage) -> None:
     storage.remove("lease")
     storage.remove("lease")
     assert storage.create("lease", b"yours")
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_of_many_that_make_an_object_at_once_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    storage = open_storage(f"file://{tmp_path}/store", what="test")
+    if not links:
+
+        def refuse(*_: object) -> None:
+            raise PermissionError("Operation not permitted")
+
+        monkeypatch.setattr(os, "link", refuse)
+    barrier = threading.Barrier(4)
+
+    def make(number: int, name: str) -> bool:
+        barrier.wait(30)
+        return storage.create(name, b"%d" % number)
+
+    with ThreadPoolExecutor(4) as pool:
+        for name in map(str, range(40)):
+            made = list(pool.map(make, range(4), [name] * 4))
+            assert made.count(True) == 1
+            assert storage.read(name) == b"%d" % made.index(True)
+    assert sorted(storage.list()) == sorted(map(str, range(40)))
 
 
 def test_a_download_has_its_hash_and_an_end(storage: Storage, tmp_path: Path) -> None:

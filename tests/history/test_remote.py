@@ -102,6 +102,13 @@ def test_a_bucket_that_holds_nothing(s3: ObjectStore) -> None:
         open_store("s3://no-such/results")
 
 
+def test_a_password_in_the_address_of_a_store_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["trend", "s3://me:hunter2-secret@bucket/results"]) == 2
+    shown = capsys.readouterr()
+    assert "a store of results: the address holds a password or a signature" in shown.err
+    assert "hunter2" not in shown.out + shown.err
+
+
 def test_a_bucket_that_cannot_be_reached(lost_s3: ObjectStore) -> None:
     with pytest.raises(StorageError, match=r"s3://bucket/results: cannot be listed: EndpointConnectionError"):
         open_store("s3://bucket/results")

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from pytest_inferperf import storage
 from pytest_inferperf.engines.checkpoint import leases
 from pytest_inferperf.engines.checkpoint.cache import MANIFEST, checkpoint_hash, ensure_checkpoint
 from pytest_inferperf.engines.checkpoint.leases import Watch, take_lease
@@ -257,7 +258,7 @@ def test_a_storage_that_denies_to_write_is_known_before_hours_of_work(
     def deny(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Access Denied")
 
-    monkeypatch.setattr(cluster.storage.files, "pipe_file", deny)
+    monkeypatch.setattr(storage, "_make_file", deny)
     with pytest.raises(CheckpointError, match=r"lease\.json: cannot be written: permission denied \(Access Denied\)"):
         cluster.ensure("a")
     assert cluster.builds == []
