@@ -19,7 +19,7 @@ from typing import Any
 
 from pytest_inferperf.engines import wire
 from pytest_inferperf.engines.devices import DeviceLease
-from pytest_inferperf.engines.environment import quiet_environment
+from pytest_inferperf.engines.environment import quiet_environment, without_task
 from pytest_inferperf.engines.interface import Progress
 from pytest_inferperf.engines.log_tail import log_tail
 from pytest_inferperf.errors import EngineError
@@ -309,7 +309,7 @@ def _end_all() -> None:
 
 
 def _environment() -> dict[str, str]:
-    found = quiet_environment()
+    found = without_task(quiet_environment())
     # A plugin run from a source tree must be importable in the worker as well.
     here = str(Path(__file__).resolve().parents[2])
     paths = [here, *filter(None, found.get("PYTHONPATH", "").split(os.pathsep))]
@@ -319,4 +319,5 @@ def _environment() -> dict[str, str]:
 
 def _foreign_environment() -> dict[str, str]:
     """Another interpreter's: nothing that would show it our packages."""
-    return {name: value for name, value in quiet_environment().items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    found = without_task(quiet_environment())
+    return {name: value for name, value in found.items() if name not in ("PYTHONPATH", "PYTHONHOME")}

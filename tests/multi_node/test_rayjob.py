@@ -84,13 +84,13 @@ def test_what_is_mounted_is_there(manifest: dict[str, Any]) -> None:
     assert volumes[mounts["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
     paths = [word.partition("=")[2] for word in shlex.split(manifest["spec"]["entrypoint"]) if "=/" in word]
     assert paths
-    assert all(path.startswith(("/work/", "/models/")) for path in paths)
+    assert all(path.startswith(("/project/", "/models/")) for path in paths)
 
 
 def test_its_command_line_measures_an_engine_of_all_its_gpus(cluster: Cluster, manifest: dict[str, Any]) -> None:
     """Run for real: pytest with these options, on a stand-in of Ray with the nodes of the manifest."""
     here = str(cluster.path)
-    entry = manifest["spec"]["entrypoint"].replace("/work", here).replace("/models", f"{here}/models")
+    entry = manifest["spec"]["entrypoint"].replace("/project", here).replace("/models", f"{here}/models")
     nodes = ",".join(
         f"B200:{item['resources']['limits'][GPU]}" for count, item in groups(manifest) for _ in range(count)
     )

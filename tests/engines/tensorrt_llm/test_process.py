@@ -71,6 +71,14 @@ def test_it_generates_relaunches_and_is_shut_down(
     assert (tmp_path / "shut-down").read_text() == "shut down"
 
 
+def test_ranks_are_started_from_a_single_task_of_slurm(launch: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`srun --ntasks=1 pytest`: to the engine, MPI must not look like a task, or it would start no ranks."""
+    for name, value in {"SLURM_JOB_ID": "4711", "SLURM_STEP_NUM_TASKS": "1", "PMIX_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    engine = launch(spec_of(tp=8))
+    assert engine.info.hardware.words == "8 x NVIDIA B200"
+
+
 def test_out_of_memory_is_named(launch: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRTLLM_STAND_IN", "oom")
     with pytest.raises(EngineError, match=r"failed: out of memory: Executor worker returned error: CUDA out of memory"):

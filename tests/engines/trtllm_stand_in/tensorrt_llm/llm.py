@@ -16,7 +16,7 @@ from . import toy
 from .behaviour import fault, gpus, is_old
 from .llmapi import llm_args
 from .on_ray import place_on_ray
-from .proxy import RanksClient, launched
+from .proxy import RanksClient, launched, spawning_fails
 from .sampling_params import SamplingParams
 from .table import LLM as NAMED
 
@@ -44,6 +44,8 @@ class LLM:
         args.cuda_graph_config = kwargs.get("cuda_graph_config", llm_args.CudaGraphConfig())  # type: ignore[attr-defined]
         world = args.tensor_parallel_size * args.pipeline_parallel_size
         self._ranks = RanksClient(world) if launched() and world > 1 else None
+        if world > 1 and self._ranks is None and spawning_fails():
+            raise RuntimeError("MPI_ERR_SPAWN: could not spawn processes")
         if args.orchestrator_type == "ray":
             place_on_ray(args.tensor_parallel_size, world)
         elif world > gpus() and self._ranks is None:

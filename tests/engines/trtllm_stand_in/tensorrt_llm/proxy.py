@@ -13,6 +13,13 @@ def launched() -> bool:
     return os.environ.get("TLLM_SPAWN_PROXY_PROCESS") == "1"
 
 
+def spawning_fails() -> bool:
+    """Whether MPI takes itself for a task of Slurm's, which starts no processes."""
+    return "OMPI_COMM_WORLD_RANK" not in os.environ and any(
+        name in os.environ for name in ("SLURM_JOB_ID", "PMIX_RANK")
+    )
+
+
 class RanksClient:
     """The ranks at work for one engine. Who leaves without `shutdown` leaves them waiting for ever."""
 
