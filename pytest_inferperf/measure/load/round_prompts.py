@@ -10,7 +10,7 @@ from typing import Protocol
 from pytest_inferperf.engines.interface import GenerationRequest, Serving
 from pytest_inferperf.measure.load.supply import Spare, TalkOf
 from pytest_inferperf.measure.load.talks import Talk
-from pytest_inferperf.measure.recorded.requests import dataset_of, marked, reworded, shared_share
+from pytest_inferperf.measure.recorded.requests import marked, reworded, shared_share
 from pytest_inferperf.measure.recorded.traces import trace_of
 from pytest_inferperf.model.case import Workload
 
@@ -49,10 +49,12 @@ class RoundPrompts(Protocol):
         """Return the tokens that it sends, -1 where only the server knows, and must get."""
 
 
-def prompts_of(serving: Serving, workload: Workload, requests: Sequence[GenerationRequest]) -> RoundPrompts:
+def prompts_of(
+    serving: Serving, workload: Workload, requests: Sequence[GenerationRequest], *, round_index: int = 0
+) -> RoundPrompts:
     """Return the prompts of a round, those that are known to be needed already written."""
     if workload.dataset:
-        return _RecordedPrompts(serving, workload, requests)
+        return _RecordedPrompts(serving, workload, requests, round_index)
     if workload.trace:
         return _TracePrompts(serving, workload, requests)
     return _SyntheticPrompts(serving, workload, requests)
@@ -101,14 +103,16 @@ class _RecordedPrompts:
     every prompt begins with a mark of the workload and the occasion, and there of this process too.
     """
 
-    def __init__(self, serving: Serving, workload: Workload, requests: Sequence[GenerationRequest]) -> None:
+    def __init__(
+        self, serving: Serving, workload: Workload, requests: Sequence[GenerationRequest], round_index: int
+    ) -> None:
         self._serving = serving
         seed = f"{_THIS_PROCESS if serving.fresh_prompts else ''}/{sorted(workload.identity().items())}"
         if serving.occasion:
             seed += f"/{serving.occasion}"
         mark = f"{random.Random(seed).getrandbits(32):08x}"
         self._random = random.Random(f"{mark}/{requests[0].messages}")
-        self._shared_share = shared_share(dataset_of(workload), requests, mark=mark)
+        self._shared_share = shared_share(workload, requests, round_index=round_index, mark=mark)
         self._requests = [marked(request, mark) for request in requests]
         self._bodies = [serving.body(request) for request in self._requests]
         self._talks: list[Talk] = []

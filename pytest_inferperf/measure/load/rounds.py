@@ -118,7 +118,7 @@ def send_round(
 
     Raises `EngineError` where the server cannot be reached, and `SettingsError` for values out of range.
     """
-    prompts = prompts_of(serving, workload, requests)
+    prompts = prompts_of(serving, workload, requests, round_index=round_index)
     follow_ups = sum(len(item.follow_ups) for item in requests)
     plan = LoadPlan(
         num_requests=len(requests) + follow_ups,

@@ -6,7 +6,6 @@ A file is read once, checked record by record, and known by its content. Every r
 
 from __future__ import annotations
 
-import bisect
 import functools
 import itertools
 import json
@@ -16,9 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_inferperf.engines.interface import Message
-from pytest_inferperf.engines.openai.chat import text_of
 from pytest_inferperf.errors import SettingsError, choices
-from pytest_inferperf.measure.agreement import common_prefix
 from pytest_inferperf.measure.recorded.files import Place, label_of, parse_line, read_file, state_of_file
 
 __all__ = ["SHAPES", "Dataset", "Turn", "read_dataset"]
@@ -76,18 +73,6 @@ class Dataset:
             for record in self.records
         ]
         return [record for record in cut if record]
-
-    def shared_part(self, text: str) -> int:
-        """Return with how many characters of this prompt another record begins, too: a prefix cache may know those."""
-        texts = self._sorted
-        at = bisect.bisect_left(texts, text)
-        # The text itself is one of them, once.
-        others = texts[max(at - 1, 0) : at] + texts[at + 1 : at + 2]
-        return max((common_prefix(text, other) for other in others), default=0)
-
-    @functools.cached_property
-    def _sorted(self) -> list[str]:
-        return sorted(text_of(turns[0].messages) for turns in self.records)
 
 
 def read_dataset(path: Path) -> Dataset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import random
 from collections.abc import Callable, Sequence
@@ -11,11 +12,12 @@ from pathlib import Path
 from pytest_inferperf.engines.interface import Engine, GenerationRequest, Message
 from pytest_inferperf.engines.openai.chat import text_of
 from pytest_inferperf.errors import InvalidRun
+from pytest_inferperf.measure.agreement import common_prefix
 from pytest_inferperf.measure.recorded.datasets import Dataset, Turn, read_dataset
 from pytest_inferperf.measure.serving import serving_of
 from pytest_inferperf.model.case import Workload
 
-__all__ = ["dataset_of", "dataset_requests", "marked", "new_from_file", "reworded", "shared_share"]
+__all__ = ["dataset_of", "dataset_requests", "marked", "new_from_file", "reworded", "shared_part", "shared_share"]
 
 _Encode = Callable[[str], Sequence[int]]
 
@@ -36,7 +38,7 @@ def dataset_requests(engine: Engine, workload: Workload, *, round_index: int) ->
     request does not fit the engine's context, and `EngineError` where an answer is to be counted without a tokenizer.
     """
     dataset = dataset_of(workload)
-    records = dataset.usable(needs_length=not workload.osl, turns=workload.turns)
+    records, order = _permuted(dataset, workload)
     count = workload.requests_per_round
     first, last = round_index * count, (round_index + 1) * count
     if last > len(records):
@@ -44,7 +46,6 @@ def dataset_requests(engine: Engine, workload: Workload, *, round_index: int) ->
             f"round {round_index + 1}, warm-up rounds counted, needs the records {first + 1} to {last} of "
             f"{workload.dataset}, and it has {len(records)} usable ones: lower num_requests, or give a longer file."
         )
-    order = random.Random(f"{workload.seed}/dataset").sample(range(len(records)), len(records))
     serving = serving_of(engine, workload)
     encode: _Encode | None = serving.encode if serving is not None else _encode(engine)
     lengths = random.Random(f"{workload.seed}/{round_index}")
@@ -55,6 +56,12 @@ def dataset_requests(engine: Engine, workload: Workload, *, round_index: int) ->
         return GenerationRequest(prompt=prompt, messages=turn.messages, max_tokens=osl, ignore_eos=True)
 
     return [_conversation([request(turn) for turn in records[at]], engine, workload) for at in order[first:last]]
+
+
+def _permuted(dataset: Dataset, workload: Workload) -> tuple[list[tuple[Turn, ...]], list[int]]:
+    """Return the records to send, and the order in which rounds take them."""
+    records = dataset.usable(needs_length=not workload.osl, turns=workload.turns)
+    return records, random.Random(f"{workload.seed}/dataset").sample(range(len(records)), len(records))
 
 
 def _conversation(turns: Sequence[GenerationRequest], engine: Engine, workload: Workload) -> GenerationRequest:
@@ -112,8 +119,27 @@ def reworded(request: GenerationRequest, generator: random.Random) -> Generation
     return replace(request, prompt=prompt, messages=tuple(map(other, request.messages)), follow_ups=())
 
 
-def shared_share(dataset: Dataset, requests: Sequence[GenerationRequest], *, mark: str = "") -> float:
-    """Return the share of the requests' characters with which another one of the file may begin, too, or all with a mark."""
-    texts = [text_of(request.messages) for request in requests]
-    marks = len(texts) * len(mark)
-    return (sum(map(dataset.shared_part, texts)) + marks) / (sum(map(len, texts)) + marks)
+def shared_share(workload: Workload, requests: Sequence[GenerationRequest], *, round_index: int, mark: str) -> float:
+    """Return the share of the characters of a round's first turns that a prefix cache may know.
+
+    That is what a first turn has in common with another one that the session has sent by then, and what fillers keep of
+    it: all but what its user says. `mark` stands before each of them.
+    """
+    records, order = _permuted(dataset_of(workload), workload)
+    count = workload.requests_per_round
+    sent = sorted(text_of(records[at][0].messages) for at in order[: (round_index + 1) * count])
+    known = total = 0
+    for request in requests:
+        text = text_of(request.messages)
+        kept = text_of([*itertools.takewhile(lambda message: message[0] != "user", request.messages)])
+        known += max(shared_part(text, sent), common_prefix(text, kept)) + len(mark)
+        total += len(text) + len(mark)
+    return known / total
+
+
+def shared_part(text: str, texts: Sequence[str]) -> int:
+    """Return with how many characters of a text another one of `texts` begins, too: they are sorted, and it is one of them."""
+    at = bisect.bisect_left(texts, text)
+    # The text itself is one of them, once.
+    others = [*texts[max(at - 1, 0) : at], *texts[at + 1 : at + 2]]
+    return max((common_prefix(text, other) for other in others), default=0)

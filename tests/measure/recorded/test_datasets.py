@@ -71,12 +71,6 @@ def test_label_is_of_the_content_and_not_of_the_place(tmp_path: Path) -> None:
     assert other != here
 
 
-def test_shared_part_is_the_longest_common_start_with_another_record(tmp_path: Path) -> None:
-    texts = ["Name a tool.", "Name a toy.", "Who?", "Who?"]
-    found = read_dataset(written(tmp_path, "".join(json.dumps({"prompt": text}) + "\n" for text in texts)))
-    assert [found.shared_part(text) for text in texts] == [9, 9, 4, 4]
-
-
 BROKEN: dict[str, tuple[str | bytes, str]] = {
     "empty": ("\n \n", "mine.jsonl: the file is empty."),
     "empty array": (" []", 'mine.jsonl: the array is empty. A record is {"prompt": '),
