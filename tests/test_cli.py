@@ -428,3 +428,9 @@ def test_help_of_plan(capsys: Capture, option: str) -> None:
     shown = capsys.readouterr().out
     assert shown.startswith("usage: inferperf plan [-h] [PYTEST ARGUMENTS]\n")
     assert "The same as: pytest --inferperf-plan" in shown
+
+
+def test_a_wrong_argument_is_named_without_its_secret(capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        main(["report", "r.json", "--login", "hf_" + "x" * 30])
+    assert "unrecognized arguments: --login [hidden]" in capsys.readouterr().err

@@ -171,3 +171,4 @@ def test_a_count_of_tokens_is_no_secret() -> None:
     counts = {"VLLM_MAX_NUM_BATCHED_TOKENS": "131072", "MAX_TOKENS": "1048576"}
     assert hider(counts)("vllm --max-model-len 131072") == "vllm --max-model-len 131072"
     assert hider({"API_TOKENS": "open-sesame"})("open-sesame") == HIDDEN
+    assert hider({"API_TOKENS": "12345678"}, also=["API_TOKENS"])("12345678") == HIDDEN, "a mark says what it is"

@@ -320,6 +320,19 @@ def test_a_name_of_a_test_that_would_be_hidden_is_refused(project: Project) -> N
     result.stdout.fnmatch_lines(["*results are filed under it. Give parametrize other ids=*"])
 
 
+@pytest.mark.parametrize("fixture", ["inferperf_engine", "inferperf_case"])
+def test_a_test_that_asks_for_the_engine_or_the_case_alone_says_no_secret(
+    project: Project, monkeypatch: pytest.MonkeyPatch, fixture: str
+) -> None:
+    monkeypatch.setenv("DB_PASSWORD", PASSWORD)
+    project.test(PERFORMANCE, body=f"assert not 'login {PASSWORD}'", fixture=fixture)
+    result = project.run("--junitxml=junit.xml")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines([f"*login {HIDDEN.replace('[', '[[]')}*"])
+    search("the terminal", str(result.stdout).encode())
+    search("JUnit", (project.path / "junit.xml").read_bytes())
+
+
 def test_an_engine_that_closes_after_somebody_elses_test_says_no_secret(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:

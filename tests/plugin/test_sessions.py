@@ -152,6 +152,16 @@ def test_undecided_at_the_cap_can_warn(recorded: Project) -> None:
     result.stdout.fnmatch_lines(["*PytestWarning: test_it.py::*: INCONCLUSIVE: output_throughput_per_user 97 *"])
 
 
+def test_a_warning_says_no_secret(recorded: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The words of the warning are a password, which nobody would know by them."""
+    monkeypatch.setenv("DB_PASSWORD", "per_user 97")
+    recorded.engine(session_factors=UNDECIDED)
+    result = recorded.run("-W", "default", "-o", "inferperf_on_inconclusive=warn")
+    result.assert_outcomes(passed=1, warnings=1)
+    result.stdout.fnmatch_lines(["*PytestWarning: test_it.py::*: INCONCLUSIVE: output_throughput_[[]hidden] *"])
+    result.stdout.no_fnmatch_line("*per_user 97*")
+
+
 def test_sessions_of_the_mark_are_where_a_judged_run_begins(recorded: Project) -> None:
     """The looks are walked in order all the same: the first decision stands."""
     recorded.test(PERFORMANCE.replace(")", ", sessions=3)"), FLOOR)
