@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pytest_inferperf.errors import BaselineError, InvalidRun, MarkError
+from pytest_inferperf.errors import BaselineError, InvalidRun, MarkError, NodeLost
 from pytest_inferperf.measure.interruption import ComparisonInterrupted, rounds_so_far
 from pytest_inferperf.measure.occasions import Occasions
 from pytest_inferperf.measure.progress import SILENT, Progress
@@ -219,7 +220,8 @@ class Inferperf:
         if wanted > 1:
             # A look before the last may decide, so a judged run names the most there can be.
             progress = progress.within(f"session {number} (up to {max(wanted, SESSIONS.cap)})")
-        return measure_session(
+        measure = partial(
+            measure_session,
             self.engine,
             workload,
             rules=rules_of(self.bound.gates),
@@ -229,6 +231,13 @@ class Inferperf:
             honesty=self._honesty,
             occasion=self._occasion,
         )
+        try:
+            return measure()
+        except NodeLost:
+            # The sessions so far are kept; this one begins again, on another node of the same kind.
+            self.engine.relaunch()
+            self._result = replace(self._result, notes=self.engine.notes)
+            return measure()
 
     @property
     def _honesty(self) -> Honesty:
@@ -341,21 +350,23 @@ class Inferperf:
         records = self._settings.update is not None
         may_stop = bool(gates) and self.case.task.early_stop and not records
         start = time.perf_counter()
-        accuracy = evaluate(
-            self.engine,
-            self.case.task,
-            metric=metric,
-            search_paths=self._settings.task_paths,
-            progress=self._progress,
-            asking=Asking(
-                order=asking_order,
-                looks=asking_looks,
-                decided=self._decided if may_stop else None,
-                repeat=records,
-            ),
-        )
+        with self.engine.evaluators(self.case.task.replicas) as engine:
+            accuracy = evaluate(
+                engine,
+                self.case.task,
+                metric=metric,
+                search_paths=self._settings.task_paths,
+                progress=self._progress,
+                asking=Asking(
+                    order=asking_order,
+                    looks=asking_looks,
+                    decided=self._decided if may_stop else None,
+                    repeat=records,
+                ),
+            )
+            notes = engine.notes
         accuracy = replace(accuracy, duration_s=time.perf_counter() - start)
-        self._result = replace(self._result, accuracy=accuracy, context=dict(self._context()))
+        self._result = replace(self._result, accuracy=accuracy, context=dict(self._context()), notes=notes)
         return accuracy
 
     def _reference_answers(self, reference: ReferenceEngine, task: Task, metric: str | None) -> Comparison:

@@ -22,8 +22,22 @@ HEAVY = (
     "pynvml",
     "jinja2",
     "plotly",
+    "ray",
 )
-OURS = ("fixture", "marks", "settings", "judging", "engines", "baselines", "evaluate", "measure", "gates", "report")
+OURS = (
+    "fixture",
+    "cluster",
+    "placement",
+    "marks",
+    "settings",
+    "judging",
+    "engines",
+    "baselines",
+    "evaluate",
+    "measure",
+    "gates",
+    "report",
+)
 
 
 def modules_after(code: str, folder: Path) -> set[str]:
