@@ -78,6 +78,7 @@ class Inferperf:
         self._occasion = 0
         self._nodeid = nodeid
         self._result = CaseResult(case=bound.case, engine=engine.info)
+        self._told = len(engine.notes)
 
     notes: tuple[str, ...] = ()
     """What every verdict on it should say beside itself."""
@@ -172,8 +173,12 @@ class Inferperf:
 
     def _keep_sessions(self, sessions: Sequence[Session]) -> PerformanceResult:
         performance = PerformanceResult(sessions=tuple(sessions))
-        self._result = replace(self._result, performance=performance, context=dict(self._context()))
+        self._result = self._with(performance=performance)
         return performance
+
+    def _with(self, **found: Any) -> CaseResult:
+        """Return the result with what was found, and with what is said of the machines since this test began."""
+        return replace(self._result, context=dict(self._context()), notes=self.engine.notes[self._told :], **found)
 
     def _measure_sweep(self, workload: Workload) -> Frontier:
         if workload.sessions > 1 and not self.engine.can_relaunch:
@@ -209,7 +214,7 @@ class Inferperf:
                 if sessions
             )
         )
-        self._result = replace(self._result, frontier=frontier, context=dict(self._context()))
+        self._result = self._with(frontier=frontier)
         return frontier
 
     def _measure_session(self, workload: Workload, number: int, wanted: int, timer: _BenchmarkTimer | None) -> Session:
@@ -236,7 +241,6 @@ class Inferperf:
         except NodeLost:
             # The sessions so far are kept; this one begins again, on another node of the same kind.
             self.engine.relaunch()
-            self._result = replace(self._result, notes=self.engine.notes)
             return measure()
 
     @property
@@ -318,12 +322,7 @@ class Inferperf:
 
     def _keep(self, found: Comparison) -> None:
         # The candidate may have been launched anew.
-        self._result = replace(
-            self._result,
-            engine=self.engine.info,
-            comparisons=(*self._result.comparisons, found),
-            context=dict(self._context()),
-        )
+        self._result = self._with(engine=self.engine.info, comparisons=(*self._result.comparisons, found))
 
     def evaluate(self) -> AccuracyResult:
         """Run the lm-eval task and keep the outcome of every document asked.

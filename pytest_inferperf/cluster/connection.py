@@ -8,16 +8,17 @@ import logging
 import os
 import re
 import secrets
-import shutil
+import signal
 import sys
-import tempfile
-from contextlib import suppress
-from pathlib import Path
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from pytest_inferperf import __version__
 from pytest_inferperf.cluster.place import Place
 from pytest_inferperf.cluster.rules import Node
+from pytest_inferperf.cluster.scratch import ScratchFolder
 from pytest_inferperf.engines.hardware import Gpu
 from pytest_inferperf.errors import HardwareError, MissingExtra, SettingsError
 
@@ -46,24 +47,25 @@ def check_address(text: str) -> str:
 class Connection:
     """A cluster that this process is connected to, and what it holds there. `close` gives all of it back."""
 
-    def __init__(self, *, folder: Path | None = None) -> None:
+    def __init__(self, *, folder: ScratchFolder | None = None) -> None:
         self._folder = folder
         self._known: dict[str, Node] = {}
         self._places: list[Place] = []
         self._closed = False
 
     def nodes(self) -> tuple[Node, ...]:
-        """Return the nodes that are alive; one that is seen for the first time is asked what it is.
+        """Return the nodes that are alive and hand out CPUs; one that is seen for the first time is asked what it is.
 
         Raises `HardwareError` for a node that does not answer, or that has another version of this package.
         """
         import ray
 
-        alive = {item["NodeID"]: item for item in ray.nodes() if item["Alive"]}
+        # A head node that hands out no CPU is there for Ray alone.
+        alive = {item["NodeID"]: item for item in ray.nodes() if item["Alive"] and item["Resources"].get("CPU", 0) >= 1}
         new = [node_id for node_id in alive if node_id not in self._known]
         if new:
             self._known |= {node_id: _node(alive[node_id], text) for node_id, text in _probe(new).items()}
-        return tuple(self._known[node_id] for node_id in alive)
+        return tuple(self._known[node_id] for node_id in alive if node_id in self._known)
 
     def free_words(self) -> str:
         """Say what nobody has taken: `3 CPUs, 0 of 8 GPUs`."""
@@ -94,7 +96,7 @@ class Connection:
         with suppress(Exception):
             ray.shutdown()
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.remove()
 
 
 def connect(address: str) -> Connection:
@@ -109,23 +111,24 @@ def connect(address: str) -> Connection:
     logging.getLogger("ray").setLevel(logging.ERROR)
     common: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     if address == LOCAL:
-        # Ray puts sockets there, whose paths have to be short.
-        folder = Path(tempfile.mkdtemp(prefix="ifp-ray-"))
+        folder = ScratchFolder()
         try:
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                _node_ip_address="127.0.0.1",
-                _temp_dir=str(folder),
-                **common,
-            )
+            with _signals_kept():
+                ray.init(
+                    address="local",
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    _node_ip_address="127.0.0.1",
+                    _temp_dir=str(folder.path),
+                    **common,
+                )
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            folder.remove()
             raise
         return Connection(folder=folder)
     try:
-        ray.init(address=address, **common)
+        with _signals_kept():
+            ray.init(address=address, **common)
     except (ConnectionError, OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         first = str(error).strip().splitlines()[0]
         message = (
@@ -135,6 +138,19 @@ def connect(address: str) -> Connection:
     else:
         return Connection()
     raise HardwareError(message)
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Keep SIGTERM as it is: Ray takes it for itself, and ends the process in the middle of whatever it does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _keep_to_this_machine() -> None:
@@ -176,6 +192,8 @@ def _probe(node_ids: list[str]) -> dict[str, str]:
         try:
             found[node_id] = ray.get(reference, timeout=PROBE_S)
         except ray.exceptions.RayError as error:
+            if node_id not in {item["NodeID"] for item in ray.nodes() if item["Alive"]}:
+                continue  # It was lost meanwhile.
             first = str(error).strip().splitlines()[-1]
             raise HardwareError(
                 f"the node {node_id[:8]} of the cluster does not answer ({first}). Every node needs this package: "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -11,9 +12,9 @@ from pytest_inferperf.cluster.seat import Seat
 from pytest_inferperf.engines.hardware import cpu_hardware
 from pytest_inferperf.engines.interface import Engine, Watched
 from pytest_inferperf.engines.process import EngineProcess, difference
-from pytest_inferperf.errors import EngineError, InvalidRun
+from pytest_inferperf.errors import EngineError, InvalidRun, NodeLost
 from pytest_inferperf.model.case import EngineSpec
-from pytest_inferperf.model.results import Hardware
+from pytest_inferperf.model.results import EngineInfo, Hardware
 
 __all__ = ["ClusterEngine"]
 
@@ -74,12 +75,23 @@ class ClusterEngine(EngineProcess):
             self._seat.move()
         super().relaunch()
 
-    def replica(self) -> ClusterEngine:
-        """Wait for a second seat of the same kind, and start the same engine there.
+    def _launch(self) -> EngineInfo:
+        """See `EngineProcess._launch`: a node that is lost meanwhile is replaced like any other."""
+        try:
+            return super()._launch()
+        except NodeLost:
+            self._seat.move()
+            return super()._launch()
 
-        Raises `HardwareError` where there is none in time, `InvalidRun` where it is not the same engine.
+    def another_seat(self, given_up: threading.Event) -> Seat:
+        """Wait for a second seat of the same kind, until it is `given_up`. Raises `HardwareError` where there is none."""
+        return self._seat.another(given_up)
+
+    def replica(self, seat: Seat) -> ClusterEngine:
+        """Start the same engine on another seat, which is released where that fails.
+
+        Raises `EngineError`, and `InvalidRun` where it is not the same engine.
         """
-        seat = self._seat.another()
         try:
             found = ClusterEngine(self.spec, seat=seat, **self._keywords)
             moved = difference(self.info, found.info)
@@ -97,8 +109,8 @@ class ClusterEngine(EngineProcess):
 
     @property
     def where(self) -> str:
-        """The node it runs on, for people."""
-        return f"{self._seat.place.node.name} ({self._seat.place.node.node_id[:8]})"
+        """See `Place.where`."""
+        return self._seat.place.where
 
     @contextmanager
     def evaluators(self, replicas: int) -> Iterator[Engine]:

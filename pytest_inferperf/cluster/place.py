@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -44,6 +45,7 @@ class Place:
         self._actor = actor
         self._numbers = itertools.count(1)
         self._released = False
+        self._lost = ""
 
     def next_number(self) -> int:
         """Return a number for another engine process."""
@@ -53,6 +55,8 @@ class Place:
         """Call the actor. Raises `NodeLost` where it is gone, `EngineError` once the place is released."""
         import ray
 
+        if self._lost:
+            raise NodeLost(self._lost)
         if self._released:
             raise EngineError(f"the place of {self.request.what} on node {self.node.name} is released")
         try:
@@ -60,17 +64,20 @@ class Place:
         except ray.exceptions.RayTaskError as error:
             raise EngineError(f"node {self.node.name} failed at {method!r}: {error.cause or error}") from None
         except ray.exceptions.GetTimeoutError:
-            raise NodeLost(self._lost(f"has answered nothing for {timeout_s:g} s")) from None
+            self._lost = f"{self.request.what} is lost: {self.where} has answered nothing for {timeout_s:g} s"
         except (ray.exceptions.RayError, ConnectionError) as error:
-            raise NodeLost(self._lost(f"is gone ({type(error).__name__})")) from None
+            self._lost = f"{self.request.what} is lost on {self.where} ({type(error).__name__})"
+        raise NodeLost(self._lost)
 
     def tell(self, method: str, *args: object) -> None:
         """Call the actor without waiting for anything."""
         with suppress(Exception):
             getattr(self._actor, method).remote(*args)
 
-    def _lost(self, what: str) -> str:
-        return f"node {self.node.name} ({self.node.node_id[:8]}), on which {self.request.what} ran, {what}"
+    @property
+    def where(self) -> str:
+        """Its node in words: `node gpu-07 (3f2a9c01)`."""
+        return f"node {self.node.name} ({self.node.node_id[:8]})"
 
     def release(self) -> None:
         """End everything that runs here and give the resources back."""
@@ -92,18 +99,22 @@ def take_place(
     timeout_s: float,
     progress: Progress | None = None,
     among: Sequence[Node] | None = None,
+    given_up: threading.Event | None = None,
 ) -> Place:
     """Wait for the resources of a request, on a node of `among` (None: of the kind that suits it best), and take them.
 
-    Raises `HardwareError` at once for what no node has, and after `timeout_s` with what was asked and what exists.
+    Raises `HardwareError` at once for what no node has, after `timeout_s` with what was asked and what exists, and once
+    it is `given_up`; `NodeLost` where the node is lost as soon as it is ours.
     """
     nodes = connection.nodes()
-    lacking = why_unplaceable(request, nodes if among is None else among)
+    lacking = why_unplaceable(request, nodes)
     if lacking:
         raise HardwareError(lacking)
     fit = fitting(request, nodes if among is None else among)
+    if not fit:
+        raise HardwareError(f"the cluster has {cluster_words(nodes)}")
     resources = dict(bundle(request, fit[0]))
-    group = _wait(connection, request, fit, resources, timeout_s=timeout_s, progress=progress)
+    group = _wait(connection, request, fit, resources, timeout_s=timeout_s, progress=progress, given_up=given_up)
     try:
         return _occupy(connection, request, fit, resources, group)
     except BaseException:
@@ -119,6 +130,7 @@ def _wait(
     *,
     timeout_s: float,
     progress: Progress | None,
+    given_up: threading.Event | None,
 ) -> Any:
     from ray.util import placement_group
 
@@ -130,6 +142,8 @@ def _wait(
     try:
         while not group.wait(_WAIT_S):
             now = time.monotonic()
+            if given_up is not None and given_up.is_set():
+                raise HardwareError(f"nobody waits for {request.words} any more")
             if now - start >= timeout_s:
                 raise HardwareError(
                     f"{request.what} waited {timeout_s:g} s for {request.words} (inferperf_gpu_timeout), and was never "
@@ -164,7 +178,11 @@ def _occupy(
         )
         .remote(int(resources.get("GPU", 0)))
     )
-    where = ray.get(actor.where.remote(), timeout=START_S)
+    try:
+        where = ray.get(actor.where.remote(), timeout=START_S)
+    except (ray.exceptions.RayError, ConnectionError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise NodeLost(f"the node that {request.what} was given did not start it ({first})") from None
     (node,) = [item for item in fit if item.node_id == where]
     place = Place(connection, request, node, group, actor)
     connection.remember(place)

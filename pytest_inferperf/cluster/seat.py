@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,19 +31,24 @@ class Seat:
         timeout_s: float,
         progress: Progress | None = None,
         like: Node | None = None,
+        given_up: threading.Event | None = None,
     ) -> None:
-        """Wait for a place, on a node of the kind of `like` where it is given. Raises `HardwareError` like `take_place`."""
+        """Wait for a place, on a node of the kind of `like` where it is given, until `given_up` is set.
+
+        Raises `HardwareError` like `take_place`.
+        """
         self._connection = connection
         self._request = request
         self._timeout_s = timeout_s
         self._progress = progress
+        self._given_up = given_up or threading.Event()
         self.place = self._take(like)
         self.notes: tuple[str, ...] = ()
         """What was lost and where it went on: a report says so."""
 
-    def another(self) -> Seat:
+    def another(self, given_up: threading.Event) -> Seat:
         """Wait for a second place of the same kind, for a replica. Raises like the constructor."""
-        return Seat(self._connection, self._request, timeout_s=self._timeout_s, like=self.place.node)
+        return Seat(self._connection, self._request, timeout_s=self._timeout_s, like=self.place.node, given_up=given_up)
 
     def start(
         self,
@@ -72,20 +78,18 @@ class Seat:
         Raises `NodeLost` the second time, and where there is no other node.
         """
         old = self.place
+        lost = f"{old.request.what} is lost on {old.where}"
+        if self._given_up.is_set():
+            raise NodeLost(f"{lost}, and nobody waits for it any more")
         if self.notes:
-            raise NodeLost(f"node {old.node.name} ({old.node.node_id[:8]}) is lost too, after: {self.notes[-1]}")
+            raise NodeLost(f"{lost} too, after: {self.notes[-1]}")
         old.release()
         try:
             self.place = self._take(old.node, lost=old.node.node_id)
         except HardwareError as error:
-            raise NodeLost(
-                f"node {old.node.name} ({old.node.node_id[:8]}), on which {old.request.what} ran, is lost, and no other "
-                f"of its kind takes over: {error}"
-            ) from None
-        new = self.place.node
+            raise NodeLost(f"{lost}, and no other node of its kind takes over: {error}") from None
         self.notes = (
-            f"node {old.node.name} ({old.node.node_id[:8]}) was lost; {old.request.what} went on on {new.name} "
-            f"({new.node_id[:8]}), which is of the same kind",
+            f"{old.request.what} was lost on {old.where}, and went on on {self.place.where}, which is of the same kind",
         )
 
     def _take(self, like: Node | None, *, lost: str = "") -> Place:
@@ -94,10 +98,16 @@ class Seat:
             # Ray may take a while to see that a node is gone.
             among = [node for node in same_kind(like, self._connection.nodes()) if node.node_id != lost]
         return take_place(
-            self._connection, self._request, timeout_s=self._timeout_s, progress=self._progress, among=among
+            self._connection,
+            self._request,
+            timeout_s=self._timeout_s,
+            progress=self._progress,
+            among=among,
+            given_up=self._given_up,
         )
 
     def release(self) -> None:
-        """Give the place back. Never raises; may be called again."""
+        """Give the place back, and take no other. Never raises; may be called again."""
+        self._given_up.set()
         with suppress(Exception):
             self.place.release()

@@ -25,6 +25,7 @@ from pytest_inferperf.errors import HardwareError, InferperfError, NodeLost
 
 if TYPE_CHECKING:
     from pytest_inferperf.cluster.engine import ClusterEngine
+    from pytest_inferperf.cluster.seat import Seat
 
 __all__ = ["ShardedEngine", "parts_of"]
 
@@ -43,6 +44,8 @@ class _Part:
     start: int
     end: int
     ask: Callable[[Engine, int, int], list[Any]]
+    counts: bool
+    """Whether it is work: to encode a text takes an engine no time."""
 
 
 def parts_of(keys: Sequence[object], size: int) -> Iterator[tuple[int, int]]:
@@ -75,6 +78,11 @@ class ShardedEngine(Engine):
         self._answered: Counter[str] = Counter()
         self._notes: list[str] = []
         self._joining = replicas - 1
+        self._loss: NodeLost | None = None
+        self._over = threading.Event()
+        self._seats: list[Seat] = []
+        """Seats on which replicas are starting: nobody waits for them at the end."""
+
         self._threads = [threading.Thread(target=self._serve, args=(first,), name="inferperf-replica-1", daemon=True)]
         self._threads += [
             threading.Thread(target=self._join, name=f"inferperf-replica-{number}", daemon=True)
@@ -86,11 +94,14 @@ class ShardedEngine(Engine):
 
     # Dealing.
 
-    def _deal(self, keys: Sequence[object], concurrency: int, ask: Callable[[Engine, int, int], list[T]]) -> list[T]:
+    def _deal(
+        self, keys: Sequence[object], size: int, ask: Callable[[Engine, int, int], list[T]], *, counts: bool = True
+    ) -> list[T]:
+        """Deal parts of about `size`, and wait for all answers. What `counts` is told in the notes."""
         with self._state:
             if self._failure is not None:
                 raise self._failure
-            parts = [_Part(start=low, end=high, ask=ask) for low, high in parts_of(keys, PART * concurrency)]
+            parts = [_Part(start=low, end=high, ask=ask, counts=counts) for low, high in parts_of(keys, size)]
             self._answers = [None] * len(keys)
             self._waiting.extend(parts)
             self._open = len(parts)
@@ -105,26 +116,41 @@ class ShardedEngine(Engine):
 
     def _join(self) -> None:
         """Open a replica, and let it work."""
+        replica = None
         try:
-            replica = self._first.replica()
+            replica = self._open_replica()
         except (HardwareError, NodeLost):
             # The cluster has no room for it: the others do its part.
-            return
+            pass
         except BaseException as error:
             self._fail(error)
-            return
-        finally:
-            with self._state:
-                self._joining -= 1
-                self._state.notify_all()
+        with self._state:
+            self._joining -= 1
+            self._working += replica is not None
+            self._give_up_if_alone()
+        if replica is not None:
+            try:
+                self._serve(replica)
+            finally:
+                replica.leave()
+
+    def _open_replica(self) -> ClusterEngine | None:
+        """Wait for a seat and start a replica there; None where all is answered meanwhile."""
+        seat = self._first.another_seat(self._over)
+        with self._state:
+            if self._closed:
+                seat.release()
+                return None
+            self._seats.append(seat)
         try:
-            with self._state:
-                if self._closed:
-                    return
-                self._working += 1
-            self._serve(replica)
+            return self._first.replica(seat)
+        except InferperfError:
+            if self._over.is_set():
+                return None
+            raise
         finally:
-            replica.leave()
+            with self._state:
+                self._seats.remove(seat)
 
     def _serve(self, engine: ClusterEngine) -> None:
         """Answer part after part, until nothing is left for ever."""
@@ -140,10 +166,11 @@ class ShardedEngine(Engine):
                 return
             with self._state:
                 self._answers[part.start : part.end] = answers
-                self._answered[engine.where] += part.end - part.start
                 self._open -= 1
-                done = len(self._answers) - sum(item.end - item.start for item in self._waiting)
-                self._say(f"{done} of {len(self._answers)} requests answered, {self._working} replicas")
+                if part.counts:
+                    self._answered[engine.where] += part.end - part.start
+                    done = len(self._answers) - sum(item.end - item.start for item in self._waiting)
+                    self._say(f"{done} of {len(self._answers)} requests answered, {self._working} replicas")
                 self._state.notify_all()
 
     def _next(self) -> _Part | None:
@@ -161,17 +188,25 @@ class ShardedEngine(Engine):
             self._state.notify_all()
         try:
             engine.relaunch()
-        except InferperfError as second:
+        except NodeLost as second:
             with self._state:
                 self._working -= 1
                 self._notes.append(f"{error}; its questions went to the other replicas")
-                if not self._working and not self._joining:
-                    self._failure = second
-                self._state.notify_all()
+                self._loss = second
+                self._give_up_if_alone()
+            return False
+        except BaseException as second:
+            self._fail(second)
             return False
         with self._state:
             self._notes += engine.notes
         return True
+
+    def _give_up_if_alone(self) -> None:
+        """End it where a node was lost, and nobody is left who could answer. Called with the lock."""
+        if self._loss is not None and not self._working and not self._joining:
+            self._failure = self._failure or self._loss
+        self._state.notify_all()
 
     def _fail(self, error: BaseException) -> None:
         with self._state:
@@ -192,8 +227,12 @@ class ShardedEngine(Engine):
         """End the replicas; the engine that they are replicas of stays. May be called again."""
         with self._state:
             self._closed = True
+            self._over.set()
             self._waiting.clear()
+            starting = list(self._seats)
             self._state.notify_all()
+        for seat in starting:
+            seat.release()
         for thread in self._threads:
             thread.join()
 
@@ -205,7 +244,7 @@ class ShardedEngine(Engine):
         def ask(engine: Engine, start: int, end: int) -> list[Generation]:
             return engine.generate(requests[start:end], concurrency=concurrency)
 
-        return self._deal(range(len(requests)), concurrency, ask)
+        return self._deal(range(len(requests)), PART * concurrency, ask)
 
     def loglikelihood(self, requests: Sequence[LogLikelihoodRequest], *, concurrency: int) -> list[LogLikelihood]:
         """See `Engine.loglikelihood`."""
@@ -213,17 +252,25 @@ class ShardedEngine(Engine):
         def ask(engine: Engine, start: int, end: int) -> list[LogLikelihood]:
             return engine.loglikelihood(requests[start:end], concurrency=concurrency)
 
-        return self._deal([item.context for item in requests], concurrency, ask)
-
-    # What the first answers alone.
+        return self._deal([item.context for item in requests], PART * concurrency, ask)
 
     def encode(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[tuple[int, ...]]:
-        """See `Engine.encode`."""
-        return self._first.encode(texts, add_special_tokens=add_special_tokens)
+        """See `Engine.encode`. One of them does it, and another where its node is lost."""
+
+        def ask(engine: Engine, start: int, end: int) -> list[tuple[int, ...]]:
+            return engine.encode(texts[start:end], add_special_tokens=add_special_tokens)
+
+        return self._deal(range(len(texts)), len(texts), ask, counts=False)
 
     def decode(self, sequences: Sequence[Sequence[int]], *, skip_special_tokens: bool = True) -> list[str]:
-        """See `Engine.decode`."""
-        return self._first.decode(sequences, skip_special_tokens=skip_special_tokens)
+        """See `Engine.decode`. One of them does it, and another where its node is lost."""
+
+        def ask(engine: Engine, start: int, end: int) -> list[str]:
+            return engine.decode(sequences[start:end], skip_special_tokens=skip_special_tokens)
+
+        return self._deal(range(len(sequences)), len(sequences), ask, counts=False)
+
+    # What the first answers alone.
 
     def stream(self, request: GenerationRequest) -> Iterator[TokenChunk]:
         """See `Engine.stream`."""

@@ -19,6 +19,17 @@ REQUESTS = [
 ANSWERS = [-float(10 * item.context[0] + item.continuation[0]) for item in REQUESTS]
 
 
+class Seat:
+    """Stands in for a place on a node."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.released = threading.Event()
+
+    def release(self) -> None:
+        self.released.set()
+
+
 class Replica:
     """Stands in for an engine on a node. `dies_after` parts its node is lost."""
 
@@ -47,11 +58,26 @@ class Replica:
             for item in requests
         ]
 
-    def replica(self) -> Replica:
+    def encode(self, texts: list[str], *, add_special_tokens: bool) -> list[tuple[int, ...]]:
+        self.loglikelihood([], concurrency=1)
+        return [tuple(text.encode()) for text in texts]
+
+    def another_seat(self, given_up: threading.Event) -> Seat:
+        if self.cluster.full:
+            # As long as anybody would wait for it.
+            assert given_up.wait(60)
+            raise HardwareError("nobody waits for it any more")
         with self.cluster.lock:
             if not self.cluster.free:
                 raise HardwareError("no room")
-            return Replica(self.cluster, self.cluster.free.pop())
+            return Seat(self.cluster.free.pop())
+
+    def replica(self, seat: Seat) -> Replica:
+        if self.cluster.loads:
+            # It loads until its seat is taken from it.
+            assert seat.released.wait(60)
+            raise EngineError("the place is released")
+        return Replica(self.cluster, seat.name)
 
     def relaunch(self) -> None:
         with self.cluster.lock:
@@ -65,6 +91,8 @@ class Replica:
 
 
 class Cluster:
+    full = loads = False
+
     def __init__(self, *free: str, spare: tuple[str, ...] = (), breaks: bool = False, **dies: int) -> None:
         self.lock = threading.Lock()
         self.free, self.spare, self.dies, self.breaks = list(free), list(spare), dies, breaks
@@ -136,3 +164,34 @@ def test_an_engine_that_breaks_is_not_asked_elsewhere() -> None:
     with pytest.raises(EngineError, match="the engine broke"):
         cluster.ask(1)
     assert len(cluster.calls) == 1
+
+
+@pytest.mark.parametrize("what", ["full", "loads"])
+def test_nobody_waits_at_the_end_for_a_replica_that_waits_or_loads(what: str) -> None:
+    cluster = Cluster("b")
+    setattr(cluster, what, True)
+    begun = time.monotonic()
+    assert cluster.ask(2)[0] == ANSWERS
+    assert time.monotonic() - begun < 30
+
+
+def test_texts_are_encoded_elsewhere_where_the_first_node_is_lost() -> None:
+    cluster = Cluster(spare=("z",), a=1)
+    engine = ShardedEngine(cast("ClusterEngine", Replica(cluster, "a")), replicas=1)
+    assert engine.encode(["ab", "c"]) == [(97, 98), (99,)]
+    assert engine.encode([]) == []
+    assert engine.notes == ("node a was lost",)
+    engine.close()
+
+
+def test_a_loss_while_a_replica_joins_waits_for_it() -> None:
+    cluster = Cluster("b", a=1)
+    answers, notes = cluster.ask(2)
+    assert answers == ANSWERS
+    assert notes[0] == "node a is gone; its questions went to the other replicas"
+
+
+def test_a_loss_where_the_replica_that_joins_finds_no_room_ends_it() -> None:
+    cluster = Cluster(a=1)
+    with pytest.raises(NodeLost, match="node a is lost"):
+        cluster.ask(2)
