@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_inferperf.errors import EngineError, MarkError
-from pytest_inferperf.session import bound_of, state_of
+from pytest_inferperf.selection import bound_of
+from pytest_inferperf.session import state_of
 
 if TYPE_CHECKING:
     from pytest_inferperf.cluster.connection import Connection

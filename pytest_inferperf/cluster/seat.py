@@ -58,9 +58,10 @@ class Seat:
         progress: Progress | None = None,
         python: str = "",
         lease: DeviceLease | None = None,
+        close_s: float | None = None,
     ) -> RemoteWorker:
         """Start an engine process here, given the keywords of `WorkerProcess`. Its log stays on the node."""
-        del log_dir, lease
+        del log_dir, lease, close_s
         return RemoteWorker(self.place, what=what, progress=progress, python=python)
 
     @property

@@ -26,6 +26,9 @@ CLOSE_S = 15.0
 class RemoteWorker:
     """An engine process on a node. Every call has a deadline, kept on the node; after a failure the process is dead."""
 
+    ended_itself = False
+    """See `WorkerProcess`: what matters to ranks that MPI started, which no node of a cluster has."""
+
     def __init__(self, place: Place, *, what: str, progress: Progress | None, python: str) -> None:
         """Start it. Raises `EngineError` where it cannot be, `NodeLost` where the node is gone."""
         self._place = place
