@@ -15,7 +15,7 @@ LOWEST := PYTHONPATH=$(VENV)/lowest $(VENV)/lowest/bin/pytest -p no:xdist
 # Tests in which pytest has a part, dealt to two runs by size.
 LOWEST_TESTS := $(shell ls -S tests/plugin/test_*.py $(filter-out $(wildcard tests/test_embedded_*.py),$(wildcard tests/test_*.py)))
 
-.PHONY: demo test check unit unit-lowest lowest-1 lowest-2 install chromium clean
+.PHONY: demo test check unit cluster unit-lowest lowest-1 lowest-2 install chromium clean
 
 demo: install
 	$(BIN)/python suites/embedded/demo.py
@@ -30,14 +30,18 @@ check: install
 
 # The newest pytest, two workers.
 unit: install chromium
-	$(TESTS) -n 2
+	$(TESTS) -n 2 -m "not cluster"
+
+# A Ray cluster of three nodes on this machine: beside nothing that would start another.
+cluster: install
+	$(TESTS)/cluster -m cluster
 
 # The lowest pytest that is supported, in a folder before the environment's own, without xdist, on all tests in which pytest
 # has a part. The rest tests the core, which knows no pytest (import-linter holds it to that), and the real engine, whose
 # runs of pytest are like those here: the run above has them, and they'd take as long again.
-# Two runs side by side: without xdist neither uses the second core.
+# Two runs side by side: without xdist neither uses the second core. The cluster is with them, since it mostly waits.
 unit-lowest: install $(VENV)/lowest
-	$(MAKE) --no-print-directory -j 2 --output-sync=target lowest-1 lowest-2
+	$(MAKE) --no-print-directory -j 3 --output-sync=target cluster lowest-1 lowest-2
 
 lowest-1 lowest-2: lowest-%:
 	$(LOWEST) $(shell echo $(LOWEST_TESTS) | tr ' ' '\n' | awk 'NR % 2 == $* % 2')

@@ -14,6 +14,7 @@ __all__ = [
     "InvalidRun",
     "MarkError",
     "MissingExtra",
+    "NodeLost",
     "ResultFileError",
     "SettingsError",
     "StorageError",
@@ -58,6 +59,10 @@ class CheckpointError(InferperfError):
 
 class EngineError(InferperfError):
     """An engine crashed, hung, ran out of memory, or answered nonsense."""
+
+
+class NodeLost(EngineError):
+    """An engine is gone with the node of the cluster it ran on: the machine failed, and not the engine."""
 
 
 class TaskError(InferperfError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_inferperf.errors import MarkError, MissingExtra, SettingsError
+from pytest_inferperf.errors import HardwareError, MarkError, MissingExtra, SettingsError
 from pytest_inferperf.selection import bound_of
 from pytest_inferperf.session import STATE, state_of
 
@@ -16,19 +16,23 @@ def unfit(item: pytest.Item) -> tuple[str, str]:
     from pytest_inferperf.collection import need_of, unread_mark
     from pytest_inferperf.engines.hardware import find_gpus, why_missing
     from pytest_inferperf.launching import badly_launched
+    from pytest_inferperf.placement import lacking_on_cluster, on_cluster
 
     try:
         wrong = unread_mark(item)
         if STATE in item.config.stash and state_of(item.config).settings.replay is not None:
             return wrong, _not_replayed(item)
-        wrong = wrong or badly_launched(item)
         need = need_of(item)
-        lacking = why_missing(need, find_gpus()) if need is not None else ""
+        if on_cluster(item.config):
+            lacking = lacking_on_cluster(item.config, need)
+        else:
+            wrong = wrong or badly_launched(item)
+            lacking = why_missing(need, find_gpus()) if need is not None else ""
         if lacking and state_of(item.config).settings.require_gpu:
             wrong = wrong or f"{lacking} (--inferperf-require-gpu forbids to skip)"
-    except (MarkError, MissingExtra, SettingsError) as error:
+    except (HardwareError, MarkError, MissingExtra, SettingsError) as error:
         return str(error), ""
-    if not wrong and not lacking:
+    if not wrong and not lacking and not on_cluster(item.config):
         wrong = _old_driver(item) or _beside_neighbours(item)
     return wrong, lacking
 

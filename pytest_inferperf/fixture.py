@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pytest_inferperf.errors import BaselineError, InvalidRun, MarkError
+from pytest_inferperf.errors import BaselineError, InvalidRun, MarkError, NodeLost
 from pytest_inferperf.measure.interruption import ComparisonInterrupted, rounds_so_far
 from pytest_inferperf.measure.occasions import Occasions
 from pytest_inferperf.measure.progress import SILENT, Progress
@@ -77,6 +78,7 @@ class Inferperf:
         self._occasion = 0
         self._nodeid = nodeid
         self._result = CaseResult(case=bound.case, engine=engine.info)
+        self._told = len(engine.notes)
 
     notes: tuple[str, ...] = ()
     """What every verdict on it should say beside itself."""
@@ -171,8 +173,12 @@ class Inferperf:
 
     def _keep_sessions(self, sessions: Sequence[Session]) -> PerformanceResult:
         performance = PerformanceResult(sessions=tuple(sessions))
-        self._result = replace(self._result, performance=performance, context=dict(self._context()))
+        self._result = self._with(performance=performance)
         return performance
+
+    def _with(self, **found: Any) -> CaseResult:
+        """Return the result with what was found, and with what is said of the machines since this test began."""
+        return replace(self._result, context=dict(self._context()), notes=self.engine.notes[self._told :], **found)
 
     def _measure_sweep(self, workload: Workload) -> Frontier:
         if workload.sessions > 1 and not self.engine.can_relaunch:
@@ -208,7 +214,7 @@ class Inferperf:
                 if sessions
             )
         )
-        self._result = replace(self._result, frontier=frontier, context=dict(self._context()))
+        self._result = self._with(frontier=frontier)
         return frontier
 
     def _measure_session(self, workload: Workload, number: int, wanted: int, timer: _BenchmarkTimer | None) -> Session:
@@ -219,7 +225,8 @@ class Inferperf:
         if wanted > 1:
             # A look before the last may decide, so a judged run names the most there can be.
             progress = progress.within(f"session {number} (up to {max(wanted, SESSIONS.cap)})")
-        return measure_session(
+        measure = partial(
+            measure_session,
             self.engine,
             workload,
             rules=rules_of(self.bound.gates),
@@ -229,6 +236,12 @@ class Inferperf:
             honesty=self._honesty,
             occasion=self._occasion,
         )
+        try:
+            return measure()
+        except NodeLost:
+            # The sessions so far are kept; this one begins again, on another node of the same kind.
+            self.engine.relaunch()
+            return measure()
 
     @property
     def _honesty(self) -> Honesty:
@@ -309,12 +322,7 @@ class Inferperf:
 
     def _keep(self, found: Comparison) -> None:
         # The candidate may have been launched anew.
-        self._result = replace(
-            self._result,
-            engine=self.engine.info,
-            comparisons=(*self._result.comparisons, found),
-            context=dict(self._context()),
-        )
+        self._result = self._with(engine=self.engine.info, comparisons=(*self._result.comparisons, found))
 
     def evaluate(self) -> AccuracyResult:
         """Run the lm-eval task and keep the outcome of every document asked.
@@ -341,21 +349,23 @@ class Inferperf:
         records = self._settings.update is not None
         may_stop = bool(gates) and self.case.task.early_stop and not records
         start = time.perf_counter()
-        accuracy = evaluate(
-            self.engine,
-            self.case.task,
-            metric=metric,
-            search_paths=self._settings.task_paths,
-            progress=self._progress,
-            asking=Asking(
-                order=asking_order,
-                looks=asking_looks,
-                decided=self._decided if may_stop else None,
-                repeat=records,
-            ),
-        )
+        with self.engine.evaluators(self.case.task.replicas) as engine:
+            accuracy = evaluate(
+                engine,
+                self.case.task,
+                metric=metric,
+                search_paths=self._settings.task_paths,
+                progress=self._progress,
+                asking=Asking(
+                    order=asking_order,
+                    looks=asking_looks,
+                    decided=self._decided if may_stop else None,
+                    repeat=records,
+                ),
+            )
+            notes = engine.notes
         accuracy = replace(accuracy, duration_s=time.perf_counter() - start)
-        self._result = replace(self._result, accuracy=accuracy, context=dict(self._context()))
+        self._result = replace(self._result, accuracy=accuracy, context=dict(self._context()), notes=notes)
         return accuracy
 
     def _reference_answers(self, reference: ReferenceEngine, task: Task, metric: str | None) -> Comparison:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -86,7 +86,14 @@ def _open_engine(
 ) -> Engine:
     from pytest_inferperf.engines.launch import open_engine
 
-    settings = state_of(config).settings
+    state = state_of(config)
+    settings = state.settings
+    elsewhere: dict[str, Any] = {}
+    if settings.ray and not spec.url:
+        from pytest_inferperf.placement import kind_of_engine
+
+        assert state.session is not None
+        elsewhere["kind"] = kind_of_engine(state.session, spec, progress)
     return open_engine(
         spec,
         cache_dir=settings.cache_dir,
@@ -96,7 +103,8 @@ def _open_engine(
         call_timeout_s=settings.call_timeout_s,
         log_dir=tmp.mktemp("inferperf"),
         python=python,
-        lease=_leased(config, spec, progress),
+        lease=_leased(config, spec, progress) if not elsewhere else None,
+        **elsewhere,
     )
 
 
@@ -134,3 +142,7 @@ def release(config: pytest.Config) -> None:
     if state.lease is not None:
         state.lease.release()
         state.lease = None
+    if state.settings.ray:
+        from pytest_inferperf.placement import release_seat
+
+        release_seat(config)

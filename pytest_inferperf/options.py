@@ -12,8 +12,8 @@ __all__ = ["MARKS", "MARK_NAMES", "add_options"]
 
 MARKS = (
     "inferperf(*, model, served_model_name, quant, recipe, kv_cache_dtype, tp, pp, ep, backend, calib_dataset, "
-    "calib_size, qat_dataset, qat_steps, qat_learning_rate, serve, url, api_key_env, hardware, engine_options, isl, osl, concurrency, request_rate, arrival, burstiness, shared_prefix, endpoint, dataset, turns, think_time, trace, trace_speed, num_requests, rounds, warmup_rounds, seed, sessions, task, "
-    "num_fewshot, limit, group_by, early_stop): the engine, and the workload or the task, that the test measures. Lists "
+    "calib_size, qat_dataset, qat_steps, qat_learning_rate, serve, url, api_key_env, hardware, engine_options, isl, osl, concurrency, request_rate, arrival, burstiness, shared_prefix, endpoint, dataset, turns, think_time, trace, trace_speed, num_requests, rounds, warmup_rounds, seed, sessions, share_node, task, "
+    "num_fewshot, limit, group_by, early_stop, replicas): the engine, and the workload or the task, that the test measures. Lists "
     "are cross products.",
     "throughput_floor(*metrics, tolerance=None, **limits): fail when a metric that is better when higher falls below "
     "its baseline or limit.",
@@ -85,6 +85,12 @@ def add_options(parser: pytest.Parser) -> None:
         "replay",
         metavar="RESULTS",
         help="Build no engine: judge the results in this file by today's marks, settings and baselines",
+    )
+    option(
+        "ray",
+        metavar="ADDRESS",
+        help="Run engines on a Ray cluster: auto, local (one that is started here and ended with the run), or "
+        "ray://HOST:PORT",
     )
     option("require-gpu", action="store_true", help="Fail, instead of skip, where requires_gpu is not met")
     option(

@@ -67,6 +67,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "power",
         "inject",
         "replay",
+        "ray",
     )
     if config.getoption("inferperf_plan") or config.getoption("inferperf_cases"):
         # This process collects and plans; xdist, if it is there, looks at its option after us.
@@ -188,6 +189,7 @@ def inferperf_engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.Te
         return
     message = ""
     state_of(request.config).card = wanted_card(request.session, spec)
+    state_of(request.config).session = request.session
     with shown_progress(request.config) as progress:
         try:
             engine = make_engine(request.config, spec, tmp_path_factory, progress)

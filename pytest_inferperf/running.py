@@ -65,8 +65,8 @@ def context_of(config: pytest.Config, engine: Engine) -> dict[str, str]:
     recipe = {"recipe": spec.recipe} if spec.recipe else {}
     options = {f"engine_options.{name}": str(value) for name, value in spec.engine_options}
     checkpoint = {"checkpoint_hash": engine.info.checkpoint_hash}
-    machine: dict[str, str] = {}
-    if engine.info.hardware.kind == "gpu":
+    machine = dict(engine.machine or {})
+    if engine.info.hardware.kind == "gpu" and engine.machine is None:
         from pytest_inferperf.engines.hardware import look_at_gpus
 
         machine = look_at_gpus().context()

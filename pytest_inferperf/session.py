@@ -58,6 +58,9 @@ class State:
     card: GpuRequirement | None = None
     """What each GPU of the engine that is opened next must be, by its tests; None where they ask for nothing."""
 
+    session: pytest.Session | None = None
+    """What runs, once an engine is opened: its tests say together what they ask of a node."""
+
     progress: ProgressLine | None = None
     context: Mapping[str, str] | None = None
     answers: dict[Any, Comparison] = field(default_factory=dict)

@@ -105,6 +105,9 @@ class Settings:
     past: Path | None
     """A result file, or a folder of them, that a plan takes expected times from; None for none."""
 
+    ray: str
+    """The Ray cluster that engines run on: `auto`, `local`, `ray://HOST:PORT`; "" for this machine without Ray."""
+
     power: float
     """The probability with which a plan wants losses to be found."""
 
@@ -165,6 +168,7 @@ def read_settings(config: pytest.Config) -> Settings:
         plan=bool(option("inferperf_plan")),
         past=_past(config, path(json_path) if json_path else None),
         power=_power(config),
+        ray=_ray(config),
         is_worker=hasattr(config, "workerinput"),
     )
     _check_replay(settings)
@@ -318,6 +322,20 @@ def _power(config: pytest.Config) -> float:
     if not 0 < value < 1:
         raise SettingsError(f"--inferperf-power={given} must be a number between 0 and 1, such as 0.9 for 90 %.")
     return value
+
+
+def _ray(config: pytest.Config) -> str:
+    given = config.getoption("inferperf_ray")
+    if given is None:
+        return ""
+    from pytest_inferperf.cluster.connection import LOCAL, check_address
+
+    if given == LOCAL and (config.getoption("numprocesses", None) or hasattr(config, "workerinput")):
+        raise SettingsError(
+            "--inferperf-ray=local does not go with -n: each worker would start a cluster of its own on the same "
+            "processors. Start one (ray start --head) and use --inferperf-ray=auto, or leave -n out."
+        )
+    return check_address(given)
 
 
 def _on_inconclusive(config: pytest.Config) -> Literal["fail", "warn"]:

@@ -24,8 +24,22 @@ HEAVY = (
     "plotly",
     "fsspec",
     "s3fs",
+    "ray",
 )
-OURS = ("fixture", "marks", "settings", "judging", "engines", "baselines", "evaluate", "measure", "gates", "report")
+OURS = (
+    "fixture",
+    "cluster",
+    "placement",
+    "marks",
+    "settings",
+    "judging",
+    "engines",
+    "baselines",
+    "evaluate",
+    "measure",
+    "gates",
+    "report",
+)
 
 
 def modules_after(code: str, folder: Path) -> set[str]:

@@ -36,6 +36,7 @@ def test_metadata_says_what_it_is() -> None:
     assert {"Framework :: Pytest", "Typing :: Typed"} <= set(metadata.get_all("Classifier") or ())
     assert metadata["License-Expression"] == "Apache-2.0"
     assert set(metadata.get_all("Provides-Extra") or ()) == {
+        "cluster",
         "dev",
         "embedded",
         "history",

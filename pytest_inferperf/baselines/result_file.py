@@ -260,6 +260,7 @@ def _result_to_json(result: CaseResult) -> dict[str, Any]:
         "comparisons": [_comparison_to_json(item) for item in result.comparisons],
         "invalid": result.invalid,
         "context": dict(result.context),
+        **({"notes": list(result.notes)} if result.notes else {}),
     }
 
 
@@ -278,6 +279,7 @@ def _result_from_json(data: Mapping[str, Any], where: str) -> CaseResult:
         ),
         invalid=data["invalid"],
         context=data["context"],
+        notes=tuple(data.get("notes", ())),
     )
 
 

@@ -14,7 +14,8 @@ import re
 import struct
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Literal
 
@@ -25,6 +26,7 @@ from pytest_inferperf.engines.interface import (
     LogLikelihood,
     LogLikelihoodRequest,
     TokenChunk,
+    Watched,
 )
 from pytest_inferperf.model.injection import Injection
 from pytest_inferperf.model.metrics import COMPARED_TOKENS
@@ -102,6 +104,20 @@ class InjectedEngine(Engine):
     def watched_hardware(self) -> Hardware:
         """See `Engine.watched_hardware`."""
         return self._engine.watched_hardware
+
+    @property
+    def machine(self) -> Mapping[str, str] | None:
+        """See `Engine.machine`."""
+        return self._engine.machine
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See `Engine.notes`."""
+        return self._engine.notes
+
+    def watch(self) -> AbstractContextManager[Watched] | None:
+        """See `Engine.watch`."""
+        return self._engine.watch()
 
     def clock_s(self) -> float:
         """See `Engine.clock_s`. Runs behind by what noise made faster: an engine cannot be hurried, its clock can."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -26,6 +27,7 @@ __all__ = [
     "Progress",
     "Serving",
     "TokenChunk",
+    "Watched",
 ]
 
 Message = tuple[str, str]
@@ -137,6 +139,14 @@ class Serving:
     """Returns how to reach the same server's chat endpoint; None where it has none."""
 
 
+@dataclass
+class Watched:
+    """What a machine did while an engine was measured on it."""
+
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """Figure (`cpu.others`, `gpu0.sm_clock`) to value, once the watch is over. What could not be read is absent."""
+
+
 class Engine(ABC):
     """A model loaded and ready to generate. A context manager; `close` is idempotent."""
 
@@ -220,6 +230,24 @@ class Engine(ABC):
     def devices(self) -> tuple[str, ...]:
         """UUIDs of the GPUs that it was given; empty where it was given none, and takes what CUDA shows it."""
         return ()
+
+    @property
+    def machine(self) -> Mapping[str, str] | None:
+        """What is recorded of the machine it runs on (driver, power cap); None where it runs on this one."""
+        return None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What happened to it that a report must say, a sentence each."""
+        return ()
+
+    def watch(self) -> AbstractContextManager[Watched] | None:
+        """Watch the machine it runs on for a time; None where that is this one, which the caller watches."""
+        return None
+
+    def evaluators(self, replicas: int) -> AbstractContextManager[Engine]:
+        """Hold what answers a task: on a cluster up to `replicas` engines behind one, else this engine alone."""
+        return nullcontext(self)
 
     def clock_s(self) -> float:
         """Read the clock that rounds are timed by, seconds: only differences mean anything, and none is negative."""

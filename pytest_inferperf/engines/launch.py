@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +30,7 @@ def open_engine(
     log_dir: Path | None = None,
     python: str = "",
     lease: DeviceLease | None = None,
+    kind: Callable[..., EngineProcess] = EngineProcess,
 ) -> Engine:
     """Build what `spec` needs, check it, and start the engine in a process of its own.
 
@@ -44,6 +46,7 @@ def open_engine(
         python: The interpreter the engine runs under, with the packages of its own environment; "" for this one.
             The checkpoint is built by this one all the same: two versions of a backend get the same weights.
         lease: The GPUs that the engine is shown; None for all that this process sees. Releasing it is the caller's.
+        kind: Makes the engine of a shipped backend, given the keywords of `EngineProcess`: where else it may run.
 
     Raises `EngineError`, `CheckpointError` or `MissingExtra`.
 
@@ -78,7 +81,7 @@ def open_engine(
             lease=lease,
         )
     assert checkpoint is not None
-    return EngineProcess(
+    return kind(
         spec,
         class_path=backend.class_path,
         checkpoint=checkpoint,

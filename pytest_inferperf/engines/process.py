@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pytest_inferperf import __version__
 from pytest_inferperf.engines import wire
@@ -27,13 +27,39 @@ from pytest_inferperf.errors import CheckpointError, EngineError, InvalidRun
 from pytest_inferperf.model.case import EngineSpec
 from pytest_inferperf.model.results import EngineInfo
 
-__all__ = ["EngineProcess", "build_in_process"]
+__all__ = ["EngineProcess", "StartWorker", "Worker", "build_in_process", "difference"]
+
+
+class Worker(Protocol):
+    """A process that answers calls: on this machine a `WorkerProcess`."""
+
+    @property
+    def pid(self) -> int:
+        """Its process id, where it runs."""
+
+    @property
+    def ended_itself(self) -> bool:
+        """Whether it was asked to end, and said that it had."""
+
+    def call(self, name: str, args: dict[str, Any], *, timeout_s: float) -> Any:
+        """Make one call and return its result. Raises what the worker reports, or `EngineError`."""
+
+    def stream(self, name: str, args: dict[str, Any], *, timeout_s: float) -> Iterator[Any]:
+        """Make one call and yield its chunks; the deadline holds for each of them."""
+
+    def close(self, *, ended: str = "is closed") -> None:
+        """End it. Never raises; may be called again. `ended` is what a later call is told."""
+
+
+StartWorker = Callable[..., Worker]
+"""Starts a worker, given the keywords of `WorkerProcess`."""
 
 
 class EngineProcess(Engine):
     """An engine behind a pipe. `class_path` names the backend as `module:Class`.
 
-    `python` is the interpreter it runs under, which must have this package in this version; "" for this one.
+    `python` is the interpreter it runs under, which must have this package in this version; "" for this one. `start`
+    starts its process, on this machine or on another one.
     """
 
     can_relaunch = True
@@ -50,8 +76,10 @@ class EngineProcess(Engine):
         progress: Progress | None = None,
         python: str = "",
         lease: DeviceLease | None = None,
+        start: StartWorker = WorkerProcess,
     ) -> None:
         self.spec = spec
+        self._start = start
         self._lease = lease
         self._devices = lease.uuids if lease is not None else ()
         self._call_timeout_s = call_timeout_s
@@ -59,7 +87,7 @@ class EngineProcess(Engine):
         self._log_dir = log_dir
         self._progress = progress
         self._python = python
-        self._launched = needs_gpu(spec) and find_launch() is not None
+        self._launched = start is WorkerProcess and needs_gpu(spec) and find_launch() is not None
         self._arguments = {
             "class_path": class_path,
             "spec": wire.dump(spec),
@@ -73,7 +101,7 @@ class EngineProcess(Engine):
         what = f"engine {self.spec.served_model_name} {self.spec.precision}"
         if self._launched:
             Ranks.take(what)
-        self._worker = WorkerProcess(
+        self._worker = self._start(
             what=what,
             log_dir=self._log_dir,
             progress=self._progress,
@@ -104,7 +132,7 @@ class EngineProcess(Engine):
         """See `Engine.relaunch`."""
         self._end()
         before, after = self.info, self._launch()
-        moved = _difference(before, after)
+        moved = difference(before, after)
         if moved:
             self._end(ended="is closed: it was not the same after its relaunch")
             raise InvalidRun(
@@ -202,7 +230,7 @@ class EngineProcess(Engine):
         self._end()
 
 
-def _difference(before: EngineInfo, after: EngineInfo) -> str:
+def difference(before: EngineInfo, after: EngineInfo) -> str:
     """Say what an engine reports otherwise than before; "" when it is the same. Only the time to load may differ."""
     pairs = {item.name: (getattr(before, item.name), getattr(after, item.name)) for item in fields(EngineInfo)}
     return "; ".join(f"{name} {old} -> {new}" for name, (old, new) in pairs.items() if name != "load_s" and old != new)

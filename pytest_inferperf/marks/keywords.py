@@ -71,11 +71,13 @@ KEYWORDS: dict[str, Keyword] = {
     "warmup_rounds": Keyword(target="workload", kind=int),
     "seed": Keyword(target="workload", kind=int),
     "sessions": Keyword(target="workload", kind=int),
+    "share_node": Keyword(target="workload", kind=bool),
     "task": Keyword(target="task", kind=str),
     "num_fewshot": Keyword(target="task", kind=int),
     "limit": Keyword(target="task", kind=int, minimum=1),
     "group_by": Keyword(target="task", kind=str),
     "early_stop": Keyword(target="task", kind=bool),
+    "replicas": Keyword(target="task", kind=int, minimum=1),
 }
 """Every keyword of the `inferperf` mark. A list value is a cross product, except in `engine_options`."""
 

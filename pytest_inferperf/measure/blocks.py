@@ -201,7 +201,7 @@ class _Blocks:
     @contextlib.contextmanager
     def _watched(self, *engines: Engine) -> Iterator[None]:
         largest = max(engines, key=lambda one: one.watched_hardware.count)
-        with Telemetry(largest.watched_hardware, devices=largest.devices) as telemetry:
+        with largest.watch() or Telemetry(largest.watched_hardware, devices=largest.devices) as telemetry:
             yield
         self._telemetry.append(telemetry.figures)
 

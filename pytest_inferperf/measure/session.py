@@ -78,7 +78,7 @@ def measure_session(
     except MeasurementInterrupted:
         raise MeasurementInterrupted(()) from None  # a warm-up is no measured round
     done: list[Round] = []
-    with Telemetry(engine.watched_hardware, devices=engine.devices) as telemetry:
+    with engine.watch() or Telemetry(engine.watched_hardware, devices=engine.devices) as telemetry:
         try:
             for number in range(workload.rounds):
                 index, kind = workload.warmup_rounds + number, f"round {number + 1}/{workload.rounds}"

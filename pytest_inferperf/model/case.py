@@ -116,6 +116,9 @@ class Task:
     early_stop: bool = True
     """Whether the evaluation may end before every document is asked, once every gate is decided."""
 
+    replicas: int = 1
+    """Engines that answer it, where they run on a cluster that has room for them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GpuRequirement:

@@ -359,6 +359,9 @@ class CaseResult:
     context: Mapping[str, str] = field(default_factory=dict)
     """Versions, driver, commit, date: recorded and shown, never part of identity."""
 
+    notes: tuple[str, ...] = ()
+    """What happened that a reader must know, a sentence each: nodes that were lost, and who took over."""
+
     def points(self) -> tuple[CaseResult, ...]:
         """Return the result of each point of a sweep, as of a case of its own; itself where nothing was swept."""
         if self.frontier is None:

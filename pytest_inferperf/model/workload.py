@@ -106,6 +106,9 @@ class Workload:
     """Launches of the engine to begin with; 0 means 1 when judged (more follow while a verdict is open), 10 when
     recorded."""
 
+    share_node: bool = False
+    """Whether other engines may run beside it on the node of a cluster; by default a node is measured alone."""
+
     @property
     def is_open_loop(self) -> bool:
         """Whether requests are due by the clock, whether or not earlier ones were answered."""

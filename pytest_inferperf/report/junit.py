@@ -68,5 +68,6 @@ def junit_properties(result: CaseResult, verdicts: Sequence[GateVerdict]) -> lis
             ("inferperf.engine.kv_cache_quant_algo", engine.kv_cache_quant_algo or "none"),
             ("inferperf.engine.simulated", engine.simulated),
         ]
+    found += [(f"inferperf.note.{number}", note) for number, note in enumerate(result.notes, 1)]
     found += [(f"inferperf.context.{name}", value) for name, value in sorted(result.context.items())]
     return found

@@ -1,0 +1,206 @@
+"""A placement: resources of one node, and the actor that holds them for us until `release`."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from pytest_inferperf.cluster.rules import Node, Request, bundle, cluster_words, fitting, why_unplaceable
+from pytest_inferperf.engines.interface import Progress
+from pytest_inferperf.errors import EngineError, HardwareError, NodeLost
+
+if TYPE_CHECKING:
+    from pytest_inferperf.cluster.connection import Connection
+
+__all__ = ["Place", "take_place"]
+
+_WAIT_S = 1.0
+_PROGRESS_S = 10.0
+START_S = 120.0
+"""Time a node has to start our actor once its resources are ours."""
+
+SILENCE_S = 120.0
+"""Time after which a node that answers nothing at all, and that Ray has not declared dead yet, counts as lost."""
+
+
+class Place:
+    """What one engine, and those it is compared with, have of a node. `release` is idempotent."""
+
+    def __init__(self, connection: Connection, request: Request, node: Node, group: Any, actor: Any) -> None:
+        self.request = request
+        self.node = node
+        self.devices: tuple[str, ...] = ()
+        """UUIDs of its GPUs."""
+
+        self.context: Mapping[str, str] = {}
+        """What is recorded of the node beside results: its driver, its power cap."""
+
+        self._connection = connection
+        self._group = group
+        self._actor = actor
+        self._numbers = itertools.count(1)
+        self._released = False
+        self._lost = ""
+
+    def next_number(self) -> int:
+        """Return a number for another engine process."""
+        return next(self._numbers)
+
+    def ask(self, method: str, *args: object, timeout_s: float = SILENCE_S) -> Any:
+        """Call the actor. Raises `NodeLost` where it is gone, `EngineError` once the place is released."""
+        import ray
+
+        if self._lost:
+            raise NodeLost(self._lost)
+        if self._released:
+            raise EngineError(f"the place of {self.request.what} on node {self.node.name} is released")
+        try:
+            return ray.get(getattr(self._actor, method).remote(*args), timeout=timeout_s)
+        except ray.exceptions.RayTaskError as error:
+            raise EngineError(f"node {self.node.name} failed at {method!r}: {error.cause or error}") from None
+        except ray.exceptions.GetTimeoutError:
+            self._lost = f"{self.request.what} is lost: {self.where} has answered nothing for {timeout_s:g} s"
+        except (ray.exceptions.RayError, ConnectionError) as error:
+            self._lost = f"{self.request.what} is lost on {self.where} ({type(error).__name__})"
+        raise NodeLost(self._lost)
+
+    def tell(self, method: str, *args: object) -> None:
+        """Call the actor without waiting for anything."""
+        with suppress(Exception):
+            getattr(self._actor, method).remote(*args)
+
+    @property
+    def where(self) -> str:
+        """Its node in words: `node gpu-07 (3f2a9c01)`."""
+        return f"node {self.node.name} ({self.node.node_id[:8]})"
+
+    def release(self) -> None:
+        """End everything that runs here and give the resources back."""
+        if self._released:
+            return
+        self._released = True
+        import ray
+
+        with suppress(Exception):
+            ray.kill(self._actor)
+        remove_group(self._group)
+        self._connection.forget(self)
+
+
+def take_place(
+    connection: Connection,
+    request: Request,
+    *,
+    timeout_s: float,
+    progress: Progress | None = None,
+    among: Sequence[Node] | None = None,
+    given_up: threading.Event | None = None,
+) -> Place:
+    """Wait for the resources of a request, on a node of `among` (None: of the kind that suits it best), and take them.
+
+    Raises `HardwareError` at once for what no node has, after `timeout_s` with what was asked and what exists, and once
+    it is `given_up`; `NodeLost` where the node is lost as soon as it is ours.
+    """
+    nodes = connection.nodes()
+    lacking = why_unplaceable(request, nodes)
+    if lacking:
+        raise HardwareError(lacking)
+    fit = fitting(request, nodes if among is None else among)
+    if not fit:
+        raise HardwareError(f"the cluster has {cluster_words(nodes)}")
+    resources = dict(bundle(request, fit[0]))
+    group = _wait(connection, request, fit, resources, timeout_s=timeout_s, progress=progress, given_up=given_up)
+    try:
+        return _occupy(connection, request, fit, resources, group)
+    except BaseException:
+        remove_group(group)
+        raise
+
+
+def _wait(
+    connection: Connection,
+    request: Request,
+    fit: Sequence[Node],
+    resources: Mapping[str, float],
+    *,
+    timeout_s: float,
+    progress: Progress | None,
+    given_up: threading.Event | None,
+) -> Any:
+    from ray.util import placement_group
+
+    names = ",".join(node.node_id for node in fit)
+    group = placement_group(
+        [dict(resources)], strategy="STRICT_PACK", bundle_label_selector=[{"ray.io/node-id": f"in({names})"}]
+    )
+    start = shown = time.monotonic()
+    try:
+        while not group.wait(_WAIT_S):
+            now = time.monotonic()
+            if given_up is not None and given_up.is_set():
+                raise HardwareError(f"nobody waits for {request.words} any more")
+            if now - start >= timeout_s:
+                raise HardwareError(
+                    f"{request.what} waited {timeout_s:g} s for {request.words} (inferperf_gpu_timeout), and was never "
+                    f"placed. The cluster has {cluster_words(connection.nodes())}; free now: {connection.free_words()}. "
+                    "Wait for whoever has the rest, or raise inferperf_gpu_timeout in the ini file."
+                )
+            if progress is not None and (shown == start or now - shown >= _PROGRESS_S):
+                shown = now
+                progress(f"wait for {request.words}, {now - start:.0f} s: free are {connection.free_words()}")
+    except BaseException:
+        remove_group(group)
+        raise
+    return group
+
+
+def _occupy(
+    connection: Connection, request: Request, fit: Sequence[Node], resources: Mapping[str, float], group: Any
+) -> Place:
+    import ray
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    from pytest_inferperf.cluster.host import Host
+
+    actor = (
+        ray.remote(Host)
+        .options(
+            num_cpus=resources.get("CPU", 0),
+            num_gpus=resources.get("GPU", 0),
+            max_concurrency=8,
+            max_restarts=0,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=0),
+        )
+        .remote(int(resources.get("GPU", 0)))
+    )
+    try:
+        where = ray.get(actor.where.remote(), timeout=START_S)
+    except (ray.exceptions.RayError, ConnectionError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise NodeLost(f"the node that {request.what} was given did not start it ({first})") from None
+    (node,) = [item for item in fit if item.node_id == where]
+    place = Place(connection, request, node, group, actor)
+    connection.remember(place)
+    try:
+        found = json.loads(place.ask("lease", request.what, START_S, timeout_s=2 * START_S))
+    except BaseException:
+        place.release()
+        raise
+    if "error" in found:
+        place.release()
+        raise HardwareError(f"node {node.name}: {found['error']}")
+    place.devices, place.context = tuple(found["devices"]), found["context"]
+    return place
+
+
+def remove_group(group: Any) -> None:
+    """Give a placement group back, granted or not. Never raises: a cluster that is gone has nothing of ours."""
+    from ray.util import remove_placement_group
+
+    with suppress(Exception):
+        remove_placement_group(group)

@@ -1,0 +1,301 @@
+"""One engine made of replicas: the questions of a task are dealt to them in order, and their answers put back in order.
+
+What is dealt is cut the same way however many replicas there are, and each part is one call of one engine: so a replica
+batches what any other would have batched, and the answers are those of one replica.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pytest_inferperf.engines.interface import (
+    Engine,
+    Generation,
+    GenerationRequest,
+    LogLikelihood,
+    LogLikelihoodRequest,
+    Progress,
+    TokenChunk,
+)
+from pytest_inferperf.errors import HardwareError, InferperfError, NodeLost
+
+if TYPE_CHECKING:
+    from pytest_inferperf.cluster.engine import ClusterEngine
+    from pytest_inferperf.cluster.seat import Seat
+
+__all__ = ["ShardedEngine", "parts_of"]
+
+T = TypeVar("T")
+
+PART = 4
+"""Requests of a part, as a multiple of the concurrency: enough to fill the engine several times over."""
+
+_LOOK_S = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """Requests that one replica answers in one call: `start` to `end` of those asked."""
+
+    start: int
+    end: int
+    ask: Callable[[Engine, int, int], list[Any]]
+    counts: bool
+    """Whether it is work: to encode a text takes an engine no time."""
+
+
+def parts_of(keys: Sequence[object], size: int) -> Iterator[tuple[int, int]]:
+    """Cut requests into runs of about `size`; never between two of equal keys, which are of one document."""
+    start = 0
+    for end in range(1, len(keys) + 1):
+        if end == len(keys) or (end - start >= size and keys[end] != keys[end - 1]):
+            yield start, end
+            start = end
+
+
+class ShardedEngine(Engine):
+    """Answers like `first`, with the help of replicas of it that join as the cluster has room for them.
+
+    Nobody waits for a replica: two runs that each wait for the other's nodes would wait for ever. `close` ends them.
+    """
+
+    def __init__(self, first: ClusterEngine, *, replicas: int, progress: Progress | None = None) -> None:
+        self.spec = first.spec
+        self.info = first.info
+        self._first = first
+        self._say = progress or (lambda _line: None)
+        self._state = threading.Condition()
+        self._waiting: deque[_Part] = deque()
+        self._answers: list[Any] = []
+        self._open = 0
+        self._working = 0
+        self._failure: BaseException | None = None
+        self._closed = False
+        self._answered: Counter[str] = Counter()
+        self._notes: list[str] = []
+        self._joining = replicas - 1
+        self._loss: NodeLost | None = None
+        self._over = threading.Event()
+        self._seats: list[Seat] = []
+        """Seats on which replicas are starting: nobody waits for them at the end."""
+
+        self._threads = [threading.Thread(target=self._serve, args=(first,), name="inferperf-replica-1", daemon=True)]
+        self._threads += [
+            threading.Thread(target=self._join, name=f"inferperf-replica-{number}", daemon=True)
+            for number in range(2, replicas + 1)
+        ]
+        self._working = 1
+        for thread in self._threads:
+            thread.start()
+
+    # Dealing.
+
+    def _deal(
+        self, keys: Sequence[object], size: int, ask: Callable[[Engine, int, int], list[T]], *, counts: bool = True
+    ) -> list[T]:
+        """Deal parts of about `size`, and wait for all answers. What `counts` is told in the notes."""
+        with self._state:
+            if self._failure is not None:
+                raise self._failure
+            parts = [_Part(start=low, end=high, ask=ask, counts=counts) for low, high in parts_of(keys, size)]
+            self._answers = [None] * len(keys)
+            self._waiting.extend(parts)
+            self._open = len(parts)
+            self._state.notify_all()
+            while self._open and self._failure is None:
+                # In short waits, so that Ctrl-C is seen.
+                self._state.wait(_LOOK_S)
+            self._waiting.clear()
+            if self._failure is not None:
+                raise self._failure
+            return self._answers
+
+    def _join(self) -> None:
+        """Open a replica, and let it work."""
+        replica = None
+        try:
+            replica = self._open_replica()
+        except (HardwareError, NodeLost):
+            # The cluster has no room for it: the others do its part.
+            pass
+        except BaseException as error:
+            self._fail(error)
+        with self._state:
+            self._joining -= 1
+            self._working += replica is not None
+            self._give_up_if_alone()
+        if replica is not None:
+            try:
+                self._serve(replica)
+            finally:
+                replica.leave()
+
+    def _open_replica(self) -> ClusterEngine | None:
+        """Wait for a seat and start a replica there; None where all is answered meanwhile."""
+        seat = self._first.another_seat(self._over)
+        with self._state:
+            if self._closed:
+                seat.release()
+                return None
+            self._seats.append(seat)
+        try:
+            return self._first.replica(seat)
+        except InferperfError:
+            if self._over.is_set():
+                return None
+            raise
+        finally:
+            with self._state:
+                self._seats.remove(seat)
+
+    def _serve(self, engine: ClusterEngine) -> None:
+        """Answer part after part, until nothing is left for ever."""
+        while (part := self._next()) is not None:
+            try:
+                answers = part.ask(engine, part.start, part.end)
+            except NodeLost as error:
+                if not self._moved(engine, part, error):
+                    return
+                continue
+            except BaseException as error:
+                self._fail(error)
+                return
+            with self._state:
+                self._answers[part.start : part.end] = answers
+                self._open -= 1
+                if part.counts:
+                    self._answered[engine.where] += part.end - part.start
+                    done = len(self._answers) - sum(item.end - item.start for item in self._waiting)
+                    self._say(f"{done} of {len(self._answers)} requests answered, {self._working} replicas")
+                self._state.notify_all()
+
+    def _next(self) -> _Part | None:
+        with self._state:
+            while not self._waiting:
+                if self._closed:
+                    return None
+                self._state.wait(_LOOK_S)
+            return None if self._closed else self._waiting.popleft()
+
+    def _moved(self, engine: ClusterEngine, part: _Part, error: NodeLost) -> bool:
+        """Give a part back, and say whether the replica goes on elsewhere."""
+        with self._state:
+            self._waiting.appendleft(part)
+            self._state.notify_all()
+        try:
+            engine.relaunch()
+        except NodeLost as second:
+            with self._state:
+                self._working -= 1
+                self._notes.append(f"{error}; its questions went to the other replicas")
+                self._loss = second
+                self._give_up_if_alone()
+            return False
+        except BaseException as second:
+            self._fail(second)
+            return False
+        with self._state:
+            self._notes += engine.notes
+        return True
+
+    def _give_up_if_alone(self) -> None:
+        """End it where a node was lost, and nobody is left who could answer. Called with the lock."""
+        if self._loss is not None and not self._working and not self._joining:
+            self._failure = self._failure or self._loss
+        self._state.notify_all()
+
+    def _fail(self, error: BaseException) -> None:
+        with self._state:
+            self._failure = self._failure or error
+            self._state.notify_all()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See `Engine.notes`: who answered how much, where there were several, and what was lost."""
+        with self._state:
+            shares = ", ".join(f"{where} {count}" for where, count in sorted(self._answered.items()))
+            several = (
+                (f"requests answered by {len(self._answered)} nodes: {shares}",) if len(self._answered) > 1 else ()
+            )
+            return (*self._notes, *several)
+
+    def close(self) -> None:
+        """End the replicas; the engine that they are replicas of stays. May be called again."""
+        with self._state:
+            self._closed = True
+            self._over.set()
+            self._waiting.clear()
+            starting = list(self._seats)
+            self._state.notify_all()
+        for seat in starting:
+            seat.release()
+        for thread in self._threads:
+            thread.join()
+
+    # What is dealt.
+
+    def generate(self, requests: Sequence[GenerationRequest], *, concurrency: int) -> list[Generation]:
+        """See `Engine.generate`."""
+
+        def ask(engine: Engine, start: int, end: int) -> list[Generation]:
+            return engine.generate(requests[start:end], concurrency=concurrency)
+
+        return self._deal(range(len(requests)), PART * concurrency, ask)
+
+    def loglikelihood(self, requests: Sequence[LogLikelihoodRequest], *, concurrency: int) -> list[LogLikelihood]:
+        """See `Engine.loglikelihood`."""
+
+        def ask(engine: Engine, start: int, end: int) -> list[LogLikelihood]:
+            return engine.loglikelihood(requests[start:end], concurrency=concurrency)
+
+        return self._deal([item.context for item in requests], PART * concurrency, ask)
+
+    def encode(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[tuple[int, ...]]:
+        """See `Engine.encode`. One of them does it, and another where its node is lost."""
+
+        def ask(engine: Engine, start: int, end: int) -> list[tuple[int, ...]]:
+            return engine.encode(texts[start:end], add_special_tokens=add_special_tokens)
+
+        return self._deal(range(len(texts)), len(texts), ask, counts=False)
+
+    def decode(self, sequences: Sequence[Sequence[int]], *, skip_special_tokens: bool = True) -> list[str]:
+        """See `Engine.decode`. One of them does it, and another where its node is lost."""
+
+        def ask(engine: Engine, start: int, end: int) -> list[str]:
+            return engine.decode(sequences[start:end], skip_special_tokens=skip_special_tokens)
+
+        return self._deal(range(len(sequences)), len(sequences), ask, counts=False)
+
+    # What the first answers alone.
+
+    def stream(self, request: GenerationRequest) -> Iterator[TokenChunk]:
+        """See `Engine.stream`."""
+        return self._first.stream(request)
+
+    @property
+    def prefix_token_id(self) -> int:
+        """See `Engine.prefix_token_id`."""
+        return self._first.prefix_token_id
+
+    @property
+    def eos_token_id(self) -> int:
+        """See `Engine.eos_token_id`."""
+        return self._first.eos_token_id
+
+    @property
+    def vocab_size(self) -> int:
+        """See `Engine.vocab_size`."""
+        return self._first.vocab_size
+
+    @property
+    def special_token_ids(self) -> frozenset[int]:
+        """See `Engine.special_token_ids`."""
+        return self._first.special_token_ids
+
+    def peak_memory_bytes(self) -> int:
+        """See `Engine.peak_memory_bytes`."""
+        return self._first.peak_memory_bytes()

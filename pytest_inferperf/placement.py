@@ -1,0 +1,104 @@
+"""`--inferperf-ray` in pytest: one connection for a run, a seat for the engine that is open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_inferperf.errors import EngineError, MarkError
+from pytest_inferperf.selection import bound_of
+from pytest_inferperf.session import state_of
+
+if TYPE_CHECKING:
+    from pytest_inferperf.cluster.connection import Connection
+    from pytest_inferperf.cluster.rules import Request
+    from pytest_inferperf.cluster.seat import Seat as ClusterSeat
+    from pytest_inferperf.engines.process import EngineProcess
+    from pytest_inferperf.model.case import EngineSpec, GpuRequirement
+
+__all__ = ["kind_of_engine", "lacking_on_cluster", "on_cluster", "release_seat"]
+
+_CONNECTION = pytest.StashKey["Connection"]()
+_SEAT = pytest.StashKey["ClusterSeat"]()
+
+
+def on_cluster(config: pytest.Config) -> bool:
+    """Whether engines run on a Ray cluster."""
+    return bool(state_of(config).settings.ray)
+
+
+def lacking_on_cluster(config: pytest.Config, need: GpuRequirement | None) -> str:
+    """Say that no node of the cluster has the GPUs of a test; "" where one has. Raises `HardwareError`."""
+    from pytest_inferperf.cluster.rules import Request, why_unplaceable
+
+    if need is None:
+        return ""
+    return why_unplaceable(Request(what="the test", need=need), _connection(config).nodes())
+
+
+def kind_of_engine(
+    session: pytest.Session, spec: EngineSpec, progress: Callable[[str], None]
+) -> Callable[..., EngineProcess]:
+    """Return what makes an engine of the shipped backends: on a seat of the cluster, which references share.
+
+    Raises `EngineError` for a server, `HardwareError` where there is no seat.
+    """
+    from pytest_inferperf.cluster.engine import ClusterEngine
+    from pytest_inferperf.cluster.seat import Seat
+
+    config = session.config
+    if spec.serve:
+        raise EngineError(
+            f"--inferperf-ray: serve={spec.serve!r} is a server that is started on this machine, beside its load. Run "
+            "its tests without --inferperf-ray, or give the server's url=."
+        )
+    if _SEAT not in config.stash:
+        config.stash[_SEAT] = Seat(
+            _connection(config),
+            _request(session, spec),
+            timeout_s=state_of(config).settings.gpu_timeout_s,
+            progress=progress,
+        )
+    return partial(ClusterEngine, seat=config.stash[_SEAT])
+
+
+def release_seat(config: pytest.Config) -> None:
+    """Give the seat of an engine back, once it is closed."""
+    seat: ClusterSeat | None = config.stash.get(_SEAT, None)
+    if seat is not None:
+        del config.stash[_SEAT]
+        seat.release()
+
+
+def _connection(config: pytest.Config) -> Connection:
+    if _CONNECTION not in config.stash:
+        from pytest_inferperf.cluster.connection import connect
+
+        config.stash[_CONNECTION] = found = connect(state_of(config).settings.ray)
+        config.add_cleanup(found.close)
+    return config.stash[_CONNECTION]
+
+
+def _request(session: pytest.Session, spec: EngineSpec) -> Request:
+    """Ask for what the engine needs, and for a whole node where one of its tests measures speed and says nothing else."""
+    from pytest_inferperf.cluster.rules import Request, one_anyway
+    from pytest_inferperf.collection import need_of, spec_of
+    from pytest_inferperf.engines.needs import implied_need, joint_need
+
+    nodes = _connection(session.config).nodes()
+    needs, timed = [implied_need(spec)], False
+    for item in session.items:
+        if spec_of(item) != spec:
+            continue
+        bound = bound_of(item)
+        timed = timed or (bound is not None and bound.case.workload is not None and not bound.case.workload.share_node)
+        with suppress(MarkError):
+            # A wrong mark is the failure of its own test, and so is what no node has.
+            need = need_of(item)
+            needs += [need] if need is not None and not lacking_on_cluster(session.config, need) else []
+    need = joint_need(needs) or one_anyway(spec, nodes)
+    return Request(what=f"{spec.precision} {spec.served_model_name}", need=need, whole_node=timed)

@@ -1,0 +1,100 @@
+"""A real Ray cluster of three nodes on this machine, all on loopback and behind a secret of this run."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_enable_worker_prestart": "0",
+    "RAY_prestart_worker_first_driver": "0",
+    # A node that is killed is seen to be dead within seconds.
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_failure_threshold": "4",
+}
+
+
+class Raylets:
+    """The nodes of a cluster, the first of which is its head."""
+
+    def __init__(self, *cpus: int) -> None:
+        self.environment = {**os.environ, **ENVIRONMENT, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "CI", "RAY_ADDRESS"):
+            self.environment.pop(name, None)
+        self.folder = Path(tempfile.mkdtemp(prefix="ifp-"))
+        self.environment["RAY_TMPDIR"] = str(self.folder)
+        with (self.folder / "stderr").open("w") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, str(Path(__file__).with_name("raylets.py")), *map(str, cpus)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=self.environment,
+            )
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, (self.folder / "stderr").read_text()
+        where = json.loads(line)
+        self.address: str = where["address"]
+        self._raylets: list[int] = where["raylets"]
+        self.environment["RAY_ADDRESS"] = self.address
+
+    def node_of(self, pid: int) -> int:
+        """Return the number of the node on which a process runs."""
+        while pid not in self._raylets:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+            assert pid > 1, "runs on no node"
+        return self._raylets.index(pid)
+
+    def kill(self, number: int) -> None:
+        """Kill a node as a power cut does."""
+        self._tell(f"kill {number}")
+
+    def add(self, cpus: int) -> None:
+        """Add a node."""
+        self._tell(f"add {cpus}")
+
+    def held(self) -> list[str]:
+        """Return the states of the placement groups that anybody has."""
+        found: list[str] = self._say("held")
+        return found
+
+    def _tell(self, text: str) -> None:
+        self._raylets = self._say(text)
+
+    def _say(self, text: str) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{text}\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def close(self) -> None:
+        try:
+            self._process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def raylets() -> Iterator[Raylets]:
+    """Three nodes: the head with no CPU for engines, and two with two each."""
+    found = Raylets(0, 2, 2)
+    yield found
+    found.close()
