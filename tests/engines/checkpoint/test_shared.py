@@ -226,6 +226,21 @@ def test_a_storage_that_is_lost_in_the_middle_leaves_nothing_by_half(
     assert cluster.builds == ["a"]
 
 
+def test_a_machine_that_has_its_copy_needs_no_storage(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = cluster.ensure("a")
+
+    def lose(_: str) -> None:
+        raise OSError(errno.ECONNRESET, "Connection reset by peer")
+
+    monkeypatch.setattr(cluster.storage.files, "cat_file", lose)
+    assert cluster.ensure("a") == entry
+    assert cluster.builds == ["a"]
+    assert cluster.lines[-1].startswith(f"warning: the checkpoint {entry.name} stays on this machine alone: ")
+    with pytest.raises(CheckpointError, match=r"cannot be read: Connection reset by peer\. It is where machines share"):
+        cluster.ensure("b")
+    assert cluster.builds == ["a"]
+
+
 def test_an_upload_that_is_cut_short_is_a_warning_and_is_made_up_for(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
