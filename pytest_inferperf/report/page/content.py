@@ -141,7 +141,7 @@ def _case(report: CaseReport, record: ResultRecord, where: Where, hide: Callable
         stored = entry.metrics if entry is not None else {}
         drawn = [*_session_charts(point, stored, load, notes), *distributions(point.result, stored, notes)]
         if load:
-            loads.append(LoadPage(title=load, charts=tuple(chart.shown(hide) for chart in drawn)))
+            loads.append(LoadPage(title=hide(load), charts=tuple(chart.shown(hide) for chart in drawn)))
         else:
             charts += drawn
         notes += [

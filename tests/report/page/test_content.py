@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -268,3 +269,41 @@ def test_a_result_file_keeps_the_flips_and_no_other_answer(planted: Planted, tmp
     write_result_file(tmp_path / "again.json", ResultFile(created="", environment={}, records=file.records))
     again = read_result_file(tmp_path / "again.json")
     assert [item.result.accuracy for item in again.records] == [item.result.accuracy for item in file.records]
+
+
+def texts(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every text in a value, with the names of the fields that lead to it."""
+    if isinstance(value, str) and not isinstance(value, Enum):
+        yield place, value
+    elif is_dataclass(value) and not isinstance(value, type):
+        for item in fields(value):
+            yield from texts(getattr(value, item.name), f"{place}.{item.name}")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from texts(item, place)
+            # Keys of a figure and of a gate's details are this package's own.
+            if not place.endswith((".figure", ".details")):
+                yield place, key
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from texts(item, place)
+
+
+def test_every_text_of_a_page_has_been_searched_for_secrets(planted: Planted, tmp_path: Path) -> None:
+    """Each is marked by the search: one that is not has gone another way."""
+    mark = "\x01"
+
+    def hide(text: str) -> str:
+        return f"{mark}{text}"
+
+    shutil.copytree(planted.baselines, tmp_path / "baselines")
+    shutil.copytree(planted.results, tmp_path / "results")
+    (tmp_path / "results" / "cut.json").write_text('{"schema')
+    first = planted.records[0]
+    records = (replace(first, result=replace(first.result, invalid="throttled")), *planted.records[1:])
+    report = run_report(records, created="2026", environment={"driver": "580.65"}, hide=hide)
+    page = page_of(records, report, Where(baselines=tmp_path / "baselines", history=tmp_path / "results"), hide=hide)
+    unmarked = {place for place, text in texts(page) if text and mark not in text}
+    assert {place for place in unmarked if not place.endswith(".unit")} == set()
+    seen = {place for place, _ in texts(page)}
+    assert {".notes", ".trends.summary", ".cases.loads.charts.title", ".cases.flips.shown.answer"} <= seen
