@@ -14,7 +14,9 @@ from pytest_inferperf.engines.openai.connection import ConnectionFailed
 from pytest_inferperf.measure.load.arrivals import Arrivals
 from pytest_inferperf.measure.load.pool import MIN_SPARE, Pool
 from pytest_inferperf.measure.load.slots import CONNECT_AT_ONCE, Request, Slot, Slots
-from tests.measure.load.conftest import answer, endpoint, load
+from pytest_inferperf.simulate.behaviour import Behaviour
+from pytest_inferperf.simulate.server import serve_in_thread
+from tests.measure.load.conftest import Peer, answer, endpoint, load, scripted
 
 
 @contextmanager
@@ -164,3 +166,25 @@ def test_no_request_is_tied_to_a_connection_that_does_not_come() -> None:
     assert not run.failures
     # The kernel opens two or three for a server that does not accept, and what is sent there waits for it.
     assert slow <= 8
+
+
+def test_a_server_that_closes_after_each_answer_gets_new_connections() -> None:
+    def once(peer: Peer) -> None:
+        if peer.request():
+            peer.send(answer(4).replace(b"Transfer-Encoding", b"Connection: close\r\nTransfer-Encoding"))
+
+    with scripted(once) as port:
+        run = load(endpoint(port), num_requests=60, arrivals=Arrivals(rate=200.0, kind="constant"))
+    assert not run.failures
+    assert run.reconnects >= 60
+
+
+def test_requests_to_a_server_that_has_gone_fail_at_once() -> None:
+    with serve_in_thread(Behaviour(ttft_ms=5.0, itl_ms=1.0)) as server:
+        threading.Timer(0.3, server.stop).start()
+        began = time.monotonic()
+        run = load(endpoint(server.port), num_requests=100, arrivals=Arrivals(rate=100.0, kind="constant"))
+    assert set(run.failures) <= {"refused", "reset", "closed"}
+    assert 20 <= sum(failure.count for failure in run.failures.values()) < 100
+    # Their own time is 20 s.
+    assert time.monotonic() - began < 15
