@@ -3,13 +3,16 @@
     pytest suites/embedded --inferperf-json=results.json
     python docs/images/make_report_pictures.py results.json
 
-Verdicts and flips are those of the embedded suite. The sweep is the planted one of the tests, which needs no GPU and is no
-measurement. Needs the extra `html`, playwright, and a `chromium` on the PATH.
+Verdicts and flips are those of the embedded suite. The sweep is measured here, over the simulated server: once as it is,
+for the baseline, and once where each stream slows the others down more. Needs the extra `html`, playwright, and a
+`chromium` on the PATH, and a machine that is quiet for some minutes.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -17,11 +20,22 @@ from pathlib import Path
 from playwright.sync_api import Browser, sync_playwright
 
 from pytest_inferperf import cli
-from pytest_inferperf.report.page.write import write_page
+from pytest_inferperf.simulate.behaviour import Behaviour
+from pytest_inferperf.simulate.server import serve_in_thread
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1]))
-from tests.report.page.planted import plant  # noqa: E402 - the tests are no package
+SWEEP = """
+import pytest
+from pytest_inferperf import sweep
+
+@pytest.mark.inferperf(
+    sweep(concurrency=[1, 4, 16, 64]), model="simulated", url="URL", engine_options={"request_model": "simulated"}, isl=32,
+    osl=64, rounds=2, warmup_rounds=0,
+)
+@pytest.mark.frontier_floor("output_throughput", over="output_throughput_per_user", tolerance=0.05)
+def test_interactivity(inferperf):
+    inferperf.measure()
+"""
 
 
 def main(results: str) -> None:
@@ -29,7 +43,7 @@ def main(results: str) -> None:
     with tempfile.TemporaryDirectory() as name, sync_playwright() as playwright:
         folder = Path(name)
         cli.main(["report", results, "--html", str(folder / "embedded.html")])
-        write_page(folder / "planted.html", plant(folder).page(), shown="planted.html")
+        measure_sweep(folder)
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         take(
             browser,
@@ -41,8 +55,25 @@ def main(results: str) -> None:
             gate="exact_match loss vs BF16",
         )
         take(browser, folder / "embedded.html", "report-flips.png", "light", "section.flips:has(.flip)", height=420)
-        take(browser, folder / "planted.html", "report-frontier.png", "dark", "#case-2", height=560)
+        take(browser, folder / "sweep.html", "report-frontier.png", "dark", "#case-1", height=560)
         browser.close()
+
+
+def measure_sweep(folder: Path) -> None:
+    """Record the frontier of the simulated server, slow the server down, and write the page of the run that finds it."""
+    # The server waits and computes nothing: what runs beside it takes no time from it.
+    (folder / "pytest.ini").write_text("[pytest]\ninferperf_max_interference = 1\n")
+    environment = {**os.environ, "GIT_AUTHOR_NAME": "Ada", "GIT_AUTHOR_EMAIL": "ada@example.org"}
+    port = 0
+    for slowdown, options in (
+        (0.03, ["--inferperf-update=new"]),
+        (0.045, [f"--inferperf-html={folder / 'sweep.html'}"]),
+    ):
+        with serve_in_thread(Behaviour(slowdown=slowdown), port=port) as server:
+            port = int(server.url.rpartition(":")[2])
+            (folder / "test_serving.py").write_text(SWEEP.replace("URL", server.url))
+            # It fails both times: what has no baseline, and what has fallen below it.
+            subprocess.run([sys.executable, "-m", "pytest", "-q", *options], cwd=folder, env=environment, check=False)
 
 
 def take(
