@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,8 @@ class Project:
             text=True,
             env=self.raylets.environment | ({"TMPDIR": str(tmp)} if tmp else {}),
             start_new_session=True,
+            # A shell lets what it runs in the background ignore Ctrl-C, and these tests may run there.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         self.running.append(process)
         return process
@@ -190,8 +193,8 @@ def test_a_run_that_ends_early_gives_everything_back(project: Project, number: s
         waits = " ".join(project.end(project.start()).split())
         assert "BF16 tiny-llama waited 2 s for 1 CPU on one node (inferperf_gpu_timeout), and was never placed" in waits
         assert "The cluster has 2 nodes of 2 CPUs and no NVIDIA GPU; free now: 0 of 4 CPUs" in waits
-    psutil.Process(run.pid).send_signal(number)
-    project.end(run)
+    run.send_signal(number)
+    assert ("KeyboardInterrupt" in project.end(run)) is (number is signal.SIGINT)
     wait_for(lambda: not project.raylets.held())
     wait_for(lambda: not any(map(is_running, project.engines())))
 
