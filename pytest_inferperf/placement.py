@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_inferperf.engines.needs import on_ray
 from pytest_inferperf.errors import EngineError, MarkError
 from pytest_inferperf.selection import bound_of
 from pytest_inferperf.session import state_of
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from pytest_inferperf.engines.process import EngineProcess
     from pytest_inferperf.model.case import EngineSpec, GpuRequirement
 
-__all__ = ["kind_of_engine", "lacking_on_cluster", "on_cluster", "release_seat"]
+__all__ = ["kind_of_engine", "lacking_on_cluster", "on_cluster", "release_seat", "why_not_on_cluster"]
 
 _CONNECTION = pytest.StashKey["Connection"]()
 _SEAT = pytest.StashKey["ClusterSeat"]()
@@ -40,22 +41,34 @@ def lacking_on_cluster(config: pytest.Config, need: GpuRequirement | None) -> st
     return why_unplaceable(Request(what="the test", need=need), _connection(config).nodes())
 
 
+def why_not_on_cluster(spec: EngineSpec) -> str:
+    """Say why an engine cannot be an actor on a node; "" where it can."""
+    if spec.serve:
+        return (
+            f"--inferperf-ray: serve={spec.serve!r} is a server that is started on this machine, beside its load. Run "
+            "its tests without --inferperf-ray, or give the server's url=."
+        )
+    if on_ray(spec):
+        return (
+            "--inferperf-ray: engine_options={'orchestrator': 'ray'} lets TensorRT-LLM ask Ray for GPUs itself, beside "
+            "those that we ask for. Run its tests without --inferperf-ray, on a node of the cluster, or leave the option out."
+        )
+    return ""
+
+
 def kind_of_engine(
     session: pytest.Session, spec: EngineSpec, progress: Callable[[str], None]
 ) -> Callable[..., EngineProcess]:
     """Return what makes an engine of the shipped backends: on a seat of the cluster, which references share.
 
-    Raises `EngineError` for a server, `HardwareError` where there is no seat.
+    Raises `EngineError` for what `why_not_on_cluster` says, `HardwareError` where there is no seat.
     """
     from pytest_inferperf.cluster.engine import ClusterEngine
     from pytest_inferperf.cluster.seat import Seat
 
     config = session.config
-    if spec.serve:
-        raise EngineError(
-            f"--inferperf-ray: serve={spec.serve!r} is a server that is started on this machine, beside its load. Run "
-            "its tests without --inferperf-ray, or give the server's url=."
-        )
+    if problem := why_not_on_cluster(spec):
+        raise EngineError(problem)
     if _SEAT not in config.stash:
         config.stash[_SEAT] = Seat(
             _connection(config),
