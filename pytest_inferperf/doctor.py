@@ -164,8 +164,8 @@ def _launch() -> list[Diagnosis]:
     launch, around = find_launch(), outer_environment()
     job = f", Slurm job {around['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in around else ""
     if launch is not None:
-        nodes = launch.nodes_with(len(find_gpus()))
-        found = f"{launch.ranks} ranks of {LAUNCHER} on {nodes} node{'s' if nodes > 1 else ''}{job}: tp x pp = {launch.ranks}"
+        on = f"{launch.nodes} node{'s' if launch.nodes > 1 else ''}" if launch.nodes else "an unknown number of nodes"
+        found = f"{launch.ranks} ranks of {LAUNCHER} on {on}{job}: tp x pp = {launch.ranks}"
         problem = launch_problem(EngineSpec(model="", served_model_name="any", tp=launch.ranks), launch)
         return [Diagnosis(name="launch", state="missing" if problem else "ok", found=found, next_step=problem)]
     copies, nodes = copies_in(around), nodes_in(around)

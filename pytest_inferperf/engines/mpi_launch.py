@@ -36,6 +36,10 @@ _PROXY = "TLLM_SPAWN_PROXY_PROCESS"
 _RANKS = "tllm_mpi_size"
 _KEY_BY_DESCRIPTOR = "TLLM_SPAWN_PROXY_PROCESS_IPC_HMAC_KEY_FD"
 
+_SAYS = "MPI_LOCALNRANKS"
+_PER_NODE = (_SAYS, "OMPI_COMM_WORLD_LOCAL_SIZE")
+"""How many ranks this machine has: what MPICH and Intel MPI say, and Open MPI."""
+
 _OUTER = ("SLURM_JOB_ID", "PMIX_NAMESPACE", "OMPI_COMM_WORLD_SIZE")
 """Variables that a job has, and the launcher's command has not."""
 
@@ -54,17 +58,13 @@ class MpiLaunch:
     """MPI tasks over all nodes, one for each GPU."""
 
     nodes: int = 0
-    """Machines they run on; 0 where neither Slurm nor MPI says."""
+    """Machines they run on; 0 where neither Slurm nor MPI says, which no engine is started with."""
 
     job: str = ""
     """Slurm's number of the job; "" outside of Slurm."""
 
     key_by_descriptor: bool = False
     """Whether the ranks' key was left in an open file, which no child of pytest has."""
-
-    def nodes_with(self, gpus: int) -> int:
-        """Return on how many machines the ranks are, where this one has so many GPUs: TensorRT-LLM takes all for alike."""
-        return self.nodes or -(-self.ranks // max(1, gpus))
 
 
 def find_launch(
@@ -79,7 +79,7 @@ def find_launch(
     around = outer_environment() if outer is None else outer
     return MpiLaunch(
         ranks=ranks,
-        nodes=_nodes(around, ranks),
+        nodes=_nodes({**inner, **around}, ranks),
         job=around.get("SLURM_JOB_ID", ""),
         key_by_descriptor=_KEY_BY_DESCRIPTOR in inner,
     )
@@ -152,41 +152,46 @@ def launch_problem(spec: EngineSpec, launch: MpiLaunch | None, *, outer: Mapping
             f"{launch.ranks}. Start it as\n  {_command(ranks, per_node)}\n"
             f"or choose the tests of {launch.ranks} ranks with -m or -k."
         )
+    if not launch.nodes:
+        return (
+            f"{LAUNCHER} was started with {launch.ranks} ranks, and neither Slurm nor MPI says on how many nodes: figures of "
+            f"one would be judged by baselines of another number. Say how many ranks each node has: export {_SAYS}=N"
+        )
     return ""
 
 
-def nodes_of(spec: EngineSpec, launch: MpiLaunch | None, *, gpus: int) -> int:
-    """Return on how many machines an engine runs, where this one shows so many GPUs; 1 without a launch."""
-    return 1 if launch is None or launch.ranks != spec.world_size else launch.nodes_with(gpus)
+def nodes_of(spec: EngineSpec, launch: MpiLaunch | None) -> int:
+    """Return on how many machines an engine runs; 1 without a launch, or in one that says nothing."""
+    return 1 if launch is None or launch.ranks != spec.world_size else max(1, launch.nodes)
 
 
 class Ranks:
     """The ranks of the launch in the hands of one engine: they serve one at a time, and only when the last let them go."""
 
-    _holder = ""
+    _holder: Ranks | None = None
     _lost = ""
+    what: str
 
-    @classmethod
-    def take(cls, what: str) -> None:
+    def __init__(self, what: str) -> None:
         """Take the ranks for an engine. Raises `EngineError` where another has them, or never gave them back."""
-        if cls._lost:
+        if Ranks._lost:
             raise EngineError(
-                f"{what} cannot be started: {cls._lost} ended without letting its {LAUNCHER} ranks go, and they serve "
+                f"{what} cannot be started: {Ranks._lost} ended without letting its {LAUNCHER} ranks go, and they serve "
                 "no other engine. Start the job again, without the test that did it to measure the rest."
             )
-        if cls._holder:
+        if Ranks._holder is not None:
             raise EngineError(
-                f"{what} cannot be started beside {cls._holder}: the ranks of {LAUNCHER} serve one engine at a time. "
+                f"{what} cannot be started beside {Ranks._holder.what}: the ranks of {LAUNCHER} serve one engine at a time. "
                 "Compare with a result file instead: --inferperf-against=RESULTS.json"
             )
-        cls._holder = what
+        self.what = what
+        Ranks._holder = self
 
-    @classmethod
-    def give_back(cls, *, clean: bool) -> None:
-        """End the hold. `clean` says that the engine itself let the ranks go."""
-        if cls._holder and not clean:
-            cls._lost = cls._holder
-        cls._holder = ""
+    def give_back(self, *, clean: bool) -> None:
+        """End the hold, once. `clean` says that the engine itself let the ranks go, or never began with them."""
+        if Ranks._holder is self:
+            Ranks._lost = "" if clean else self.what
+            Ranks._holder = None
 
 
 def _command(ranks: int, per_node: int) -> str:
@@ -207,16 +212,25 @@ def copies_in(environment: Mapping[str, str]) -> int:
 
 def nodes_in(environment: Mapping[str, str]) -> int:
     """Return on how many machines Slurm runs the step, or the job; 0 where it does not say."""
-    for name in ("SLURM_STEP_NUM_NODES", "SLURM_JOB_NUM_NODES", "SLURM_NNODES"):
+    return _number(environment, "SLURM_STEP_NUM_NODES", "SLURM_JOB_NUM_NODES", "SLURM_NNODES")
+
+
+def _nodes(environment: Mapping[str, str], ranks: int) -> int:
+    """Return on how many machines the ranks are; 0 where nobody says. A job may have more than its ranks use."""
+    if step := _number(environment, "SLURM_STEP_NUM_NODES"):
+        return step
+    if ranks == 1:
+        return 1
+    local = _number(environment, *_PER_NODE)
+    return -(-ranks // local) if local else nodes_in(environment)
+
+
+def _number(environment: Mapping[str, str], *names: str) -> int:
+    for name in names:
         value = environment.get(name, "")
         if value.isdecimal() and int(value):
             return int(value)
     return 0
-
-
-def _nodes(environment: Mapping[str, str], ranks: int) -> int:
-    local = environment.get("OMPI_COMM_WORLD_LOCAL_SIZE", "")
-    return nodes_in(environment) or (-(-ranks // int(local)) if local.isdecimal() and int(local) else 0)
 
 
 def _environment_of(proc: Path, pid: int) -> dict[str, str]:

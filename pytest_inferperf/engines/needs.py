@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from pytest_inferperf.engines.backends import resolve_backend
-from pytest_inferperf.engines.hardware import GpuMachine, find_gpus
+from pytest_inferperf.engines.hardware import GpuMachine
 from pytest_inferperf.engines.mpi_launch import find_launch
 from pytest_inferperf.engines.servers.presets import server_name
 from pytest_inferperf.errors import EngineError
@@ -74,7 +74,7 @@ def of_this_node(need: GpuRequirement | None, spec: EngineSpec) -> GpuRequiremen
     if on_ray(spec):
         return replace(need, count=1)
     launch = find_launch()
-    return need if launch is None else replace(need, count=-(-need.count // launch.nodes_with(len(find_gpus()))))
+    return need if launch is None else replace(need, count=-(-need.count // max(1, launch.nodes)))
 
 
 def on_ray(spec: EngineSpec) -> bool:

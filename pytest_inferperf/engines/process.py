@@ -99,16 +99,20 @@ class EngineProcess(Engine):
     def _launch(self) -> EngineInfo:
         """Start the process and load the engine in it. What fails leaves no process behind."""
         what = f"engine {self.spec.served_model_name} {self.spec.precision}"
-        if self._launched:
-            Ranks.take(what)
-        self._worker = self._start(
-            what=what,
-            log_dir=self._log_dir,
-            progress=self._progress,
-            python=self._python,
-            lease=self._lease,
-            close_s=CLOSE_S if self._launched or on_ray(self.spec) else None,
-        )
+        self._ranks = Ranks(what) if self._launched else None
+        try:
+            self._worker = self._start(
+                what=what,
+                log_dir=self._log_dir,
+                progress=self._progress,
+                python=self._python,
+                lease=self._lease,
+                close_s=CLOSE_S if self._launched or on_ray(self.spec) else None,
+            )
+        except BaseException:
+            if self._ranks is not None:
+                self._ranks.give_back(clean=True)
+            raise
         try:
             if self._python:
                 self._check_version(self._python)
@@ -125,8 +129,8 @@ class EngineProcess(Engine):
     def _end(self, *, ended: str = "is closed") -> None:
         """End the process, and say so where the ranks of a launch worked for it."""
         self._worker.close(ended=ended)
-        if self._launched:
-            Ranks.give_back(clean=self._worker.ended_itself)
+        if self._ranks is not None:
+            self._ranks.give_back(clean=self._worker.ended_itself)
 
     def relaunch(self) -> None:
         """See `Engine.relaunch`."""

@@ -35,9 +35,9 @@ class EnergyMeter:
 
 @contextmanager
 def energy_meter(engine: Engine) -> Iterator[EnergyMeter]:
-    """Give the meter of an engine's GPUs; one that reads None for an engine on a CPU, or on another machine."""
+    """Give the meter of an engine's GPUs; one that reads None for an engine on a CPU, or on other machines too."""
     hardware = engine.watched_hardware
-    nvml = load_nvml() if hardware.kind == "gpu" else None
+    nvml = load_nvml() if hardware.kind == "gpu" and hardware.nodes == 1 else None
     if nvml is None:
         yield EnergyMeter(None, ())
         return

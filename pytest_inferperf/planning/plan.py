@@ -198,7 +198,7 @@ def _machine(spec: EngineSpec, gpus: tuple[Gpu, ...]) -> Hardware:
         return endpoint_hardware(spec)
     if not gpus:
         return cpu_hardware()
-    nodes = nodes_of(spec, find_launch(), gpus=len(gpus)) if needs_gpu(spec) else 1
+    nodes = nodes_of(spec, find_launch()) if needs_gpu(spec) else 1
     return Hardware(name=gpus[0].name, count=spec.world_size, kind="gpu", nodes=nodes)
 
 

@@ -39,9 +39,9 @@ GPUS = tuple(Gpu(name="NVIDIA B200", sm=100, memory_gib=178.0, uuid=f"GPU-{index
 @pytest.fixture(autouse=True)
 def outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """No launch and no job around the tests, and ranks that nobody has."""
-    for name in [name for name in os.environ if name.startswith(("SLURM_", "OMPI_", "PMIX_", "TLLM_"))]:
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "OMPI_", "PMI", "MPI_", "TLLM_"))]:
         monkeypatch.delenv(name)
-    monkeypatch.setattr(Ranks, "_holder", "")
+    monkeypatch.setattr(Ranks, "_holder", None)
     monkeypatch.setattr(Ranks, "_lost", "")
 
 
@@ -59,6 +59,12 @@ def process(proc: Path, pid: int, parent: int, **environment: str) -> None:
         # A step may have fewer nodes than its job.
         ({"SLURM_JOB_ID": "4711", "SLURM_JOB_NUM_NODES": "9", "SLURM_STEP_NUM_NODES": "2"}, TWO_NODES),
         ({"OMPI_COMM_WORLD_LOCAL_SIZE": "8"}, MpiLaunch(ranks=16, nodes=2)),
+        ({"MPI_LOCALNRANKS": "4"}, MpiLaunch(ranks=16, nodes=4)),
+        # And a job more than its ranks use.
+        (
+            {"SLURM_JOB_ID": "4711", "SLURM_JOB_NUM_NODES": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "16"},
+            MpiLaunch(ranks=16, nodes=1, job="4711"),
+        ),
         ({}, MpiLaunch(ranks=16)),
     ],
 )
@@ -70,7 +76,11 @@ def test_a_launch_is_told_by_the_environment(outer: dict[str, str], expected: Mp
 @pytest.mark.parametrize("size", ["many", "0", ""])
 def test_a_launch_that_does_not_say_its_size_has_one_rank(size: str) -> None:
     """So an engine of several is refused."""
-    assert find_launch({**PROXY, "tllm_mpi_size": size}, {}) == MpiLaunch(ranks=1)
+    assert find_launch({**PROXY, "tllm_mpi_size": size}, {}) == MpiLaunch(ranks=1, nodes=1)
+
+
+def test_the_user_can_say_how_many_ranks_a_node_has() -> None:
+    assert find_launch({**PROXY, "MPI_LOCALNRANKS": "8"}, {"PMIX_NAMESPACE": "x"}) == MpiLaunch(ranks=16, nodes=2)
 
 
 def test_variables_that_the_launcher_hides_are_read_from_it(tmp_path: Path) -> None:
@@ -96,18 +106,9 @@ def test_ranks_are_ours_and_other_jobs_are_not(tmp_path: Path, monkeypatch: pyte
     assert launched_processes(proc=tmp_path) == {40, 41}
 
 
-@pytest.mark.parametrize(
-    ("launch", "gpus", "nodes"),
-    [
-        (None, 8, 1),
-        (TWO_NODES, 8, 2),
-        # Nobody says how many: all nodes are taken to be like this one.
-        (MpiLaunch(ranks=16), 4, 4),
-        (MpiLaunch(ranks=16), 16, 1),
-    ],
-)
-def test_nodes_of_an_engine(launch: MpiLaunch | None, gpus: int, nodes: int) -> None:
-    assert nodes_of(spec_of(tp=8, pp=2), launch, gpus=gpus) == nodes
+@pytest.mark.parametrize(("launch", "nodes"), [(None, 1), (TWO_NODES, 2)])
+def test_nodes_of_an_engine(launch: MpiLaunch | None, nodes: int) -> None:
+    assert nodes_of(spec_of(tp=8, pp=2), launch) == nodes
 
 
 @pytest.mark.parametrize(
@@ -153,6 +154,15 @@ def test_nodes_of_an_engine(launch: MpiLaunch | None, gpus: int, nodes: int) -> 
             "orchestrator='ray' has Ray start the ranks of an engine, and trtllm-llmapi-launch has started 16 already. "
             "Leave the option out, or start pytest without trtllm-llmapi-launch, on a node of the Ray cluster.",
         ),
+        # A guess would be judged by the baseline of another number of nodes.
+        (
+            spec_of(tp=16),
+            MpiLaunch(ranks=16),
+            {},
+            "trtllm-llmapi-launch was started with 16 ranks, and neither Slurm nor MPI says on how many nodes: figures of "
+            "one would be judged by baselines of another number. Say how many ranks each node has: export "
+            "MPI_LOCALNRANKS=N",
+        ),
     ],
 )
 def test_problems(spec: EngineSpec, launch: MpiLaunch | None, outer: dict[str, str], message: str) -> None:
@@ -190,7 +200,7 @@ def leader(monkeypatch: pytest.MonkeyPatch) -> Iterator[Leader]:
         "TLLM_SPAWN_PROXY_PROCESS_IPC_ADDR": leader.address,
         "TLLM_SPAWN_PROXY_PROCESS_IPC_HMAC_KEY": "c0ffee",
         "SLURM_JOB_ID": "4711",
-        "SLURM_STEP_NUM_NODES": "2",
+        "MPI_LOCALNRANKS": "8",
     }.items():
         monkeypatch.setenv(name, value)
     yield leader
@@ -204,10 +214,7 @@ def open_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any)
         spec_of(tp=8, pp=2),
         class_path=BACKENDS["tensorrt_llm"].class_path,
         checkpoint=write_checkpoint(tmp_path / "model"),
-        log_dir=tmp_path / "logs",
-        load_timeout_s=60,
-        call_timeout_s=60,
-        **changes,
+        **{"log_dir": tmp_path / "logs", "load_timeout_s": 60, "call_timeout_s": 60, **changes},
     )
 
 
@@ -222,6 +229,23 @@ def test_ranks_serve_one_launch_of_an_engine_after_another(
     assert len(engine.generate([REQUEST], concurrency=1)) == 1
     engine.close()
     assert (leader.served, leader.stuck) == (2, False)
+
+
+def test_an_engine_that_never_started_leaves_the_ranks_to_others(
+    leader: Leader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises((EngineError, OSError)):
+        open_engine(tmp_path, monkeypatch, log_dir=tmp_path / "file" / "logs")
+    first = open_engine(tmp_path, monkeypatch)
+    first.close()
+    second = open_engine(tmp_path, monkeypatch)
+    # Closed again, it lets go of nothing that it does not hold.
+    first.close()
+    with pytest.raises(EngineError, match="cannot be started beside engine m BF16"):
+        open_engine(tmp_path, monkeypatch)
+    second.close()
+    assert leader.served == 2
 
 
 def test_ranks_that_were_not_let_go_serve_no_other_engine(

@@ -296,7 +296,7 @@ def _hardware(spec: EngineSpec) -> Callable[[], Hardware]:
         raise EngineError(problem)
     if on_ray(spec):
         return RayNodes(spec, gpus).hardware
-    nodes = nodes_of(spec, launch, gpus=len(gpus))
+    nodes = nodes_of(spec, launch)
     here = -(-spec.world_size // nodes)
     if len(gpus) < here:
         each = f" on each of {nodes} nodes" if nodes > 1 else ""
