@@ -23,7 +23,8 @@ def unfit(item: pytest.Item) -> tuple[str, str]:
         if STATE in item.config.stash and state_of(item.config).settings.replay is not None:
             return wrong, _not_replayed(item)
         need = need_of(item)
-        if on_cluster(item.config):
+        elsewhere = on_cluster(item)
+        if elsewhere:
             lacking = lacking_on_cluster(item.config, need)
         else:
             wrong = wrong or badly_launched(item)
@@ -32,7 +33,7 @@ def unfit(item: pytest.Item) -> tuple[str, str]:
             wrong = wrong or f"{lacking} (--inferperf-require-gpu forbids to skip)"
     except (HardwareError, MarkError, MissingExtra, SettingsError) as error:
         return str(error), ""
-    if not wrong and not lacking and not on_cluster(item.config):
+    if not wrong and not lacking and not elsewhere:
         wrong = _old_driver(item) or _beside_neighbours(item)
     return wrong, lacking
 

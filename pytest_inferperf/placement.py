@@ -27,9 +27,12 @@ _CONNECTION = pytest.StashKey["Connection"]()
 _SEAT = pytest.StashKey["ClusterSeat"]()
 
 
-def on_cluster(config: pytest.Config) -> bool:
-    """Whether engines run on a Ray cluster."""
-    return bool(state_of(config).settings.ray)
+def on_cluster(item: pytest.Item) -> bool:
+    """Whether the engine of a test runs on a Ray cluster: not an endpoint, and not what a hook brings."""
+    from pytest_inferperf.collection import brought_by_hook, spec_of
+
+    spec = spec_of(item)
+    return spec is not None and not spec.url and bool(state_of(item.config).settings.ray) and not brought_by_hook(item)
 
 
 def lacking_on_cluster(config: pytest.Config, need: GpuRequirement | None) -> str:
@@ -103,12 +106,15 @@ def _request(session: pytest.Session, spec: EngineSpec) -> Request:
     from pytest_inferperf.engines.needs import implied_need, joint_need
 
     nodes = _connection(session.config).nodes()
+    records = state_of(session.config).settings.update is not None
     needs, timed = [implied_need(spec)], False
     for item in session.items:
         if spec_of(item) != spec:
             continue
         bound = bound_of(item)
-        timed = timed or (bound is not None and bound.case.workload is not None and not bound.case.workload.share_node)
+        if bound is not None and bound.case.workload is not None:
+            # What is recorded holds for whoever has the node alone, too.
+            timed = timed or records or not bound.case.workload.share_node
         with suppress(MarkError):
             # A wrong mark is the failure of its own test, and so is what no node has.
             need = need_of(item)

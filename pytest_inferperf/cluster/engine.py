@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from pytest_inferperf.cluster.seat import Seat
+from pytest_inferperf.cluster.worker import RemoteWorker
 from pytest_inferperf.engines.hardware import cpu_hardware
 from pytest_inferperf.engines.interface import Engine, Watched
 from pytest_inferperf.engines.process import EngineProcess, difference
@@ -64,10 +65,23 @@ class ClusterEngine(EngineProcess):
         place.ask("watch", json.dumps(hardware))
         try:
             yield found
-        finally:
-            # A node that was lost meanwhile is reported by what was asked of it, not here.
+        except BaseException:
+            # What ended the round is what is reported.
             with suppress(EngineError):
-                found.figures = json.loads(place.ask("watched"))
+                place.ask("watched")
+            raise
+        try:
+            found.figures = json.loads(place.ask("watched"))
+        except NodeLost:
+            raise
+        except EngineError as error:
+            # Without it nobody knows whether the node was its own.
+            raise InvalidRun(f"node {place.node.name} was not watched to the end: {error}") from None
+
+    def clock_s(self) -> float:
+        """See `Engine.clock_s`: that of the node. What a call takes on its way is no time of the engine."""
+        assert isinstance(self._worker, RemoteWorker)
+        return super().clock_s() - self._worker.beside_s
 
     def relaunch(self) -> None:
         """See `Engine.relaunch`. Raises `NodeLost` where its node is lost, and no other takes over."""

@@ -12,6 +12,7 @@ import queue
 import socket
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -153,7 +154,10 @@ class _Talk:
                     self._said.put(_message("chunk", chunk))
                 self._said.put(_message("result", None))
             else:
-                self._said.put(_message("result", self.worker.call(name, args, timeout_s=timeout_s)))
+                start = time.perf_counter()
+                found = self.worker.call(name, args, timeout_s=timeout_s)
+                self._said.put(_message("took", time.perf_counter() - start))
+                self._said.put(_message("result", found))
         except InferperfError as error:
             cause = error.__cause__
             number = cause.errno if isinstance(cause, OSError) else None

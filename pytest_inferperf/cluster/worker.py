@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,9 @@ class RemoteWorker:
         self._number = place.next_number()
         self._ended = ""
         self._calls = 0
+        self.beside_s = 0.0
+        """Time of all calls so far that went by beside the engine: on the way to its node and back, and in Ray."""
+
         found = json.loads(place.ask("start", self._number, what, python))
         if "error" in found:
             raise EngineError(f"node {place.node.name}: {found['error']}")
@@ -63,6 +67,7 @@ class RemoteWorker:
             raise EngineError(f"{self._what} {self._ended}")
         self._calls += 1
         own = self._calls
+        start = time.perf_counter()
         asked = {"name": name, "args": args, "timeout_s": timeout_s, "stream": stream}
         try:
             self._place.ask("begin", self._number, json.dumps(asked, separators=(",", ":")).encode())
@@ -70,6 +75,8 @@ class RemoteWorker:
                 for kind, value in map(json.loads, self._place.ask("more", self._number, _LOOK_S)):
                     if kind == "progress":
                         self._progress(str(value))
+                    elif kind == "took":
+                        self.beside_s += time.perf_counter() - start - float(value)
                     elif kind == "error":
                         raise _reported(value)
                     else:

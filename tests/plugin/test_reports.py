@@ -79,9 +79,11 @@ def test_junit_through_xdist(project: Project) -> None:
     assert [record["status"] for record in records] == ["FAIL"]
 
 
-def test_performance_is_not_measured_under_xdist(project: Project) -> None:
+@pytest.mark.parametrize("options", [(), ("--inferperf-ray=auto",)], ids=["plain", "ray"])
+def test_performance_is_not_measured_under_xdist(project: Project, options: tuple[str, ...]) -> None:
+    """Nor beside a cluster, of engines that a hook brings: they stay on this machine."""
     project.test(PERFORMANCE, FLOOR)
-    result = project.pytester.runpytest_subprocess("-n2")
+    result = project.pytester.runpytest_subprocess("-n2", *options)
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["performance is not measured under xdist: neighbours on the same machine make the *"])
     assert project.engines() == []
