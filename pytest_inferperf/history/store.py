@@ -294,8 +294,10 @@ def _insert(connection: duckdb.DuckDBPyConnection, table: str, rows: Sequence[tu
 
 
 def _make_history(connection: duckdb.DuckDBPyConnection, parquet: str, *, sealed: bool) -> None:
-    """Join what was read with what was compacted: a file that is listed anew counts as it is now."""
+    """Join what was read with what was compacted: a file that was read anew counts as it is now."""
     _name_cases(connection)
+    # One that can no longer be read counts as it was: a sync that was cut off must not cost a run.
+    connection.execute("DELETE FROM listed WHERE path NOT IN (SELECT file FROM entries)")
     fresh = (
         'SELECT e.* REPLACE (l.file AS file), c.model, c.name AS "case", l.size, l.mtime_ns FROM entries e '
         "JOIN listed l ON l.path = e.file LEFT JOIN cases c USING (case_json)"

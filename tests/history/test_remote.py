@@ -66,6 +66,19 @@ def test_compacted_objects_are_not_read_again(bucket: Storage, add: Add, monkeyp
     assert ask(bucket) == [(100.0,)]
 
 
+def test_a_compacted_run_outlives_its_damaged_file(bucket: Storage, add: Add) -> None:
+    bucket.upload("one.json", add(1, record(100.0)))
+    bucket.upload("two.json", add(2, record(200.0)))
+    compact(bucket.address)
+    bucket.write("one.json", b'{"schema_version": 1, "rec')
+    for _ in range(2):
+        runs, skipped = compact(bucket.address)
+        assert runs == 2
+        assert [item.file for item in skipped] == ["one.json"]
+    bucket.remove("one.json")
+    assert ask(bucket) == [(100.0,), (200.0,)]
+
+
 def test_sql_reads_nothing_of_the_bucket(bucket: Storage, add: Add) -> None:
     bucket.upload("one.json", add(1, record(100.0)))
     compact(bucket.address)

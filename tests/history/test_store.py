@@ -120,6 +120,18 @@ def test_compacted_runs_stay_and_new_and_changed_ones_count(store: Path, add: Ad
     assert sorted(item.name for item in store.iterdir()) == ["2026", PARQUET]
 
 
+def test_a_compacted_run_outlives_its_damaged_file(store: Path, add: Add) -> None:
+    damaged = add(1, record(100.0), name="one.json")
+    add(2, record(200.0))
+    compact(str(store))
+    damaged.write_bytes(damaged.read_bytes()[:500])
+    runs, skipped = compact(str(store))
+    assert runs == 2
+    assert [item.file for item in skipped] == ["one.json"]
+    damaged.unlink()
+    assert ask(store, "SELECT count(*) FROM runs") == [(2,)]
+
+
 def test_unchanged_files_are_not_read_again(store: Path, add: Add, monkeypatch: pytest.MonkeyPatch) -> None:
     add(1, record())
     compact(str(store))
