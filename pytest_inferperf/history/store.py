@@ -237,11 +237,17 @@ def _known(connection: duckdb.DuckDBPyConnection, parquet: str) -> list[tuple[st
     import duckdb
 
     try:
-        return connection.execute("SELECT file, size, mtime_ns FROM read_parquet(?)", [parquet]).fetchall()
+        return connection.execute(f"SELECT file, size, mtime_ns FROM {_parquet_sql(parquet)}").fetchall()
     except duckdb.Error as error:
         raise ResultFileError(
             f"{parquet}: cannot be read: {_first_line(error)} Delete it, and write it again: inferperf history compact"
         ) from None
+
+
+def _parquet_sql(path: str) -> str:
+    """Name one Parquet file, however its folders are called: `run[1]` is no pattern, `model=tiny` no column."""
+    plain = "".join(f"[{character}]" if character in "*?[" else character for character in path)
+    return f"read_parquet({sql_text(plain)}, hive_partitioning = false)"
 
 
 def _read_json(connection: duckdb.DuckDBPyConnection, paths: Sequence[str], read: _Read) -> list[Skipped]:
@@ -306,7 +312,7 @@ def _make_history(connection: duckdb.DuckDBPyConnection, parquet: str, *, sealed
     parts = [fresh] if anew or not parquet else []
     if parquet:
         still = " WHERE file NOT IN (SELECT file FROM listed)" if anew else ""
-        parts.append(f"SELECT * FROM read_parquet({sql_text(parquet)}){still}")
+        parts.append(f"SELECT * FROM {_parquet_sql(parquet)}{still}")
     connection.execute(f"CREATE {'TABLE' if sealed else 'VIEW'} history AS {' UNION ALL BY NAME '.join(parts)}")
     for name, sql in VIEWS.items():
         connection.execute(f"CREATE VIEW {name} AS {sql}")

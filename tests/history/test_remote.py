@@ -79,6 +79,17 @@ def test_a_compacted_run_outlives_its_damaged_file(bucket: Storage, add: Add) ->
     assert ask(bucket) == [(100.0,), (200.0,)]
 
 
+def test_folders_that_look_like_patterns_or_columns(bucket: Storage, add: Add, no_extensions: None) -> None:
+    names = ["run1", "run[1]", "run*", "model=other"]
+    for day, name in enumerate(names):
+        folder = bucket.within(name)
+        folder.upload(f"{day}.json", add(day, record()))
+        compact(folder.address)
+        folder.remove(f"{day}.json")
+    for day, name in enumerate(names):
+        assert ask(bucket.within(name), "SELECT file, model FROM history") == [(f"{day}.json", "tiny")], name
+
+
 def test_sql_reads_nothing_of_the_bucket(bucket: Storage, add: Add) -> None:
     bucket.upload("one.json", add(1, record(100.0)))
     compact(bucket.address)

@@ -132,6 +132,16 @@ def test_a_compacted_run_outlives_its_damaged_file(store: Path, add: Add) -> Non
     assert ask(store, "SELECT count(*) FROM runs") == [(2,)]
 
 
+def test_folders_that_look_like_patterns_or_columns(store: Path, add: Add) -> None:
+    names = ["run1", "run[1]", "run?", "run*", "model=other"]
+    for day, name in enumerate(names):
+        path = add(day, record(), name=f"{name}/{day}.json")
+        compact(str(path.parent))
+        path.unlink()
+    for day, name in enumerate(names):
+        assert ask(store / name, "SELECT file, model FROM history") == [(f"{day}.json", "tiny")], name
+
+
 def test_unchanged_files_are_not_read_again(store: Path, add: Add, monkeypatch: pytest.MonkeyPatch) -> None:
     add(1, record())
     compact(str(store))
