@@ -28,6 +28,7 @@ __all__ = ["PARQUET", "Skipped", "Store", "compact", "open_store"]
 PARQUET = "inferperf-history.parquet"
 """What `inferperf history compact` writes into the root of the store."""
 
+# In `mtime_ns` a store at an address has the version of each object.
 _LISTED = "CREATE TABLE listed (path VARCHAR, file VARCHAR, size BIGINT, mtime_ns BIGINT)"
 _CHUNK = 5_000
 """Result files parsed at a time: what they hold as text has to fit into memory."""
@@ -192,19 +193,21 @@ def _load_remote(connection: duckdb.DuckDBPyConnection, storage: Storage, *, sea
     """Read a store in shared storage through fsspec: DuckDB would download extensions for that."""
     import duckdb
 
-    listed = storage.list()
+    listed = storage.list_versions()
     parquet = f"{storage.address}/{PARQUET}" if PARQUET in listed else ""
     if parquet:
         connection.register_filesystem(storage.files)
     try:
-        # Objects are written once, so that name and size say which are known.
-        known = {(name, size) for name, size, _ in _known(connection, parquet)} if parquet else set()
+        known = set(_known(connection, parquet)) if parquet else set()
         fresh = [
-            item for item in listed.items() if item[0].endswith(".json") and _is_shown(item[0]) and item not in known
+            (name, size, version)
+            for name, (size, version) in listed.items()
+            # One without a version may have been replaced.
+            if name.endswith(".json") and _is_shown(name) and not (version and (name, size, version) in known)
         ]
-        skipped = _read_json(connection, [name for name, _ in fresh], storage.read_all)
+        skipped = _read_json(connection, [item[0] for item in fresh], storage.read_all)
         connection.execute(_LISTED)
-        _insert(connection, "listed", [(name, name, size, 0) for name, size in fresh])
+        _insert(connection, "listed", [(item[0], *item) for item in fresh])
         _make_history(connection, parquet, sealed=sealed)
     except duckdb.Error as error:
         raise ResultFileError(f"{storage.address}: cannot be read: {_first_line(error)}") from None

@@ -79,6 +79,26 @@ def test_a_compacted_run_outlives_its_damaged_file(bucket: Storage, add: Add) ->
     assert ask(bucket) == [(100.0,), (200.0,)]
 
 
+def test_a_replaced_object_of_the_same_size_is_read_again(bucket: Storage, add: Add) -> None:
+    bucket.write("latest.json", of_one_size(add(1, record(100.0))))
+    compact(bucket.address)
+    bucket.write("latest.json", of_one_size(add(1, record(200.0))))
+    assert ask(bucket) == [(200.0,)]
+    assert compact(bucket.address) == (1, ())
+    assert ask(bucket) == [(200.0,)]
+
+
+def test_objects_without_a_version_are_read_again(bucket: Storage, add: Add, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Storage.list_versions
+    monkeypatch.setattr(
+        Storage, "list_versions", lambda self: {name: (size, 0) for name, (size, _) in real(self).items()}
+    )
+    bucket.write("latest.json", of_one_size(add(1, record(100.0))))
+    compact(bucket.address)
+    bucket.write("latest.json", of_one_size(add(1, record(200.0))))
+    assert ask(bucket) == [(200.0,)]
+
+
 def test_folders_that_look_like_patterns_or_columns(bucket: Storage, add: Add, no_extensions: None) -> None:
     names = ["run1", "run[1]", "run*", "model=other"]
     for day, name in enumerate(names):
@@ -152,6 +172,10 @@ def test_a_bucket_that_is_lost_while_it_is_read(bucket: Storage, add: Add, monke
     monkeypatch.setattr(bucket.files, "cat_file", lose)
     with pytest.raises(StorageError, match=r"two\.json: cannot be read: Connection reset by peer"):
         open_store(bucket.address)
+
+
+def of_one_size(path: Path) -> bytes:
+    return path.read_bytes().ljust(20_000)
 
 
 @pytest.fixture
