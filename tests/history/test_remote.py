@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
 
 from pytest_inferperf import cli
 from pytest_inferperf.errors import ResultFileError, SettingsError, StorageError
+from pytest_inferperf.history import store as store_module
 from pytest_inferperf.history.store import PARQUET, compact, open_store
 from pytest_inferperf.storage import Storage, open_storage
 from tests.history.conftest import Add, record
@@ -139,6 +142,44 @@ def test_a_damaged_parquet_file_says_what_to_do(bucket: Storage, add: Add) -> No
         open_store(bucket.address)
 
 
+def test_a_parquet_file_with_a_damaged_page_says_what_to_do(bucket: Storage, add: Add, tmp_path: Path) -> None:
+    bucket.upload("one.json", add(1, record(100.0)))
+    compact(bucket.address)
+    bucket.write(PARQUET, with_a_damaged_page(bucket.read(PARQUET) or b"", tmp_path))
+    told = rf"{PARQUET}: cannot be (read|written): "
+    with pytest.raises(ResultFileError, match=told):
+        open_store(bucket.address)
+    with pytest.raises(ResultFileError, match=told):
+        compact(bucket.address)
+    store = open_store(bucket.address, sealed=False)
+    with pytest.raises(ResultFileError, match=told):
+        store.rows("SELECT engine FROM history")
+    store.close()
+
+
+def test_two_compactions_at_once_lose_nothing(bucket: Storage, add: Add, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket.upload("ours.json", add(1, record(100.0)))
+    compact_beside(bucket, add(2, record(200.0)), monkeypatch)
+    with pytest.raises(ResultFileError, match=r"another compaction ran meanwhile, and this one lacks theirs\.json"):
+        compact(bucket.address)
+    assert compact(bucket.address) == (2, ())
+    assert ask(bucket) == [(100.0,), (200.0,)]
+
+
+def test_two_compactions_at_once_of_a_compacted_store(
+    bucket: Storage, add: Add, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.upload("old.json", add(0, record(50.0)))
+    compact(bucket.address)
+    bucket.upload("ours.json", add(1, record(100.0)))
+    compact_beside(bucket, add(2, record(200.0)), monkeypatch)
+    # It is fine too where what the other one wrote is read in time.
+    with suppress(ResultFileError):
+        compact(bucket.address)
+    assert compact(bucket.address) == (3, ())
+    assert ask(bucket) == [(50.0,), (100.0,), (200.0,)]
+
+
 def test_a_bucket_that_holds_nothing(s3: ObjectStore) -> None:
     with pytest.raises(ResultFileError, match=r"s3://bucket/results: no results"):
         open_store("s3://bucket/results")
@@ -172,6 +213,33 @@ def test_a_bucket_that_is_lost_while_it_is_read(bucket: Storage, add: Add, monke
     monkeypatch.setattr(bucket.files, "cat_file", lose)
     with pytest.raises(StorageError, match=r"two\.json: cannot be read: Connection reset by peer"):
         open_store(bucket.address)
+
+
+def with_a_damaged_page(parquet: bytes, folder: Path) -> bytes:
+    """Overwrite what the column `engine` holds; what says where it is stays whole."""
+    (folder / "whole.parquet").write_bytes(parquet)
+    with duckdb.connect() as connection:
+        places: list[tuple[int, int]] = connection.execute(
+            "SELECT least(data_page_offset, coalesce(nullif(dictionary_page_offset, 0), data_page_offset)), "
+            "total_compressed_size FROM parquet_metadata(?) WHERE path_in_schema = 'engine'",
+            [str(folder / "whole.parquet")],
+        ).fetchall()
+    start, size = places[0]
+    return parquet[: start + 20] + b"\xff" * (size - 22) + parquet[start + size - 2 :]
+
+
+def compact_beside(bucket: Storage, theirs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the next compaction has read, let another one take a file that is deleted then."""
+    write = store_module._write
+
+    def also(*args: Any) -> None:
+        monkeypatch.setattr(store_module, "_write", write)
+        bucket.upload("theirs.json", theirs)
+        compact(bucket.address)
+        bucket.remove("theirs.json")
+        write(*args)
+
+    monkeypatch.setattr(store_module, "_write", also)
 
 
 def of_one_size(path: Path) -> bytes:

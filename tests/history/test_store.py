@@ -6,10 +6,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pytest_inferperf.errors import MissingExtra, ResultFileError, SettingsError
+from pytest_inferperf.history import store as store_module
 from pytest_inferperf.history.store import PARQUET, Store, compact, open_store
 from tests.history.conftest import Add, record
 
@@ -155,6 +157,31 @@ def test_a_parquet_file_that_cannot_be_written_changes_nothing(store: Path, add:
     with pytest.raises(ResultFileError, match=f"{PARQUET}: cannot be"):
         compact(str(store))
     assert sorted(item.name for item in store.iterdir()) == ["2026", PARQUET]
+
+
+def test_two_compactions_at_once_lose_nothing(store: Path, add: Add, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(1, record())
+    write = store_module._write
+
+    def also(*args: Any) -> None:
+        monkeypatch.setattr(store_module, "_write", write)
+        theirs = add(2, record(), name="theirs.json")
+        compact(str(store))
+        theirs.unlink()
+        write(*args)
+
+    monkeypatch.setattr(store_module, "_write", also)
+    with pytest.raises(ResultFileError, match=r"another compaction ran meanwhile, and this one lacks theirs\.json"):
+        compact(str(store))
+    assert sorted(item.name for item in store.iterdir()) == ["2026", PARQUET]
+    assert compact(str(store)) == (2, ())
+
+
+def test_a_changed_file_is_no_other_compaction(store: Path, add: Add) -> None:
+    add(1, record(100.0))
+    compact(str(store))
+    os.utime(add(1, record(200.0)), ns=(1, 1))
+    assert compact(str(store)) == (1, ())
 
 
 def test_a_damaged_parquet_file_says_what_to_do(store: Path, add: Add) -> None:
