@@ -11,7 +11,7 @@ import importlib.util
 import os
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,6 +24,9 @@ __all__ = ["PROTOCOLS", "Protocol", "Storage", "check_address", "is_address", "o
 
 _BLOCK_BYTES = 16 << 20
 """What one request reads of a large object."""
+
+_VERSIONS = ("ETag", "etag", "md5Hash", "generation", "mtime", "LastModified", "last_modified", "updated", "created")
+"""How storages call what tells two objects of one name and size apart, the best first."""
 
 _SIDE_BY_SIDE = 16
 """Small objects read at a time: each is one round trip."""
@@ -149,11 +152,18 @@ class Storage:
 
     def list(self, suffix: str = "") -> dict[str, int]:
         """Return the names of all objects that end so, however deep, and their sizes in bytes."""
+        return {name: size for name, (size, _) in self.list_versions(suffix).items()}
+
+    def list_versions(self, suffix: str = "") -> dict[str, tuple[int, int]]:
+        """Return what `list` does, and of each object a number that changes when it is replaced.
+
+        The number is from 1 to 2^63 - 1; 0 where the storage tells nothing of the kind.
+        """
         with self._errors("", "listed"):
             found = self.files.find(self._root, detail=True)
         prefix = self._root.rstrip("/") + "/"
         return {
-            path.removeprefix(prefix): int(info["size"])
+            path.removeprefix(prefix): (int(info["size"]), _version(info))
             for path, info in sorted(found.items())
             if path.startswith(prefix) and path.endswith(suffix)
         }
@@ -258,6 +268,14 @@ def _make_file(path: Path, data: bytes) -> None:
                 file.write(data)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _version(info: Mapping[str, Any]) -> int:
+    for key in _VERSIONS:
+        if info.get(key):
+            digest = hashlib.sha256(str(info[key]).encode()).digest()
+            return int.from_bytes(digest[:8], "big") >> 1 or 1
+    return 0
 
 
 def _is_plain(part: str) -> bool:

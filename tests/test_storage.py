@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -57,6 +58,19 @@ def test_what_is_written_is_read(storage: Storage, tmp_path: Path) -> None:
     assert storage.within("a").read("b.json") == b"two and more"
     found = storage.read_all(["a/b.json", "c d [1]*.json", "gone"])
     assert found == {"a/b.json": b"two and more", "c d [1]*.json": b"three", "gone": None}
+
+
+def test_a_replaced_object_has_another_version(storage: Storage) -> None:
+    storage.write("same", b"one")
+    storage.write("other", b"one")
+    before = storage.list_versions()
+    time.sleep(0.05)  # the clock of a file system has steps of some ms
+    storage.write("same", b"two")
+    after = storage.list_versions("same")
+    assert after["same"][0] == before["same"][0] == 3
+    assert after["same"][1] != before["same"][1]
+    assert storage.list_versions("other") == {"other": before["other"]}
+    assert all(0 < version < 1 << 63 for _, version in before.values())
 
 
 def test_an_object_is_made_once(storage: Storage) -> None:

@@ -9,7 +9,8 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ __all__ = ["PARQUET", "Skipped", "Store", "compact", "open_store"]
 PARQUET = "inferperf-history.parquet"
 """What `inferperf history compact` writes into the root of the store."""
 
+# In `mtime_ns` a store at an address has the version of each object.
 _LISTED = "CREATE TABLE listed (path VARCHAR, file VARCHAR, size BIGINT, mtime_ns BIGINT)"
 _CHUNK = 5_000
 """Result files parsed at a time: what they hold as text has to fit into memory."""
@@ -53,14 +55,21 @@ again."""
 class Store:
     """An open store. Its SQL knows `history` and the views of `VIEWS`, and no file."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, *, root: str, skipped: Sequence[Skipped]) -> None:
+    def __init__(
+        self, connection: duckdb.DuckDBPyConnection, *, root: str, skipped: Sequence[Skipped], parquet: str
+    ) -> None:
         self._connection = connection
+        self._parquet = parquet
         self.root = root
         self.skipped = tuple(skipped)
 
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """Run SQL of this package."""
-        return self._connection.execute(sql, list(parameters)).fetchall()
+        """Run SQL of this package.
+
+        Raises `ResultFileError` for a Parquet file that is damaged where it was not read yet.
+        """
+        with _reading(self._parquet):
+            return self._connection.execute(sql, list(parameters)).fetchall()
 
     def query(self, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
         """Run one SELECT of a user, and return its column names and rows.
@@ -98,54 +107,94 @@ def open_store(root: str, *, sealed: bool = True) -> Store:
     Raises `MissingExtra` without DuckDB, `ResultFileError` for a store that is not there or holds nothing, and as
     `open_storage`.
     """
-    connection, skipped = _load(root, sealed=sealed)
-    (count,) = connection.execute("SELECT count(*) FROM history").fetchall()[0]
+    loaded = _load(root, sealed=sealed)
+    store = Store(loaded.connection, root=root, skipped=loaded.skipped, parquet=loaded.parquet)
+    (count,) = store.rows("SELECT count(*) FROM history")[0]
     if not count:
-        connection.close()
-        named = "".join(f"\n  skipped {item.file}: {item.reason}" for item in skipped)
+        store.close()
+        named = "".join(f"\n  skipped {item.file}: {item.reason}" for item in store.skipped)
         raise ResultFileError(
             f"{root}: no results. A store is a folder of the files that --inferperf-json=FILE writes.{named}"
         )
     if sealed:
-        _lock(connection)
-    return Store(connection, root=root, skipped=skipped)
+        _lock(loaded.connection)
+    return store
 
 
 def compact(root: str) -> tuple[int, tuple[Skipped, ...]]:
     """Write `PARQUET` into the root of a store, and return how many runs it holds, and what was skipped.
 
     The JSON files stay. Those in the Parquet file, unchanged, are not read again; what they held stays when they are
-    deleted. The file is replaced whole. Raises as `open_store`.
+    deleted. The file is replaced whole. Raises as `open_store`, and `ResultFileError` where another compaction wrote
+    meanwhile what this one would lose.
     """
-    connection, skipped = _load(root, sealed=False)
+    loaded = _load(root, sealed=False)
+    connection = loaded.connection
+    target = f"{root.rstrip('/')}/{PARQUET}"
     try:
-        (runs,) = connection.execute("SELECT count(DISTINCT file) FROM history").fetchall()[0]
+        with _reading(loaded.parquet):
+            (runs,) = connection.execute("SELECT count(DISTINCT file) FROM history").fetchall()[0]
         if not runs:
             raise ResultFileError(f"{root}: no results to compact.")
-        order = 'model, "case", hardware, created, file'
-        copy = f"COPY (SELECT * FROM history ORDER BY {order}) TO {{}} (FORMAT parquet, COMPRESSION zstd)"
         if is_address(root):
             storage = open_storage(root, what="a store of results")
             with tempfile.TemporaryDirectory(prefix="inferperf-") as folder:
                 written = Path(folder) / PARQUET
-                connection.execute(copy.format(sql_text(str(written))))
+                _write(connection, written, target)
+                _refuse_loss(loaded.known, written, target, storage)
                 storage.upload(PARQUET, written)
-            return runs, tuple(skipped)
-        target = f"{root.rstrip('/')}/{PARQUET}"
+            return runs, tuple(loaded.skipped)
         # A file that is written in place is not whole all the time.
         written = Path(f"{root.rstrip('/')}/.{PARQUET}.{secrets.token_hex(8)}.tmp")
         try:
-            connection.execute(copy.format(sql_text(str(written))))
+            _write(connection, written, target)
+            _refuse_loss(loaded.known, written, target)
             written.replace(target)
-        except Exception as error:
+        except OSError as error:
+            raise _not_written(target, error) from None
+        finally:
             written.unlink(missing_ok=True)
-            raise ResultFileError(f"{target}: cannot be written: {_first_line(error)} Nothing was changed.") from None
     finally:
         connection.close()
-    return runs, tuple(skipped)
+    return runs, tuple(loaded.skipped)
 
 
-def _load(root: str, *, sealed: bool) -> tuple[duckdb.DuckDBPyConnection, list[Skipped]]:
+def _write(connection: duckdb.DuckDBPyConnection, path: Path, target: str) -> None:
+    import duckdb
+
+    order = 'model, "case", hardware, created, file'
+    history = f"SELECT * FROM history ORDER BY {order}"
+    try:
+        connection.execute(f"COPY ({history}) TO {sql_text(str(path))} (FORMAT parquet, COMPRESSION zstd)")
+    except duckdb.Error as error:
+        raise _not_written(target, error) from None
+
+
+def _not_written(target: str, error: Exception) -> ResultFileError:
+    return ResultFileError(f"{target}: cannot be written: {_first_line(error)} Nothing was changed.")
+
+
+def _refuse_loss(before: set[_Listed], written: Path, target: str, storage: Storage | None = None) -> None:
+    """Refuse to replace a Parquet file that holds what neither it held `before` nor the new one holds.
+
+    What it held before and the new one lacks has been replaced; anything else may be nowhere else.
+    """
+    if not (storage.size(PARQUET) is not None if storage else Path(target).exists()):
+        return
+    # DuckDB may remember the file as the connection that read it saw it.
+    with _connect() as anew:
+        ours = _known(anew, str(written))
+        if storage:
+            anew.register_filesystem(storage.files)
+        lost = sorted(_known(anew, target) - before - ours)
+    if lost:
+        raise ResultFileError(
+            f"{target}: another compaction ran meanwhile, and this one lacks {lost[0][0]}, which that one wrote. Nothing "
+            "was changed. Run it again: inferperf history compact"
+        )
+
+
+def _connect() -> duckdb.DuckDBPyConnection:
     try:
         import duckdb
     except ImportError:
@@ -155,16 +204,32 @@ def _load(root: str, *, sealed: bool) -> tuple[duckdb.DuckDBPyConnection, list[S
     connection.execute("SET enable_progress_bar = false")
     # A name in SQL must not find a variable of this process.
     connection.execute("SET python_enable_replacements = false")
+    return connection
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Loaded:
+    connection: duckdb.DuckDBPyConnection
+    skipped: list[Skipped]
+    known: set[_Listed]
+    """What the Parquet file holds."""
+
+    parquet: str
+    """The Parquet file that `history` is in part; empty where there is none."""
+
+
+def _load(root: str, *, sealed: bool) -> _Loaded:
+    connection = _connect()
     try:
         if is_address(root):
-            return connection, _load_remote(connection, open_storage(root, what="a store of results"), sealed=sealed)
-        return connection, _load_local(connection, root, sealed=sealed)
+            return _load_remote(connection, open_storage(root, what="a store of results"), sealed=sealed)
+        return _load_local(connection, root, sealed=sealed)
     except BaseException:
         connection.close()
         raise
 
 
-def _load_local(connection: duckdb.DuckDBPyConnection, root: str, *, sealed: bool) -> list[Skipped]:
+def _load_local(connection: duckdb.DuckDBPyConnection, root: str, *, sealed: bool) -> _Loaded:
     folder = Path(root)
     if folder.is_file():
         stat = folder.stat()
@@ -176,39 +241,43 @@ def _load_local(connection: duckdb.DuckDBPyConnection, root: str, *, sealed: boo
         parquet = folder / PARQUET
     else:
         raise ResultFileError(f"{root}: no such file or folder. Name a folder of what --inferperf-json=FILE writes.")
-    known: set[tuple[str, int, int]] = set()
+    known: set[_Listed] = set()
     if parquet is not None and parquet.exists():
-        known = set(_known(connection, str(parquet)))
+        known = _known(connection, str(parquet))
     fresh = [item for item in listed if item not in known]
     names = {f"{folder}/{item[0]}": item for item in fresh}
     skipped = _read_json(connection, list(names), _read_files)
     connection.execute(_LISTED)
     _insert(connection, "listed", [(path, *item) for path, item in names.items()])
-    _make_history(connection, str(parquet) if known else "", sealed=sealed)
-    return [Skipped(file=names[item.file][0], reason=item.reason) for item in skipped]
+    used = str(parquet) if known else ""
+    _make_history(connection, used, sealed=sealed)
+    named = [Skipped(file=names[item.file][0], reason=item.reason) for item in skipped]
+    return _Loaded(connection=connection, skipped=named, known=known, parquet=used)
 
 
-def _load_remote(connection: duckdb.DuckDBPyConnection, storage: Storage, *, sealed: bool) -> list[Skipped]:
+def _load_remote(connection: duckdb.DuckDBPyConnection, storage: Storage, *, sealed: bool) -> _Loaded:
     """Read a store in shared storage through fsspec: DuckDB would download extensions for that."""
     import duckdb
 
-    listed = storage.list()
+    listed = storage.list_versions()
     parquet = f"{storage.address}/{PARQUET}" if PARQUET in listed else ""
     if parquet:
         connection.register_filesystem(storage.files)
     try:
-        # Objects are written once, so that name and size say which are known.
-        known = {(name, size) for name, size, _ in _known(connection, parquet)} if parquet else set()
+        known = _known(connection, parquet) if parquet else set()
         fresh = [
-            item for item in listed.items() if item[0].endswith(".json") and _is_shown(item[0]) and item not in known
+            (name, size, version)
+            for name, (size, version) in listed.items()
+            # One without a version may have been replaced.
+            if name.endswith(".json") and _is_shown(name) and not (version and (name, size, version) in known)
         ]
-        skipped = _read_json(connection, [name for name, _ in fresh], storage.read_all)
+        skipped = _read_json(connection, [item[0] for item in fresh], storage.read_all)
         connection.execute(_LISTED)
-        _insert(connection, "listed", [(name, name, size, 0) for name, size in fresh])
+        _insert(connection, "listed", [(item[0], *item) for item in fresh])
         _make_history(connection, parquet, sealed=sealed)
     except duckdb.Error as error:
         raise ResultFileError(f"{storage.address}: cannot be read: {_first_line(error)}") from None
-    return skipped
+    return _Loaded(connection=connection, skipped=skipped, known=known, parquet=parquet)
 
 
 def _is_shown(name: str) -> bool:
@@ -233,15 +302,30 @@ def _walk(root: str) -> list[_Listed]:
     return found
 
 
-def _known(connection: duckdb.DuckDBPyConnection, parquet: str) -> list[tuple[str, int, int]]:
+def _known(connection: duckdb.DuckDBPyConnection, parquet: str) -> set[_Listed]:
+    with _reading(parquet):
+        return set(connection.execute(f"SELECT file, size, mtime_ns FROM {_parquet_sql(parquet)}").fetchall())
+
+
+@contextmanager
+def _reading(parquet: str) -> Iterator[None]:
+    """Say what to do about a Parquet file that cannot be read, if there is one."""
     import duckdb
 
     try:
-        return connection.execute("SELECT file, size, mtime_ns FROM read_parquet(?)", [parquet]).fetchall()
+        yield
     except duckdb.Error as error:
+        if not parquet:
+            raise
         raise ResultFileError(
             f"{parquet}: cannot be read: {_first_line(error)} Delete it, and write it again: inferperf history compact"
         ) from None
+
+
+def _parquet_sql(path: str) -> str:
+    """Name one Parquet file, however its folders are called: `run[1]` is no pattern, `model=tiny` no column."""
+    plain = "".join(f"[{character}]" if character in "*?[" else character for character in path)
+    return f"read_parquet({sql_text(plain)}, hive_partitioning = false)"
 
 
 def _read_json(connection: duckdb.DuckDBPyConnection, paths: Sequence[str], read: _Read) -> list[Skipped]:
@@ -294,8 +378,10 @@ def _insert(connection: duckdb.DuckDBPyConnection, table: str, rows: Sequence[tu
 
 
 def _make_history(connection: duckdb.DuckDBPyConnection, parquet: str, *, sealed: bool) -> None:
-    """Join what was read with what was compacted: a file that is listed anew counts as it is now."""
+    """Join what was read with what was compacted: a file that was read anew counts as it is now."""
     _name_cases(connection)
+    # One that can no longer be read counts as it was: a sync that was cut off must not cost a run.
+    connection.execute("DELETE FROM listed WHERE path NOT IN (SELECT file FROM entries)")
     fresh = (
         'SELECT e.* REPLACE (l.file AS file), c.model, c.name AS "case", l.size, l.mtime_ns FROM entries e '
         "JOIN listed l ON l.path = e.file LEFT JOIN cases c USING (case_json)"
@@ -304,8 +390,9 @@ def _make_history(connection: duckdb.DuckDBPyConnection, parquet: str, *, sealed
     parts = [fresh] if anew or not parquet else []
     if parquet:
         still = " WHERE file NOT IN (SELECT file FROM listed)" if anew else ""
-        parts.append(f"SELECT * FROM read_parquet({sql_text(parquet)}){still}")
-    connection.execute(f"CREATE {'TABLE' if sealed else 'VIEW'} history AS {' UNION ALL BY NAME '.join(parts)}")
+        parts.append(f"SELECT * FROM {_parquet_sql(parquet)}{still}")
+    with _reading(parquet):
+        connection.execute(f"CREATE {'TABLE' if sealed else 'VIEW'} history AS {' UNION ALL BY NAME '.join(parts)}")
     for name, sql in VIEWS.items():
         connection.execute(f"CREATE VIEW {name} AS {sql}")
 

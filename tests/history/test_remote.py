@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
 
 from pytest_inferperf import cli
 from pytest_inferperf.errors import ResultFileError, SettingsError, StorageError
+from pytest_inferperf.history import store as store_module
 from pytest_inferperf.history.store import PARQUET, compact, open_store
 from pytest_inferperf.storage import Storage, open_storage
 from tests.history.conftest import Add, record
@@ -66,6 +69,50 @@ def test_compacted_objects_are_not_read_again(bucket: Storage, add: Add, monkeyp
     assert ask(bucket) == [(100.0,)]
 
 
+def test_a_compacted_run_outlives_its_damaged_file(bucket: Storage, add: Add) -> None:
+    bucket.upload("one.json", add(1, record(100.0)))
+    bucket.upload("two.json", add(2, record(200.0)))
+    compact(bucket.address)
+    bucket.write("one.json", b'{"schema_version": 1, "rec')
+    for _ in range(2):
+        runs, skipped = compact(bucket.address)
+        assert runs == 2
+        assert [item.file for item in skipped] == ["one.json"]
+    bucket.remove("one.json")
+    assert ask(bucket) == [(100.0,), (200.0,)]
+
+
+def test_a_replaced_object_of_the_same_size_is_read_again(bucket: Storage, add: Add) -> None:
+    bucket.write("latest.json", of_one_size(add(1, record(100.0))))
+    compact(bucket.address)
+    bucket.write("latest.json", of_one_size(add(1, record(200.0))))
+    assert ask(bucket) == [(200.0,)]
+    assert compact(bucket.address) == (1, ())
+    assert ask(bucket) == [(200.0,)]
+
+
+def test_objects_without_a_version_are_read_again(bucket: Storage, add: Add, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Storage.list_versions
+    monkeypatch.setattr(
+        Storage, "list_versions", lambda self: {name: (size, 0) for name, (size, _) in real(self).items()}
+    )
+    bucket.write("latest.json", of_one_size(add(1, record(100.0))))
+    compact(bucket.address)
+    bucket.write("latest.json", of_one_size(add(1, record(200.0))))
+    assert ask(bucket) == [(200.0,)]
+
+
+def test_folders_that_look_like_patterns_or_columns(bucket: Storage, add: Add, no_extensions: None) -> None:
+    names = ["run1", "run[1]", "run*", "model=other"]
+    for day, name in enumerate(names):
+        folder = bucket.within(name)
+        folder.upload(f"{day}.json", add(day, record()))
+        compact(folder.address)
+        folder.remove(f"{day}.json")
+    for day, name in enumerate(names):
+        assert ask(bucket.within(name), "SELECT file, model FROM history") == [(f"{day}.json", "tiny")], name
+
+
 def test_sql_reads_nothing_of_the_bucket(bucket: Storage, add: Add) -> None:
     bucket.upload("one.json", add(1, record(100.0)))
     compact(bucket.address)
@@ -93,6 +140,44 @@ def test_a_damaged_parquet_file_says_what_to_do(bucket: Storage, add: Add) -> No
     bucket.write(PARQUET, b"PAR1 and no more")
     with pytest.raises(ResultFileError, match=r"cannot be read: (.|\n)*Delete it, and write it again"):
         open_store(bucket.address)
+
+
+def test_a_parquet_file_with_a_damaged_page_says_what_to_do(bucket: Storage, add: Add, tmp_path: Path) -> None:
+    bucket.upload("one.json", add(1, record(100.0)))
+    compact(bucket.address)
+    bucket.write(PARQUET, with_a_damaged_page(bucket.read(PARQUET) or b"", tmp_path))
+    told = rf"{PARQUET}: cannot be (read|written): "
+    with pytest.raises(ResultFileError, match=told):
+        open_store(bucket.address)
+    with pytest.raises(ResultFileError, match=told):
+        compact(bucket.address)
+    store = open_store(bucket.address, sealed=False)
+    with pytest.raises(ResultFileError, match=told):
+        store.rows("SELECT engine FROM history")
+    store.close()
+
+
+def test_two_compactions_at_once_lose_nothing(bucket: Storage, add: Add, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket.upload("ours.json", add(1, record(100.0)))
+    compact_beside(bucket, add(2, record(200.0)), monkeypatch)
+    with pytest.raises(ResultFileError, match=r"another compaction ran meanwhile, and this one lacks theirs\.json"):
+        compact(bucket.address)
+    assert compact(bucket.address) == (2, ())
+    assert ask(bucket) == [(100.0,), (200.0,)]
+
+
+def test_two_compactions_at_once_of_a_compacted_store(
+    bucket: Storage, add: Add, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.upload("old.json", add(0, record(50.0)))
+    compact(bucket.address)
+    bucket.upload("ours.json", add(1, record(100.0)))
+    compact_beside(bucket, add(2, record(200.0)), monkeypatch)
+    # It is fine too where what the other one wrote is read in time.
+    with suppress(ResultFileError):
+        compact(bucket.address)
+    assert compact(bucket.address) == (3, ())
+    assert ask(bucket) == [(50.0,), (100.0,), (200.0,)]
 
 
 def test_a_bucket_that_holds_nothing(s3: ObjectStore) -> None:
@@ -128,6 +213,37 @@ def test_a_bucket_that_is_lost_while_it_is_read(bucket: Storage, add: Add, monke
     monkeypatch.setattr(bucket.files, "cat_file", lose)
     with pytest.raises(StorageError, match=r"two\.json: cannot be read: Connection reset by peer"):
         open_store(bucket.address)
+
+
+def with_a_damaged_page(parquet: bytes, folder: Path) -> bytes:
+    """Overwrite what the column `engine` holds; what says where it is stays whole."""
+    (folder / "whole.parquet").write_bytes(parquet)
+    with duckdb.connect() as connection:
+        places: list[tuple[int, int]] = connection.execute(
+            "SELECT least(data_page_offset, coalesce(nullif(dictionary_page_offset, 0), data_page_offset)), "
+            "total_compressed_size FROM parquet_metadata(?) WHERE path_in_schema = 'engine'",
+            [str(folder / "whole.parquet")],
+        ).fetchall()
+    start, size = places[0]
+    return parquet[: start + 20] + b"\xff" * (size - 22) + parquet[start + size - 2 :]
+
+
+def compact_beside(bucket: Storage, theirs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the next compaction has read, let another one take a file that is deleted then."""
+    write = store_module._write
+
+    def also(*args: Any) -> None:
+        monkeypatch.setattr(store_module, "_write", write)
+        bucket.upload("theirs.json", theirs)
+        compact(bucket.address)
+        bucket.remove("theirs.json")
+        write(*args)
+
+    monkeypatch.setattr(store_module, "_write", also)
+
+
+def of_one_size(path: Path) -> bytes:
+    return path.read_bytes().ljust(20_000)
 
 
 @pytest.fixture

@@ -6,10 +6,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pytest_inferperf.errors import MissingExtra, ResultFileError, SettingsError
+from pytest_inferperf.history import store as store_module
 from pytest_inferperf.history.store import PARQUET, Store, compact, open_store
 from tests.history.conftest import Add, record
 
@@ -120,6 +122,28 @@ def test_compacted_runs_stay_and_new_and_changed_ones_count(store: Path, add: Ad
     assert sorted(item.name for item in store.iterdir()) == ["2026", PARQUET]
 
 
+def test_a_compacted_run_outlives_its_damaged_file(store: Path, add: Add) -> None:
+    damaged = add(1, record(100.0), name="one.json")
+    add(2, record(200.0))
+    compact(str(store))
+    damaged.write_bytes(damaged.read_bytes()[:500])
+    runs, skipped = compact(str(store))
+    assert runs == 2
+    assert [item.file for item in skipped] == ["one.json"]
+    damaged.unlink()
+    assert ask(store, "SELECT count(*) FROM runs") == [(2,)]
+
+
+def test_folders_that_look_like_patterns_or_columns(store: Path, add: Add) -> None:
+    names = ["run1", "run[1]", "run?", "run*", "model=other"]
+    for day, name in enumerate(names):
+        path = add(day, record(), name=f"{name}/{day}.json")
+        compact(str(path.parent))
+        path.unlink()
+    for day, name in enumerate(names):
+        assert ask(store / name, "SELECT file, model FROM history") == [(f"{day}.json", "tiny")], name
+
+
 def test_unchanged_files_are_not_read_again(store: Path, add: Add, monkeypatch: pytest.MonkeyPatch) -> None:
     add(1, record())
     compact(str(store))
@@ -133,6 +157,31 @@ def test_a_parquet_file_that_cannot_be_written_changes_nothing(store: Path, add:
     with pytest.raises(ResultFileError, match=f"{PARQUET}: cannot be"):
         compact(str(store))
     assert sorted(item.name for item in store.iterdir()) == ["2026", PARQUET]
+
+
+def test_two_compactions_at_once_lose_nothing(store: Path, add: Add, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(1, record())
+    write = store_module._write
+
+    def also(*args: Any) -> None:
+        monkeypatch.setattr(store_module, "_write", write)
+        theirs = add(2, record(), name="theirs.json")
+        compact(str(store))
+        theirs.unlink()
+        write(*args)
+
+    monkeypatch.setattr(store_module, "_write", also)
+    with pytest.raises(ResultFileError, match=r"another compaction ran meanwhile, and this one lacks theirs\.json"):
+        compact(str(store))
+    assert sorted(item.name for item in store.iterdir()) == ["2026", PARQUET]
+    assert compact(str(store)) == (2, ())
+
+
+def test_a_changed_file_is_no_other_compaction(store: Path, add: Add) -> None:
+    add(1, record(100.0))
+    compact(str(store))
+    os.utime(add(1, record(200.0)), ns=(1, 1))
+    assert compact(str(store)) == (1, ())
 
 
 def test_a_damaged_parquet_file_says_what_to_do(store: Path, add: Add) -> None:
