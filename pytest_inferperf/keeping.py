@@ -6,6 +6,7 @@ import re
 import secrets
 import shlex
 import socket
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -24,7 +25,7 @@ UNSENT = "inferperf-unsent"
 def keep_results(place: str, file: ResultFile, *, root: Path, shown: Callable[[Path], str]) -> str:
     """Write the results of a run into a folder or shared storage, and return where they are.
 
-    They are written to this machine first. Raises `ResultFileError` as `write_result_file`, and with the place of the
+    They are written to this machine first: into pytest's rootdir, or a temporary folder where that is read-only. Raises `ResultFileError` as `write_result_file`, and with the place of the
     file and the command to type where it could not be sent.
     """
     name = _name(file)
@@ -32,7 +33,7 @@ def keep_results(place: str, file: ResultFile, *, root: Path, shown: Callable[[P
         path = Path(place) / name
         write_result_file(path, file)
         return shown(path)
-    path = root / UNSENT / Path(name).name
+    path = _outbox(root) / Path(name).name
     left_out = ""
     try:
         write_result_file(path, file)
@@ -47,8 +48,8 @@ def keep_results(place: str, file: ResultFile, *, root: Path, shown: Callable[[P
             f"{error} The results are in {shown(path)}. To send them later: inferperf "
             f"history send {shlex.quote(shown(path))} {shlex.quote(place)}"
         ) from None
-    path.unlink()
-    with suppress(OSError):
+    with suppress(OSError):  # it has arrived
+        path.unlink()
         path.parent.rmdir()
     if left_out:
         raise ResultFileError(f"{target}: written.\n{left_out}")
@@ -58,9 +59,15 @@ def keep_results(place: str, file: ResultFile, *, root: Path, shown: Callable[[P
 def send_results(path: Path, place: str) -> str:
     """Copy a result file to where the run would have, below the day of its results, and return its address.
 
-    Raises `ResultFileError` for what is no result file, and where another file of this name is there; `StorageError`,
+    Raises `ResultFileError` for what is no result file or has a name that no store reads, and where another file of this name is there; `StorageError`,
     and as `check_address`.
     """
+    if path.name.startswith(".") or path.suffix != ".json":
+        named = f"{path.name.lstrip('.').partition('.')[0] or 'run'}.json"
+        raise ResultFileError(
+            f"history send: {path}: a store reads no file of this name, only those that end in .json and do not start with "
+            f"a dot. Rename it first: mv {shlex.quote(str(path))} {shlex.quote(str(path.with_name(named)))}"
+        )
     day = _day(read_result_file(path))
     storage = open_storage(place, what="history send")
     name = f"{day}/{path.name}"
@@ -72,6 +79,17 @@ def send_results(path: Path, place: str) -> str:
     if there is None:
         storage.upload(name, path)
     return f"{storage.address}/{name}"
+
+
+def _outbox(root: Path) -> Path:
+    """Make the folder of results on their way: a temporary one where none can be made, or written to, in `root`."""
+    folder = root / UNSENT
+    try:
+        folder.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix=f"{UNSENT}-"))
 
 
 def _send(path: Path, place: str, name: str) -> str:

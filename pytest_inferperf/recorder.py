@@ -79,11 +79,12 @@ class Recorder:
             state.lines += [f"ERROR: {fault}" for fault in faults]
             if faults:
                 session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
-        for act in (self._write_results, self._keep_results, self._update, self._tell_ci):
+        for act in (self._write_results, self._update, self._keep_results, self._tell_ci):
             try:
                 act(state)
-            except InferperfError as error:
-                state.lines.append(f"ERROR: {error}")
+            except Exception as error:  # a disk or a storage that fails in one act must not cost what the others write
+                what = str(error) if isinstance(error, InferperfError) else f"{type(error).__name__}: {error}"
+                state.lines.append(f"ERROR: {what}")
                 session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
 
     @pytest.hookimpl(optionalhook=True)

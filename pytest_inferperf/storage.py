@@ -11,6 +11,7 @@ import importlib.util
 import os
 import re
 import secrets
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -30,6 +31,9 @@ _VERSIONS = ("ETag", "etag", "md5Hash", "generation", "mtime", "LastModified", "
 
 _SIDE_BY_SIDE = 16
 """Small objects read at a time: each is one round trip."""
+
+_CREATE_PAUSES_S = (0.2, 0.5, 1.0)
+"""How long to wait for the end of another's write to one name, before trying again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,14 +180,28 @@ class Storage:
     def create(self, name: str, data: bytes) -> bool:
         """Put an object there where none of its name is, and say whether that went."""
         with self._errors(name, "written"):
-            try:
-                if self._objects:
-                    self.files.pipe_file(self._at(name), data, mode="create")
+            for pause_s in (*_CREATE_PAUSES_S, None):
+                try:
+                    if self._objects:
+                        self.files.pipe_file(self._at(name), data, mode="create")
+                    else:
+                        self._make_folder(name)
+                        _make_file(Path(self._at(name)), data)
+                except FileExistsError:
+                    return False
+                except OSError as error:
+                    code, status = _answer(error)
+                    if code == "PreconditionFailed" or status == 412:
+                        return False
+                    if code != "ConditionalRequestConflict":
+                        raise
+                    if pause_s is None:
+                        if self.size(name) is not None:
+                            return False
+                        raise
+                    time.sleep(pause_s)
                 else:
-                    self._make_folder(name)
-                    _make_file(Path(self._at(name)), data)
-            except FileExistsError:
-                return False
+                    break
         return True
 
     def upload(self, name: str, path: Path) -> None:
@@ -268,6 +286,18 @@ def _make_file(path: Path, data: bytes) -> None:
                 file.write(data)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _answer(error: OSError) -> tuple[str, int]:
+    """Return the code and the HTTP status of what S3 answered; "" and 0 where it did not.
+
+    s3fs knows a condition that is not met only by an element which AWS alone adds to its answer.
+    """
+    answer = getattr(error.__cause__, "response", None)
+    if not isinstance(answer, dict):
+        return "", 0
+    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return str(answer.get("Error", {}).get("Code", "")), status
 
 
 def _version(info: Mapping[str, Any]) -> int:

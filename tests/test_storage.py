@@ -82,6 +82,73 @@ def test_an_object_is_made_once(storage: Storage) -> None:
     assert storage.create("lease", b"yours")
 
 
+class Refusal(Exception):
+    """An answer of S3 that is an error, as botocore has it."""
+
+    def __init__(self, response: dict[str, object]) -> None:
+        super().__init__("refused")
+        self.response = response
+
+
+class Answers:
+    """What a storage of S3's protocol answers to writes on a condition, one after the other; the last one for ever."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: tuple[int, str]) -> None:
+        import s3fs
+
+        self.asked = 0
+        real = s3fs.S3FileSystem._call_s3
+
+        async def call(files: s3fs.S3FileSystem, method: str, *arguments: object, **keywords: object) -> object:
+            if "IfNoneMatch" not in keywords:
+                return await real(files, method, *arguments, **keywords)
+            status, code = answers[min(self.asked, len(answers) - 1)]
+            self.asked += 1
+            if status == 200:
+                return {}
+            from s3fs.errors import translate_boto_error
+
+            # No <Condition>, which AWS alone adds.
+            said: dict[str, object] = {
+                "Error": {"Code": code, "Message": "refused"},
+                "ResponseMetadata": {"HTTPStatusCode": status},
+            }
+            raise translate_boto_error(Refusal(said))
+
+        monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", call)
+        monkeypatch.setattr("pytest_inferperf.storage._CREATE_PAUSES_S", (0.0, 0.0))
+
+
+@pytest.mark.parametrize("code", ["PreconditionFailed", "412"])
+def test_a_storage_that_is_not_aws_says_that_an_object_is_there(
+    s3: ObjectStore, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    answers = Answers(monkeypatch, (412, code))
+    assert not open_storage(s3.address, what="test").create("lease", b"mine")
+    assert answers.asked == 1
+
+
+def test_two_writes_that_meet_are_tried_again(s3: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    conflict = (409, "ConditionalRequestConflict")
+    storage = open_storage(s3.address, what="test")
+    answers = Answers(monkeypatch, conflict, (200, ""))
+    assert storage.create("lease", b"mine")
+    assert answers.asked == 2
+    answers = Answers(monkeypatch, conflict)
+    with pytest.raises(StorageError, match=r"^s3://bucket/lease: cannot be written: .*refused"):
+        storage.create("lease", b"mine")
+    assert answers.asked == 3
+    storage.write("lease", b"theirs")
+    assert not storage.create("lease", b"mine")
+
+
+def test_another_refusal_is_an_error_at_once(s3: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = Answers(monkeypatch, (400, "InvalidArgument"))
+    with pytest.raises(StorageError, match="cannot be written"):
+        open_storage(s3.address, what="test").create("lease", b"mine")
+    assert answers.asked == 1
+
+
 @pytest.mark.parametrize("links", [True, False])
 def test_of_many_that_make_an_object_at_once_one_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from pytest_inferperf import cli
+from pytest_inferperf import cli, keeping
 from pytest_inferperf.baselines.result_file import read_result_file
 from pytest_inferperf.storage import open_storage
 from tests.object_store import ObjectStore
@@ -102,6 +104,68 @@ def test_what_was_left_is_sent(
     assert "cut.json" in capsys.readouterr().err
     assert cli.main(["history", "send", "left.json"]) == 2
     assert "inferperf history send FILE STORE" in capsys.readouterr().err
+
+
+def test_a_rootdir_that_is_read_only_costs_no_results(
+    measured: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (measured.path / "inferperf-unsent").write_text("no folder can be made here")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    store = tmp_path / "store"
+    result = measured.run(f"--inferperf-results=file://{store}")
+    assert result.ret == 0
+    assert len(list(store.rglob("*.json"))) == 1
+    assert not list(temporary.glob("inferperf-unsent-*"))
+    shutil.rmtree(store)
+    store.write_text("nor here")
+    result = measured.run(f"--inferperf-results=file://{store}")
+    assert result.ret == 1
+    (left,) = temporary.glob("inferperf-unsent-*/*.json")
+    assert f"history send {left} file://{store}" in shown(result)
+    assert len(read_result_file(left).records) == 1
+
+
+def test_what_arrived_and_stays_here_too_is_no_error(measured: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    unlink = Path.unlink
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path.parent.name == "inferperf-unsent":
+            raise PermissionError(13, "Permission denied", str(path))
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    result = measured.run(f"--inferperf-results=file://{measured.path}/store")
+    assert result.ret == 0
+    assert "results kept in file://" in shown(result)
+
+
+@pytest.mark.parametrize("problem", [OSError(28, "No space left on device"), RuntimeError("a storage of its own mind")])
+def test_results_that_cannot_be_kept_cost_no_baselines(
+    measured: Project, monkeypatch: pytest.MonkeyPatch, problem: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> str:
+        raise problem
+
+    monkeypatch.setattr(keeping, "keep_results", fail)
+    result = measured.run("--inferperf-results=kept", "--inferperf-update=new")
+    assert result.ret == 1
+    assert f"ERROR: {type(problem).__name__}: {problem}" in shown(result)
+    assert re.search(r"recorded in .*\.json; review with git diff", shown(result))
+
+
+@pytest.mark.parametrize("name", ["run.json.bak", ".run.json"])
+def test_a_name_that_no_store_reads_is_not_sent(
+    measured: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(measured.path)
+    measured.run("--inferperf-json=run.json")
+    Path("run.json").rename(name)
+    capsys.readouterr()
+    assert cli.main(["history", "send", name, f"file://{measured.path}/store"]) == 2
+    assert f"Rename it first: mv {name} run.json" in capsys.readouterr().err
+    assert not Path("store").exists()
 
 
 @pytest.mark.parametrize(
