@@ -75,6 +75,10 @@ class ClusterEngine(EngineProcess):
             self._seat.move()
         super().relaunch()
 
+    def call_off(self) -> None:
+        """End it in the middle of a call of another thread, or of its launch. See `RemoteWorker.call_off`."""
+        self._seat.call_off()
+
     def _launch(self) -> EngineInfo:
         """See `EngineProcess._launch`: a node that is lost meanwhile is replaced like any other."""
         try:

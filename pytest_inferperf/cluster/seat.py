@@ -46,6 +46,8 @@ class Seat:
         self.notes: tuple[str, ...] = ()
         """What was lost and where it went on: a report says so."""
 
+        self._worker: RemoteWorker | None = None
+
     def another(self, given_up: threading.Event) -> Seat:
         """Wait for a second place of the same kind, for a replica. Raises like the constructor."""
         return Seat(self._connection, self._request, timeout_s=self._timeout_s, like=self.place.node, given_up=given_up)
@@ -62,7 +64,13 @@ class Seat:
     ) -> RemoteWorker:
         """Start an engine process here, given the keywords of `WorkerProcess`. Its log stays on the node."""
         del log_dir, lease, close_s
-        return RemoteWorker(self.place, what=what, progress=progress, python=python)
+        self._worker = RemoteWorker(self.place, what=what, progress=progress, python=python)
+        return self._worker
+
+    def call_off(self) -> None:
+        """End the engine process that runs here in the middle of its call. See `RemoteWorker.call_off`."""
+        if self._worker is not None:
+            self._worker.call_off()
 
     @property
     def lost(self) -> bool:
