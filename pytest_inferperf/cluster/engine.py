@@ -69,10 +69,10 @@ class ClusterEngine(EngineProcess):
             with suppress(EngineError):
                 found.figures = json.loads(place.ask("watched"))
 
-    def relaunch(self) -> None:
-        """See `Engine.relaunch`. Raises `NodeLost` where its node is lost, and no other takes over."""
+    def relaunch(self, given_up: threading.Event | None = None) -> None:
+        """See `Engine.relaunch`. Raises `NodeLost` where its node is lost, and no other takes over until `given_up`."""
         if self._seat.lost:
-            self._seat.move()
+            self._seat.move(given_up)
         super().relaunch()
 
     def call_off(self) -> None:

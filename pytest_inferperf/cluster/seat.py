@@ -81,10 +81,11 @@ class Seat:
             return True
         return False
 
-    def move(self) -> None:
+    def move(self, given_up: threading.Event | None = None) -> None:
         """Go on, on another node of the same kind. Once: what fells two nodes in a row is rather the case than the nodes.
 
-        Raises `NodeLost` the second time, and where there is no other node.
+        Raises `NodeLost` the second time, and where there is no other node, or none until it is `given_up`: then, and
+        only then, it can be called again.
         """
         old = self.place
         lost = f"{old.request.what} is lost on {old.where}"
@@ -94,14 +95,14 @@ class Seat:
             raise NodeLost(f"{lost} too, after: {self.notes[-1]}")
         old.release()
         try:
-            self.place = self._take(old.node, lost=old.node.node_id)
+            self.place = self._take(old.node, lost=old.node.node_id, given_up=given_up)
         except HardwareError as error:
             raise NodeLost(f"{lost}, and no other node of its kind takes over: {error}") from None
         self.notes = (
             f"{old.request.what} was lost on {old.where}, and went on on {self.place.where}, which is of the same kind",
         )
 
-    def _take(self, like: Node | None, *, lost: str = "") -> Place:
+    def _take(self, like: Node | None, *, lost: str = "", given_up: threading.Event | None = None) -> Place:
         among = None
         if like is not None:
             # Ray may take a while to see that a node is gone.
@@ -112,7 +113,7 @@ class Seat:
             timeout_s=self._timeout_s,
             progress=self._progress,
             among=among,
-            given_up=self._given_up,
+            given_up=[self._given_up, *([given_up] if given_up is not None else [])],
         )
 
     def release(self) -> None:

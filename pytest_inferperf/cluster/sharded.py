@@ -191,16 +191,20 @@ class ShardedEngine(Engine):
 
     def _moved(self, engine: ClusterEngine, part: _Part, error: NodeLost) -> bool:
         """Give a part back, and say whether the replica goes on elsewhere."""
+        note = f"{error}; its questions went to the other replicas"
         with self._state:
+            if self._closed:
+                self._busy.discard(engine)
+                return False
             self._waiting.appendleft(part)
+            self._notes.append(note)
             self._state.notify_all()
         try:
-            engine.relaunch()
+            engine.relaunch(self._over)
         except NodeLost as second:
             with self._state:
                 self._busy.discard(engine)
                 self._working -= 1
-                self._notes.append(f"{error}; its questions went to the other replicas")
                 self._loss = second
                 self._give_up_if_alone()
             return False
@@ -208,12 +212,13 @@ class ShardedEngine(Engine):
             self._fail(second, engine)
             return False
         with self._state:
+            self._notes.remove(note)
             self._notes += engine.notes
         return True
 
     def _give_up_if_alone(self) -> None:
         """End it where a node was lost, and nobody is left who could answer. Called with the lock."""
-        if self._loss is not None and not self._working and not self._joining:
+        if not self._closed and self._loss is not None and not self._working and not self._joining:
             self._failure = self._failure or self._loss
         self._state.notify_all()
 
@@ -221,7 +226,9 @@ class ShardedEngine(Engine):
         with self._state:
             if engine is not None:
                 self._busy.discard(engine)
-            self._failure = self._failure or error
+            if self._open or not self._closed:
+                # Else all is answered, and nobody waits for it.
+                self._failure = self._failure or error
             self._state.notify_all()
 
     @property

@@ -85,7 +85,11 @@ class Replica:
             raise EngineError("the place is released")
         return Replica(self.cluster, seat.name)
 
-    def relaunch(self) -> None:
+    def relaunch(self, given_up: threading.Event) -> None:
+        if self.cluster.waits:
+            # As long as anybody would wait for another node.
+            assert given_up.wait(60)
+            raise NodeLost("nobody waits for it any more")
         with self.cluster.lock:
             if self.notes or not self.cluster.spare:
                 raise NodeLost(f"node {self.where} is lost, and no other of its kind takes over")
@@ -101,7 +105,7 @@ class Replica:
 
 
 class Cluster:
-    full = loads = False
+    full = loads = waits = False
 
     def __init__(self, *free: str, spare: tuple[str, ...] = (), breaks: str = "", hangs: str = "", **dies: int) -> None:
         self.lock = threading.Lock()
@@ -241,3 +245,16 @@ def test_an_end_before_all_is_answered_waits_for_no_part() -> None:
     assert found == ["a call was called off"]
     assert set(cluster.called_off) == {"a", "b"}
     assert cluster.left == ["b"]
+
+
+def test_nobody_waits_at_the_end_for_an_engine_that_looks_for_another_node() -> None:
+    cluster = Cluster("b", a=1)
+    cluster.waits = True
+    begun = time.monotonic()
+    answers, notes = cluster.ask(2)
+    assert time.monotonic() - begun < 30
+    assert answers == ANSWERS
+    # It is said although it may still find a node.
+    assert notes == ("node a is gone; its questions went to the other replicas",)
+    # The next test may find it one.
+    assert not cluster.called_off
