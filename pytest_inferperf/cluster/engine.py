@@ -83,11 +83,15 @@ class ClusterEngine(EngineProcess):
         assert isinstance(self._worker, RemoteWorker)
         return super().clock_s() - self._worker.beside_s
 
-    def relaunch(self) -> None:
-        """See `Engine.relaunch`. Raises `NodeLost` where its node is lost, and no other takes over."""
+    def relaunch(self, given_up: threading.Event | None = None) -> None:
+        """See `Engine.relaunch`. Raises `NodeLost` where its node is lost, and no other takes over until `given_up`."""
         if self._seat.lost:
-            self._seat.move()
+            self._seat.move(given_up)
         super().relaunch()
+
+    def call_off(self) -> None:
+        """End it in the middle of a call of another thread, or of its launch. See `RemoteWorker.call_off`."""
+        self._seat.call_off()
 
     def _launch(self) -> EngineInfo:
         """See `EngineProcess._launch`: a node that is lost meanwhile is replaced like any other."""

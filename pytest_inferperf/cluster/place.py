@@ -99,12 +99,12 @@ def take_place(
     timeout_s: float,
     progress: Progress | None = None,
     among: Sequence[Node] | None = None,
-    given_up: threading.Event | None = None,
+    given_up: Sequence[threading.Event] = (),
 ) -> Place:
     """Wait for the resources of a request, on a node of `among` (None: of the kind that suits it best), and take them.
 
     Raises `HardwareError` at once for what no node has, after `timeout_s` with what was asked and what exists, and once
-    it is `given_up`; `NodeLost` where the node is lost as soon as it is ours.
+    one of `given_up` is set; `NodeLost` where the node is lost as soon as it is ours.
     """
     nodes = connection.nodes()
     lacking = why_unplaceable(request, nodes)
@@ -130,7 +130,7 @@ def _wait(
     *,
     timeout_s: float,
     progress: Progress | None,
-    given_up: threading.Event | None,
+    given_up: Sequence[threading.Event],
 ) -> Any:
     from ray.util import placement_group
 
@@ -142,7 +142,7 @@ def _wait(
     try:
         while not group.wait(_WAIT_S):
             now = time.monotonic()
-            if given_up is not None and given_up.is_set():
+            if any(event.is_set() for event in given_up):
                 raise HardwareError(f"nobody waits for {request.words} any more")
             if now - start >= timeout_s:
                 raise HardwareError(

@@ -46,6 +46,8 @@ class Seat:
         self.notes: tuple[str, ...] = ()
         """What was lost and where it went on: a report says so."""
 
+        self._worker: RemoteWorker | None = None
+
     def another(self, given_up: threading.Event) -> Seat:
         """Wait for a second place of the same kind, for a replica. Raises like the constructor."""
         return Seat(self._connection, self._request, timeout_s=self._timeout_s, like=self.place.node, given_up=given_up)
@@ -62,7 +64,13 @@ class Seat:
     ) -> RemoteWorker:
         """Start an engine process here, given the keywords of `WorkerProcess`. Its log stays on the node."""
         del log_dir, lease, close_s
-        return RemoteWorker(self.place, what=what, progress=progress, python=python)
+        self._worker = RemoteWorker(self.place, what=what, progress=progress, python=python)
+        return self._worker
+
+    def call_off(self) -> None:
+        """End the engine process that runs here in the middle of its call. See `RemoteWorker.call_off`."""
+        if self._worker is not None:
+            self._worker.call_off()
 
     @property
     def lost(self) -> bool:
@@ -73,10 +81,11 @@ class Seat:
             return True
         return False
 
-    def move(self) -> None:
+    def move(self, given_up: threading.Event | None = None) -> None:
         """Go on, on another node of the same kind. Once: what fells two nodes in a row is rather the case than the nodes.
 
-        Raises `NodeLost` the second time, and where there is no other node.
+        Raises `NodeLost` the second time, and where there is no other node, or none until it is `given_up`: then, and
+        only then, it can be called again.
         """
         old = self.place
         lost = f"{old.request.what} is lost on {old.where}"
@@ -86,14 +95,14 @@ class Seat:
             raise NodeLost(f"{lost} too, after: {self.notes[-1]}")
         old.release()
         try:
-            self.place = self._take(old.node, lost=old.node.node_id)
+            self.place = self._take(old.node, lost=old.node.node_id, given_up=given_up)
         except HardwareError as error:
             raise NodeLost(f"{lost}, and no other node of its kind takes over: {error}") from None
         self.notes = (
             f"{old.request.what} was lost on {old.where}, and went on on {self.place.where}, which is of the same kind",
         )
 
-    def _take(self, like: Node | None, *, lost: str = "") -> Place:
+    def _take(self, like: Node | None, *, lost: str = "", given_up: threading.Event | None = None) -> Place:
         among = None
         if like is not None:
             # Ray may take a while to see that a node is gone.
@@ -104,7 +113,7 @@ class Seat:
             timeout_s=self._timeout_s,
             progress=self._progress,
             among=among,
-            given_up=self._given_up,
+            given_up=[self._given_up, *([given_up] if given_up is not None else [])],
         )
 
     def release(self) -> None:

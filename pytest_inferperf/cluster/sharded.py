@@ -83,6 +83,9 @@ class ShardedEngine(Engine):
         self._seats: list[Seat] = []
         """Seats on which replicas are starting: nobody waits for them at the end."""
 
+        self._busy: set[ClusterEngine] = set()
+        """Those that answer a part, or go on elsewhere with it."""
+
         self._threads = [threading.Thread(target=self._serve, args=(first,), name="inferperf-replica-1", daemon=True)]
         self._threads += [
             threading.Thread(target=self._join, name=f"inferperf-replica-{number}", daemon=True)
@@ -154,7 +157,7 @@ class ShardedEngine(Engine):
 
     def _serve(self, engine: ClusterEngine) -> None:
         """Answer part after part, until nothing is left for ever."""
-        while (part := self._next()) is not None:
+        while (part := self._next(engine)) is not None:
             try:
                 answers = part.ask(engine, part.start, part.end)
             except NodeLost as error:
@@ -162,9 +165,10 @@ class ShardedEngine(Engine):
                     return
                 continue
             except BaseException as error:
-                self._fail(error)
+                self._fail(error, engine)
                 return
             with self._state:
+                self._busy.discard(engine)
                 self._answers[part.start : part.end] = answers
                 self._open -= 1
                 if part.counts:
@@ -173,44 +177,58 @@ class ShardedEngine(Engine):
                     self._say(f"{done} of {len(self._answers)} requests answered, {self._working} replicas")
                 self._state.notify_all()
 
-    def _next(self) -> _Part | None:
+    def _next(self, engine: ClusterEngine) -> _Part | None:
         with self._state:
+            self._busy.discard(engine)
             while not self._waiting:
                 if self._closed:
                     return None
                 self._state.wait(_LOOK_S)
-            return None if self._closed else self._waiting.popleft()
+            if self._closed:
+                return None
+            self._busy.add(engine)
+            return self._waiting.popleft()
 
     def _moved(self, engine: ClusterEngine, part: _Part, error: NodeLost) -> bool:
         """Give a part back, and say whether the replica goes on elsewhere."""
+        note = f"{error}; its questions went to the other replicas"
         with self._state:
+            if self._closed:
+                self._busy.discard(engine)
+                return False
             self._waiting.appendleft(part)
+            self._notes.append(note)
             self._state.notify_all()
         try:
-            engine.relaunch()
+            engine.relaunch(self._over)
         except NodeLost as second:
             with self._state:
+                self._busy.discard(engine)
                 self._working -= 1
-                self._notes.append(f"{error}; its questions went to the other replicas")
                 self._loss = second
                 self._give_up_if_alone()
             return False
         except BaseException as second:
-            self._fail(second)
+            self._fail(second, engine)
             return False
         with self._state:
+            self._notes.remove(note)
             self._notes += engine.notes
         return True
 
     def _give_up_if_alone(self) -> None:
         """End it where a node was lost, and nobody is left who could answer. Called with the lock."""
-        if self._loss is not None and not self._working and not self._joining:
+        if not self._closed and self._loss is not None and not self._working and not self._joining:
             self._failure = self._failure or self._loss
         self._state.notify_all()
 
-    def _fail(self, error: BaseException) -> None:
+    def _fail(self, error: BaseException, engine: ClusterEngine | None = None) -> None:
         with self._state:
-            self._failure = self._failure or error
+            if engine is not None:
+                self._busy.discard(engine)
+            if self._open or not self._closed:
+                # Else all is answered, and nobody waits for it.
+                self._failure = self._failure or error
             self._state.notify_all()
 
     @property
@@ -224,17 +242,35 @@ class ShardedEngine(Engine):
             return (*self._notes, *several)
 
     def close(self) -> None:
-        """End the replicas; the engine that they are replicas of stays. May be called again."""
+        """End the replicas; the engine that they are replicas of stays. May be called again.
+
+        Where not all is answered, after Ctrl-C or a failure, all that are in the middle of a part are ended.
+        """
         with self._state:
             self._closed = True
             self._over.set()
             self._waiting.clear()
             starting = list(self._seats)
+            early = self._open > 0 or self._failure is not None
             self._state.notify_all()
         for seat in starting:
             seat.release()
-        for thread in self._threads:
-            thread.join()
+        try:
+            for thread in self._threads:
+                while thread.is_alive():
+                    # Each time: one that goes on elsewhere may have started a process meanwhile.
+                    self._call_off(first=early)
+                    thread.join(_LOOK_S)
+        except BaseException:
+            self._call_off(first=True)
+            raise
+
+    def _call_off(self, *, first: bool) -> None:
+        """End those in the middle of something, the `first` too: where all is answered, it goes on for the next test."""
+        with self._state:
+            busy = [engine for engine in self._busy if first or engine is not self._first]
+        for engine in busy:
+            engine.call_off()
 
     # What is dealt.
 

@@ -63,8 +63,7 @@ class RemoteWorker:
     def _conversation(
         self, name: str, args: dict[str, Any], *, timeout_s: float, stream: bool
     ) -> Iterator[tuple[str, Any]]:
-        if self._ended:
-            raise EngineError(f"{self._what} {self._ended}")
+        self._check_open()
         self._calls += 1
         own = self._calls
         start = time.perf_counter()
@@ -72,7 +71,7 @@ class RemoteWorker:
         try:
             self._place.ask("begin", self._number, json.dumps(asked, separators=(",", ":")).encode())
             while True:
-                for kind, value in map(json.loads, self._place.ask("more", self._number, _LOOK_S)):
+                for kind, value in map(json.loads, self._more()):
                     if kind == "progress":
                         self._progress(str(value))
                     elif kind == "took":
@@ -92,9 +91,32 @@ class RemoteWorker:
             raise
         except BaseException:
             # Ctrl-C, or a timeout of pytest's: what the process does now, nobody waits for.
-            self._ended = "is closed"
-            self._place.tell("kill", self._number)
+            self.call_off()
             raise
+
+    def _more(self) -> list[bytes]:
+        try:
+            found: list[bytes] = self._place.ask("more", self._number, _LOOK_S)
+        except EngineError:
+            # Called off, the process is gone: this is what became of the call, and not the loss of a node.
+            self._check_open()
+            raise
+        self._check_open()
+        return found
+
+    def _check_open(self) -> None:
+        if self._ended:
+            raise EngineError(f"{self._what} {self._ended}")
+
+    def call_off(self) -> None:
+        """End the process in the middle of a call, which raises `EngineError` in its thread within `_LOOK_S`.
+
+        Waits for nothing; may be called again.
+        """
+        if self._ended:
+            return
+        self._ended = "is closed: a call was called off"
+        self._place.tell("kill", self._number)
 
     def close(self, *, ended: str = "is closed") -> None:
         """End the process. Never raises; may be called again."""

@@ -40,17 +40,23 @@ class Replica:
         self.cluster = cluster
         self.where = name
         self.notes: tuple[str, ...] = ()
-        self.dead = False
+        self.called_off = threading.Event()
 
     def loglikelihood(self, requests: list[LogLikelihoodRequest], *, concurrency: int) -> list[LogLikelihood]:
         cluster = self.cluster
         with cluster.lock:
             cluster.calls.append((self.where, tuple(requests)))
             mine = sum(name == self.where for name, _ in cluster.calls)
-        if cluster.breaks:
+        if cluster.breaks == self.where:
+            assert not cluster.hangs or cluster.hanging.wait(60)
             raise EngineError("the engine broke")
         if cluster.dies.get(self.where) == mine:
             raise NodeLost(f"node {self.where} is gone")
+        if self.where in cluster.hangs:
+            cluster.hanging.set()
+            # As long as a call may take.
+            assert self.called_off.wait(60)
+            raise EngineError("a call was called off")
         # The others have time to take part.
         time.sleep(0.01)
         return [
@@ -79,25 +85,35 @@ class Replica:
             raise EngineError("the place is released")
         return Replica(self.cluster, seat.name)
 
-    def relaunch(self) -> None:
+    def relaunch(self, given_up: threading.Event) -> None:
+        if self.cluster.waits:
+            # As long as anybody would wait for another node.
+            assert given_up.wait(60)
+            raise NodeLost("nobody waits for it any more")
         with self.cluster.lock:
             if self.notes or not self.cluster.spare:
                 raise NodeLost(f"node {self.where} is lost, and no other of its kind takes over")
             self.notes = (f"node {self.where} was lost",)
             self.where = self.cluster.spare.pop()
 
+    def call_off(self) -> None:
+        self.cluster.called_off.append(self.where)
+        self.called_off.set()
+
     def leave(self) -> None:
         self.cluster.left.append(self.where)
 
 
 class Cluster:
-    full = loads = False
+    full = loads = waits = False
 
-    def __init__(self, *free: str, spare: tuple[str, ...] = (), breaks: bool = False, **dies: int) -> None:
+    def __init__(self, *free: str, spare: tuple[str, ...] = (), breaks: str = "", hangs: str = "", **dies: int) -> None:
         self.lock = threading.Lock()
         self.free, self.spare, self.dies, self.breaks = list(free), list(spare), dies, breaks
         self.calls: list[tuple[str, tuple[LogLikelihoodRequest, ...]]] = []
         self.left: list[str] = []
+        self.hangs, self.hanging = hangs, threading.Event()
+        self.called_off: list[str] = []
 
     def ask(self, replicas: int) -> tuple[list[float], tuple[str, ...]]:
         engine = ShardedEngine(cast("ClusterEngine", Replica(self, "a")), replicas=replicas)
@@ -125,6 +141,7 @@ def test_answers_and_batches_are_those_of_one_replica(replicas: int) -> None:
     assert len({where for where, _ in cluster.calls}) == replicas
     assert bool(notes) is (replicas > 1)
     assert len(cluster.left) == replicas - 1
+    assert not cluster.called_off
 
 
 def test_a_replica_that_the_cluster_has_no_room_for_is_done_without() -> None:
@@ -150,8 +167,11 @@ def test_the_other_replicas_take_over_where_no_node_is_left() -> None:
 
 
 def test_where_nothing_is_left_the_error_names_the_cause() -> None:
+    cluster = Cluster(a=2)
     with pytest.raises(NodeLost, match="node a is lost, and no other of its kind takes over"):
-        Cluster(a=2).ask(1)
+        cluster.ask(1)
+    # The next test looks for a place again: its engine was not ended.
+    assert not cluster.called_off
 
 
 def test_a_second_loss_in_a_row_ends_it() -> None:
@@ -160,7 +180,7 @@ def test_a_second_loss_in_a_row_ends_it() -> None:
 
 
 def test_an_engine_that_breaks_is_not_asked_elsewhere() -> None:
-    cluster = Cluster("b", breaks=True)
+    cluster = Cluster("b", breaks="a")
     with pytest.raises(EngineError, match="the engine broke"):
         cluster.ask(1)
     assert len(cluster.calls) == 1
@@ -195,3 +215,46 @@ def test_a_loss_where_the_replica_that_joins_finds_no_room_ends_it() -> None:
     cluster = Cluster(a=1)
     with pytest.raises(NodeLost, match="node a is lost"):
         cluster.ask(2)
+
+
+def test_a_failure_waits_for_no_other_part() -> None:
+    cluster = Cluster("b", breaks="b", hangs="a")
+    with pytest.raises(EngineError, match="the engine broke"):
+        cluster.ask(2)
+    assert set(cluster.called_off) == {"a"}
+
+
+def test_an_end_before_all_is_answered_waits_for_no_part() -> None:
+    cluster = Cluster("b", hangs="ab")
+    engine = ShardedEngine(cast("ClusterEngine", Replica(cluster, "a")), replicas=2)
+    found: list[str] = []
+
+    def ask() -> None:
+        try:
+            engine.loglikelihood(REQUESTS, concurrency=1)
+        except EngineError as error:
+            found.append(str(error))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    while {where for where, _ in cluster.calls} != {"a", "b"}:
+        time.sleep(0.01)
+    # As Ctrl-C and SIGTERM do.
+    engine.close()
+    asking.join()
+    assert found == ["a call was called off"]
+    assert set(cluster.called_off) == {"a", "b"}
+    assert cluster.left == ["b"]
+
+
+def test_nobody_waits_at_the_end_for_an_engine_that_looks_for_another_node() -> None:
+    cluster = Cluster("b", a=1)
+    cluster.waits = True
+    begun = time.monotonic()
+    answers, notes = cluster.ask(2)
+    assert time.monotonic() - begun < 30
+    assert answers == ANSWERS
+    # It is said although it may still find a node.
+    assert notes == ("node a is gone; its questions went to the other replicas",)
+    # The next test may find it one.
+    assert not cluster.called_off

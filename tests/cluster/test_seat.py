@@ -1,0 +1,96 @@
+"""Where an engine goes on once its node is lost, and how long anybody waits for that."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from pytest_inferperf.cluster import seat as seats
+from pytest_inferperf.cluster.connection import Connection
+from pytest_inferperf.cluster.engine import ClusterEngine
+from pytest_inferperf.cluster.rules import Node, Request
+from pytest_inferperf.cluster.seat import Seat
+from pytest_inferperf.errors import HardwareError, NodeLost
+
+
+def node(name: str) -> Node:
+    return Node(node_id=name, name=name, cpus=1, cpu_name="cpu", cores=1, gpus=())
+
+
+class Place:
+    """Stands in for a place, whose node is lost."""
+
+    request = SimpleNamespace(what="engine x")
+
+    def __init__(self, name: str) -> None:
+        self.node, self.where = node(name), f"node {name}"
+
+    def ask(self, method: str) -> None:
+        raise NodeLost(f"{method}: {self.where} is lost")
+
+    def release(self) -> None:
+        pass
+
+
+class Cluster:
+    """Stands in for a cluster, and for `take_place`: another node is there once it is `free`."""
+
+    def __init__(self) -> None:
+        self.free = True
+        self.names = iter("abc")
+
+    def nodes(self) -> tuple[Node, ...]:
+        return node("a"), node("b"), node("c")
+
+    def take_place(
+        self, *_: object, given_up: Sequence[threading.Event], among: Sequence[Node] | None, **__: object
+    ) -> Place:
+        while not self.free:
+            if any(event.wait(0.01) for event in given_up):
+                raise HardwareError("nobody waits for it any more")
+        name = next(self.names)
+        assert among is None or name in {item.node_id for item in among}
+        return Place(name)
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    found = Cluster()
+    monkeypatch.setattr(seats, "take_place", found.take_place)
+    return found
+
+
+def seat_of(cluster: Cluster) -> Seat:
+    return Seat(cast("Connection", cluster), cast("Request", None), timeout_s=7200)
+
+
+def test_a_move_that_is_given_up_is_no_move_and_the_next_one_is(cluster: Cluster) -> None:
+    seat, over = seat_of(cluster), threading.Event()
+    engine: Any = ClusterEngine.__new__(ClusterEngine)
+    engine._seat = seat
+    cluster.free = False
+    threading.Timer(0.2, over.set).start()
+    with pytest.raises(NodeLost, match="engine x is lost on node a, and no other node of its kind takes over: nobody"):
+        engine.relaunch(over)
+    assert not seat.notes
+    # The next test.
+    cluster.free = True
+    assert seat.lost
+    seat.move(threading.Event())
+    assert seat.notes == ("engine x was lost on node a, and went on on node b, which is of the same kind",)
+    with pytest.raises(NodeLost, match="engine x is lost on node b too"):
+        seat.move()
+
+
+def test_a_seat_that_is_released_waits_no_more(cluster: Cluster) -> None:
+    seat = seat_of(cluster)
+    cluster.free = False
+    threading.Timer(0.2, seat.release).start()
+    with pytest.raises(NodeLost, match="nobody waits for it any more"):
+        seat.move()
+    with pytest.raises(NodeLost, match="engine x is lost on node a, and nobody waits for it any more"):
+        seat.move()
