@@ -103,7 +103,9 @@ class Watch:
         if found != self._seen:
             self._seen, self._changed = found, now
         elif found is not None and now - self._changed > DEAD_S:
-            self._folder.remove(_LEASE)
+            # Another that waits may just have taken it over.
+            if self._folder.read(_LEASE) == found:
+                self._folder.remove(_LEASE)
             return ""
         return "" if found is None else _owner(found)
 

@@ -38,6 +38,9 @@ _SIDE_BY_SIDE = 4
 _KINDS = frozenset({".safetensors", ".json", ".model", ".jinja", ".txt", ".tiktoken", ".vocab", ".md"})
 """What a checkpoint in shared storage may hold: nothing that runs when it is loaded."""
 
+_NAME_BYTES = 255
+"""What file systems take as the name of one file."""
+
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -168,7 +171,7 @@ class SharedCheckpoint:
         """Read a manifest that anybody may have written. Raises `CheckpointError`."""
         try:
             manifest = json.loads(raw)
-        except ValueError:
+        except (ValueError, RecursionError):
             manifest = None
         if not isinstance(manifest, dict):
             raise CheckpointError(f"{MANIFEST} is no JSON object")
@@ -179,6 +182,10 @@ class SharedCheckpoint:
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts or "\\" in name or str(path) != name or not name.isprintable():
                 raise CheckpointError(f"{name!r} leads out of the folder")
+            if any(len(part.encode()) > _NAME_BYTES for part in path.parts):
+                raise CheckpointError(f"{name[:40]}… is longer than a file's name can be")
+            if any(str(folder) in files for folder in path.parents):
+                raise CheckpointError(f"{name} is in a folder that is also a file")
             if path.suffix not in _KINDS or name == MANIFEST:
                 raise CheckpointError(f"{name} is of a kind that is not taken from shared storage")
             digest, size = item.get("sha256"), item.get("size")

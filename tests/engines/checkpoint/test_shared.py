@@ -127,6 +127,7 @@ def largest(cluster: Cluster) -> str:
         ("missing", "model.safetensors is missing"),
         ("manifest cut short", "inferperf.json is no JSON object"),
         ("manifest of nothing", "inferperf.json is not of version 1"),
+        ("manifest without a bottom", "inferperf.json is no JSON object"),
         ("another checkpoint's", "inferperf.json is of another checkpoint"),
     ],
 )
@@ -147,6 +148,7 @@ def test_what_is_damaged_is_refused_built_again_and_mended(cluster: Cluster, dam
             {
                 "manifest cut short": manifest[:-20],
                 "manifest of nothing": b"{}",
+                "manifest without a bottom": b"[" * 200_000,
                 "another checkpoint's": json.dumps(other).encode(),
             }[damage],
         )
@@ -166,6 +168,8 @@ def test_what_is_damaged_is_refused_built_again_and_mended(cluster: Cluster, dam
         ("{outside}/escaped.json", "leads out of the folder"),
         ("a\\..\\escaped.json", "leads out of the folder"),
         ("./escaped.json", "leads out of the folder"),
+        ("config.json/escaped.json", "in a folder that is also a file"),
+        (f"{'a' * 300}.json", "longer than a file's name can be"),
         ("pytorch_model.bin", "of a kind that is not taken from shared storage"),
         ("modeling.py", "of a kind that is not taken from shared storage"),
         ("inferperf.json", "of a kind that is not taken from shared storage"),
@@ -356,6 +360,27 @@ def test_a_lease_is_renewed_and_one_that_is_not_is_taken(folder: Storage, monkey
     clock[0] += leases.DEAD_S + 1
     assert watch.look() == ""
     assert folder.list() == {}
+
+
+def test_who_waits_leaves_a_lease_that_another_has_just_taken_over(
+    folder: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    folder.write("lease.json", b'{"owner": "dead"}')
+    watch = Watch(folder)
+    assert watch.look() == "dead"
+    clock[0] += leases.DEAD_S + 1
+    read = folder.read
+
+    def read_and_be_late(name: str) -> bytes | None:
+        found = read(name)
+        folder.write(name, b'{"owner": "new"}')
+        return found
+
+    monkeypatch.setattr(folder, "read", read_and_be_late)
+    watch.look()
+    assert read("lease.json") == b'{"owner": "new"}'
 
 
 def test_a_lease_that_was_taken_over_is_left_to_its_new_owner(folder: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
