@@ -222,7 +222,9 @@ def _collect(
         outcomes=tuple(outcomes),
         documents_digest=documents.digest,
         asked=None if len(answered) == planned else tuple(number in answered for number in range(planned)),
-        task_sizes=None if _weighs_by_size(found, metric) else tuple(len(samples[name]) for name in found.tasks),
+        task_sizes=None
+        if _weighs_by_size(found, metric, filters)
+        else tuple(len(samples[name]) for name in found.tasks),
         groups=documents.groups,
         logprobs=_logprobs(found, answered, asking.order(planned, documents.groups) if asking else range(planned)),
         unparseable=tuple(unparseable) if parsed else None,
@@ -311,12 +313,16 @@ def _score(table: Mapping[str, Any], metric: str, filters: set[str], found: Foun
     return float(table[key])
 
 
-def _weighs_by_size(found: FoundTask, metric: str) -> bool:
+def _weighs_by_size(found: FoundTask, metric: str, filters: set[str]) -> bool:
     """Whether a task of a group counts by its documents, as it does in what is no group."""
     if not found.is_group:
         return True
-    # The last of two rows on one metric is the one that the table keeps.
-    rows = [item for item in found.groups[found.name].aggregate_metric_list if item.metric == metric]
+    # The last of two rows on one metric and filter is the one that the table keeps; one without filters is for all.
+    rows = [
+        item
+        for item in found.groups[found.name].aggregate_metric_list
+        if item.metric == metric and (item.filter_list is None or min(filters) in item.filter_list)
+    ]
     return bool(rows[-1].weight_by_size)
 
 

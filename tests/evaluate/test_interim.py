@@ -63,7 +63,9 @@ def test_both_roads_score_a_group_alike(tiny: Any, tiny_tasks: Path, whole_in_pa
     aggregate = "aggregate_metric_list:\n  - metric: acc\n    aggregation: mean\n    weight_by_size: "
     for weighted in ("true", "false"):
         name = f"weighted_{weighted}"
-        (tiny_tasks / f"{name}.yaml").write_text(f"group: {name}\ntask: [large, small]\n{aggregate}{weighted}\n")
+        # Of another filter, which has no say in the score.
+        other = f"  - metric: acc\n    aggregation: mean\n    filter_list: [other]\n    weight_by_size: {weighted != 'true'}\n"
+        (tiny_tasks / f"{name}.yaml").write_text(f"group: {name}\ntask: [large, small]\n{aggregate}{weighted}\n{other}")
         theirs = evaluate(tiny, Task(name=name), search_paths=[tiny_tasks], asking=asking())
         ours = whole_in_part.pop()
         assert (ours.score, ours.outcomes) == (theirs.score, theirs.outcomes)
