@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from pytest_inferperf import __version__
-from pytest_inferperf.cluster.place import Place
+from pytest_inferperf.cluster.place import Place, lines_of
 from pytest_inferperf.cluster.rules import Node
 from pytest_inferperf.cluster.scratch import ScratchFolder
 from pytest_inferperf.engines.hardware import Gpu
@@ -130,9 +130,8 @@ def connect(address: str) -> Connection:
         with _signals_kept():
             ray.init(address=address, **common)
     except (ConnectionError, OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        first = str(error).strip().splitlines()[0]
         message = (
-            f"--inferperf-ray={address}: no Ray cluster there ({first}). Start one (ray start --head), name it "
+            f"--inferperf-ray={address}: no Ray cluster there ({lines_of(error)[0]}). Start one (ray start --head), name it "
             "(RAY_ADDRESS or ray://HOST:PORT), or use --inferperf-ray=local."
         )
     else:
@@ -194,9 +193,8 @@ def _probe(node_ids: list[str]) -> dict[str, str]:
         except ray.exceptions.RayError as error:
             if node_id not in {item["NodeID"] for item in ray.nodes() if item["Alive"]}:
                 continue  # It was lost meanwhile.
-            first = str(error).strip().splitlines()[-1]
             raise HardwareError(
-                f"the node {node_id[:8]} of the cluster does not answer ({first}). Every node needs this package: "
+                f"the node {node_id[:8]} of the cluster does not answer ({lines_of(error)[-1]}). Every node needs this package: "
                 f'pip install "pytest-inferperf[cluster]=={__version__}"'
             ) from None
     return found

@@ -22,7 +22,7 @@ from typing import Any
 from pytest_inferperf import __version__
 from pytest_inferperf.engines.devices import DeviceLease, lease_devices
 from pytest_inferperf.engines.hardware import cpu_hardware, find_gpus, look_at_gpus
-from pytest_inferperf.engines.supervisor import WorkerProcess
+from pytest_inferperf.engines.supervisor import GRACE_S, WorkerProcess
 from pytest_inferperf.errors import EngineError, InferperfError
 from pytest_inferperf.model.case import GpuRequirement
 
@@ -113,7 +113,7 @@ class Host:
         """End an engine process, politely."""
         talk = self._workers.pop(number, None)
         if talk is not None:
-            talk.worker.close(ended=ended)
+            talk.close(ended)
 
     def kill(self, number: int) -> None:
         """End an engine process in the middle of a call."""
@@ -129,19 +129,45 @@ class _Talk:
         self._said: queue.Queue[bytes] = queue.Queue()
         self._left = threading.Event()
         self._thread: threading.Thread | None = None
+        self._begun = threading.Event()
         self.worker = WorkerProcess(what=what, log_dir=None, progress=self._progress, python=python, lease=lease)
 
     def _progress(self, line: str) -> None:
         self._said.put(_message("progress", line))
 
     def begin(self, asked: Mapping[str, Any]) -> None:
-        """Leave what is unread of the last call, and make another."""
-        if self._thread is not None:
-            self._left.set()
-            self._thread.join()
-        self._said, self._left = queue.Queue(), threading.Event()
-        self._thread = threading.Thread(target=self._answer, args=(asked, self._left), daemon=True)
+        """Leave what is unread of the last call, and make another.
+
+        Returns at once: an engine that is slow to end a stream is no lost node.
+        """
+        self._left.set()
+        self._left, self._begun = threading.Event(), threading.Event()
+        self._thread = threading.Thread(
+            target=self._follow, args=(self._thread, asked, self._left, self._begun), daemon=True
+        )
         self._thread.start()
+
+    def _follow(
+        self, last: threading.Thread | None, asked: Mapping[str, Any], left: threading.Event, begun: threading.Event
+    ) -> None:
+        """Answer a call once the last one has ended."""
+        if last is not None:
+            last.join()
+        if left.is_set():
+            return
+        self._said = queue.Queue()
+        begun.set()
+        self._answer(asked, left)
+
+    def close(self, ended: str) -> None:
+        """End the process: politely, unless it is in the middle of a call still."""
+        self._left.set()
+        if self._thread is not None:
+            self._thread.join(GRACE_S)
+            if self._thread.is_alive():
+                self.worker.kill()
+                return
+        self.worker.close(ended=ended)
 
     def _answer(self, asked: Mapping[str, Any], left: threading.Event) -> None:
         name, timeout_s = asked["name"], asked["timeout_s"]
@@ -168,6 +194,9 @@ class _Talk:
     def more(self, wait_s: float) -> list[bytes]:
         """See `Host.more`."""
         found: list[bytes] = []
+        begun = self._begun
+        if not begun.wait(wait_s):
+            return found
         with suppress(queue.Empty):
             found.append(self._said.get(timeout=wait_s))
             while True:

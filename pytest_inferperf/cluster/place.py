@@ -17,7 +17,7 @@ from pytest_inferperf.errors import EngineError, HardwareError, NodeLost
 if TYPE_CHECKING:
     from pytest_inferperf.cluster.connection import Connection
 
-__all__ = ["Place", "take_place"]
+__all__ = ["Place", "lines_of", "take_place"]
 
 _WAIT_S = 1.0
 _PROGRESS_S = 10.0
@@ -181,8 +181,7 @@ def _occupy(
     try:
         where = ray.get(actor.where.remote(), timeout=START_S)
     except (ray.exceptions.RayError, ConnectionError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise NodeLost(f"the node that {request.what} was given did not start it ({first})") from None
+        raise NodeLost(f"the node that {request.what} was given did not start it ({lines_of(error)[0]})") from None
     (node,) = [item for item in fit if item.node_id == where]
     place = Place(connection, request, node, group, actor)
     connection.remember(place)
@@ -196,6 +195,11 @@ def _occupy(
         raise HardwareError(f"node {node.name}: {found['error']}")
     place.devices, place.context = tuple(found["devices"]), found["context"]
     return place
+
+
+def lines_of(error: BaseException) -> list[str]:
+    """Return what an error says, line by line: the name of its type where it says nothing."""
+    return str(error).strip().splitlines() or [type(error).__name__]
 
 
 def remove_group(group: Any) -> None:
