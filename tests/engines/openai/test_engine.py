@@ -73,7 +73,9 @@ def test_answers_of_a_stream() -> None:
     assert [item.prompt_tokens for item in answers] == [2] * 6
     assert all(item.finish_reason == "length" and item.text for item in answers)
     assert {item.token_ids for item in answers} == {(UNKNOWN_TOKEN,) * 4}
-    assert all(0.015 < item.token_times_s[0] < item.token_times_s[-1] for item in answers)
+    assert all(0.015 < item.token_times_s[0] <= item.token_times_s[-1] for item in answers)
+    # On a busy machine those of one answer may come in together, and not of every one.
+    assert any(item.token_times_s[0] < item.token_times_s[-1] for item in answers)
     assert "".join(chunk.text for chunk in chunks) == answers[0].text
 
 
