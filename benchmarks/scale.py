@@ -28,10 +28,10 @@ PER_NODE = 8
 SIZES = (8, 64, 512, 1_024, 4_096, 10_000)
 
 HEAD_S = 0.01
-"""A placement group, from its request to its grant on an idle cluster: measured with Ray 2.60 on one machine."""
+"""A placement group, from its request to its grant: assumed, after a look at Ray 2.60 on one machine."""
 
 NODE_S = 1.7
-"""Our actor, from the grant until it answers: the same measurement, on two busy cores."""
+"""Our actor, from the grant until it answers: assumed likewise."""
 
 MIX = (
     # Engines, GPUs of each, whole node, seconds from, seconds to: the spread of a nightly run, drawn log-uniformly.

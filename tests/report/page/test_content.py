@@ -16,9 +16,9 @@ from pytest_inferperf.baselines.result_file import ResultFile, read_result_file,
 from pytest_inferperf.hiding import HIDDEN, hider
 from pytest_inferperf.measure.load.kept_records import keep_records
 from pytest_inferperf.measure.load.records import MEASURED, Records
-from pytest_inferperf.model.results import Flips, PerformanceResult, Round
+from pytest_inferperf.model.results import Flip, Flips, PerformanceResult, Round
 from pytest_inferperf.report.page.charts import Chart
-from pytest_inferperf.report.page.content import CasePage, Page, Where, page_of
+from pytest_inferperf.report.page.content import CasePage, Page, Where, _hidden, page_of
 from pytest_inferperf.report.page.write import page_html
 from pytest_inferperf.report.run import run_report
 from tests.report.page.planted import HOSTILE, NEEDLE, SECRET, Planted, plant
@@ -307,3 +307,16 @@ def test_every_text_of_a_page_has_been_searched_for_secrets(planted: Planted, tm
     assert {place for place in unmarked if not place.endswith(".unit")} == set()
     seen = {place for place, _ in texts(page)}
     assert {".notes", ".trends.summary", ".cases.loads.charts.title", ".cases.flips.shown.answer"} <= seen
+
+
+def test_every_text_of_a_flip_is_searched() -> None:
+    flip = Flip(document=0, lost=True, prompt="prompt", expected="right", answer="wrong", reference_answer="theirs")
+    found: list[str] = []
+
+    def hide(text: str) -> str:
+        found.append(text)
+        return HIDDEN
+
+    (shown,) = _hidden(Flips(reference="BF16", lost=1, gained=0, shown=(flip,)), hide).shown
+    assert sorted(found) == ["BF16", "prompt", "right", "theirs", "wrong"]
+    assert {shown.prompt, shown.expected, shown.answer, shown.reference_answer} == {HIDDEN}
