@@ -105,12 +105,12 @@ def receive(sock: socket.socket, size: int) -> tuple[bytes, int]:
 
 def wall_time_ns(found: list[tuple[int, int, bytes]]) -> int:
     """Return the time in the ancillary data of `recvmsg(size, TIME_SPACE)`: nanoseconds, 0 if there is none."""
-    for _, kind, value in found:
-        if kind == _TIMESTAMPNS and len(value) == _TIME_SIZE:
-            seconds, nanoseconds = _unpack(value)
-            since_epoch: int = seconds * 1_000_000_000 + nanoseconds
-            return since_epoch
-    return 0
+    # There is room for nothing else, and nothing else was asked for.
+    if not found or len(found[0][2]) != _TIME_SIZE:
+        return 0
+    seconds, nanoseconds = _unpack(found[0][2])
+    since_epoch: int = seconds * 1_000_000_000 + nanoseconds
+    return since_epoch
 
 
 def await_times(limit_s: float = 1.0) -> bool:

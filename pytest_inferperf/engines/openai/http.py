@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
-__all__ = ["HttpError", "ResponseReader", "one_chunk_each", "whole_chunks"]
+__all__ = ["HttpError", "ResponseReader", "timed_chunks", "whole_chunks"]
 
 _MAX_HEAD = 65536
 _HEX = frozenset(b"0123456789abcdefABCDEF")
 _SIZES: dict[bytes, int] = {}
 """Sizes of chunks that were read before: a server sends few different ones."""
-
-_LINES: dict[int, bytes] = {}
-"""The line with the size that a chunk begins with, by the length of the whole chunk."""
 
 _MAX_SIZES = 4096
 _HEADS: dict[bytes, tuple[int, dict[bytes, bytes], bool]] = {}
@@ -215,32 +211,62 @@ class ResponseReader:
 
 
 def whole_chunks(data: bytes) -> tuple[bytes, bool] | None:
-    """Read data that is whole chunks, of sizes read before, and may end with the end of the body; None for any other.
+    """Read data that is whole chunks, and may end with the end of the body; None for any other.
 
     Returns what the chunks hold, and whether the end has come. Many chunks cost little more than one.
+    """
+    found = _split(data)
+    return None if found is None else (b"".join(found[1]), found[2])
+
+
+def timed_chunks(
+    arrivals: Sequence[bytes], times: Sequence[float]
+) -> tuple[Sequence[bytes], Sequence[float], bool] | None:
+    """Read arrivals that are whole chunks each, however many, and may end with the end of the body; None for any other.
+
+    `times[i]` is when `arrivals[i]` came. Returns what each chunk holds, when it came, and whether the end has come. All
+    are read at once: a chunk costs little more than the arrival that it came in.
+    """
+    found = _split(b"".join(arrivals))
+    if found is None:
+        return None
+    lines, held, done = found
+    chunk_times = []
+    left, time_s = 0, 0.0
+    upcoming = zip(map(len, arrivals), times, strict=True)
+    for line, content in zip(lines, held, strict=True):
+        if not left:
+            left, time_s = next(upcoming)
+        left -= len(line) + len(content) + 4
+        if left < 0:
+            # Torn: its bytes have two times.
+            return None
+        chunk_times.append(time_s)
+    return held, chunk_times, done
+
+
+def _split(data: bytes) -> tuple[list[bytes], list[bytes], bool] | None:
+    """Return the lines with the sizes of whole chunks, what they hold, and whether the end has come; None for any other.
+
+    Lines end within what some chunks hold: those are others too.
     """
     parts = data.split(b"\r\n")
     if len(parts) % 2 == 0 or parts[-1]:
         return None
     done = parts[-3:] == [b"0", b"", b""]
     del parts[-3 if done else -1 :]
-    sizes, held = parts[::2], parts[1::2]
+    lines, held = parts[::2], parts[1::2]
     # A chunk without content is the end of the body, which has a form of its own.
-    if b"" in held or list(map(_SIZES.get, sizes)) != list(map(len, held)):
+    if b"" in held:
         return None
-    return b"".join(held), done
-
-
-def one_chunk_each(arrivals: Sequence[bytes]) -> list[bytes] | None:
-    """Return what arrivals hold where each is one whole chunk, of a size read before; None for any other."""
+    sizes = list(map(len, held))
+    if list(map(_SIZES.get, lines)) == sizes:
+        return lines, held, done
     try:
-        lines = [_LINES[len(arrival)] for arrival in arrivals]
-    except KeyError:
+        # There may be sizes that have not been read before.
+        return (lines, held, done) if list(map(_size, lines)) == sizes else None
+    except HttpError:
         return None
-    held = [arrival[len(line) : -2] for arrival, line in zip(arrivals, lines, strict=True)]
-    # All of them at once: put together again they are what came.
-    again = b"".join(itertools.chain.from_iterable(zip(lines, held, itertools.repeat(b"\r\n"))))
-    return held if again == b"".join(arrivals) else None
 
 
 def _read_head(head: bytes) -> tuple[int, dict[bytes, bytes], bool]:
@@ -270,6 +296,4 @@ def _size(text: bytes) -> int:
         size = int(text, 16)
         if len(_SIZES) < _MAX_SIZES:
             _SIZES[text] = size
-            if size:
-                _LINES[len(text) + 4 + size] = text + b"\r\n"
     return size

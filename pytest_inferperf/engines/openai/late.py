@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_inferperf.engines.openai.http import HttpError, ResponseReader, one_chunk_each, whole_chunks
+from pytest_inferperf.engines.openai.http import HttpError, ResponseReader, timed_chunks, whole_chunks
 
 __all__ = ["LateReader"]
 
@@ -31,7 +31,7 @@ class LateReader(ResponseReader):
             return super().feed(data, time_s)
         self._late.append(data)
         self._late_times.append(time_s)
-        if not data.endswith(_END):
+        if data[-4:] != _END:
             # The end may be torn.
             return len(data) < len(_END) and self._read()
         found = whole_chunks(data)
@@ -62,13 +62,14 @@ class LateReader(ResponseReader):
     def _read(self) -> bool:
         late, times = self._late, self._late_times
         self._late, self._late_times = [], []
+        if late and self._chunked and not self._buffer and not self._left:
+            found = timed_chunks(late, times)
+            if found is not None:
+                pieces, piece_times, done = found
+                self.pieces += pieces
+                self.times += piece_times
+                return done
         done = False
-        if len(late) > 1 and self._chunked and not self._buffer and not self._left:
-            held = one_chunk_each(late[:-1])
-            if held is not None:
-                self.pieces += held
-                self.times += times[:-1]
-                late, times = late[-1:], times[-1:]
         for data, time_s in zip(late, times, strict=True):
             if done:
                 raise HttpError("more came after the end of the response")

@@ -20,6 +20,10 @@ CountSource = Literal["token_ids", "usage", "tokenizer", "chunks"]
 CountTokens = Callable[[str], int]
 """Counts the tokens of a text."""
 
+_LF, _CR, _QUOTE, _BACKSLASH = b'\n\r"\\'
+"""To look for one of them as a number costs a fifth of looking for it as bytes."""
+
+_loads = json.JSONDecoder().decode
 _REASONING = ("reasoning_content", "reasoning")
 _PROBE = "inferperf~probe"
 _ATTEMPTS = 3
@@ -108,7 +112,7 @@ def decode_stream(
             separator = b"\r\n\r\n" if piece[line - 1 : line] == b"\r" else b"\n\n"
         if piece.startswith(head) and piece.endswith(close):
             plain = piece[len(head) : -len(close)]
-            if plain and b'"' not in plain and b"\\" not in plain:
+            if plain and _is_plain(plain):
                 state.times.append(time_s)
                 state.sizes.append(len(plain))
                 sink.append(plain)
@@ -124,7 +128,7 @@ def decode_stream(
                 if end >= 0:
                     texts.append(rest[:end])
                     together = b"".join(texts)
-                    if all(texts) and b'"' not in together and b"\\" not in together:
+                    if all(texts) and _is_plain(together):
                         state.times.extend([time_s] * len(texts))
                         state.sizes.extend(map(len, texts))
                         sink.extend(texts)
@@ -135,7 +139,7 @@ def decode_stream(
                 break
             event, piece = piece[:end], piece[end + len(separator) :]
             found = _read_event(event, state, time_s)
-            if found is not None and len(state.times) > 1:
+            if found is not None:
                 sink = state.reasoning if found[1] else state.text
                 head, close = _template(event, *found)
                 close += separator
@@ -198,9 +202,9 @@ def _read_alike(
     if separator in together:
         return 0
     begin = 0
-    if not all(texts) or b'"' in together or b"\\" in together:
+    if not all(texts) or not _is_plain(together):
         for index, text in enumerate(texts):
-            if not text or b'"' in text or b"\\" in text:
+            if not text or not _is_plain(text):
                 _keep_plain(texts[begin:index], times[begin:index], sink, state)
                 _read_event(pieces[index][: -len(separator)], state, times[index])
                 begin = index + 1
@@ -208,8 +212,13 @@ def _read_alike(
     return count
 
 
+def _is_plain(text: bytes) -> bool:
+    """Say whether all bytes of the text of an event stand for themselves."""
+    return _QUOTE not in text and _BACKSLASH not in text
+
+
 def _keep_plain(texts: Sequence[bytes], times: Sequence[float], sink: list[bytes], state: _State) -> None:
-    """Keep texts that are plain: bytes which stand for themselves."""
+    """Keep texts that are plain."""
     state.times.extend(times)
     state.sizes.extend(map(len, texts))
     sink.extend(texts)
@@ -217,7 +226,7 @@ def _keep_plain(texts: Sequence[bytes], times: Sequence[float], sink: list[bytes
 
 def _read_event(event: bytes, state: _State, time_s: float) -> tuple[str, bool] | None:
     """Read one event of any form; return its text and whether it is reasoning, if it can serve as a template."""
-    if event.startswith(b"data: {") and b"\n" not in event and b"\r" not in event:
+    if event.startswith(b"data: {") and _LF not in event and _CR not in event:
         data = event[6:]
     else:
         data = b"\n".join(line[5:].strip() for line in event.splitlines() if line.startswith(b"data:"))
@@ -231,7 +240,7 @@ def _read_event(event: bytes, state: _State, time_s: float) -> tuple[str, bool] 
         return None
     try:
         # Decoded first: from bytes, `loads` would look for other encodings than UTF-8 in every event.
-        value = json.loads(data.decode("utf-8", "surrogatepass"))
+        value = _loads(data.decode("utf-8", "surrogatepass"))
     except (ValueError, RecursionError):
         raise StreamError("malformed", f"an event is not JSON: {data[:60]!r}") from None
     if not isinstance(value, dict):
@@ -292,12 +301,15 @@ def _template(event: bytes, text: str, reasoning: bool) -> tuple[bytes, bytes]:
     """
     nothing = (b"\x00", b"\x00")
     quoted = b'"' + text.encode("utf-8", "surrogatepass") + b'"'
-    if event.count(quoted) != 1 or b"\n" in event or b"\r" in event or not event.startswith(b"data:"):
+    if event.count(quoted) != 1 or _LF in event or _CR in event or not event.startswith(b"data:"):
         return nothing
     at = event.index(quoted)
     head, tail = event[: at + 1], event[at + len(quoted) - 1 :]
+    if _BACKSLASH not in event:
+        # Every string of it is written as it reads, so the one place in which the text stands is that of the text.
+        return head, tail
     try:
-        value = json.loads(head[5:] + _PROBE.encode() + tail)
+        value = _loads((head[5:] + _PROBE.encode() + tail).decode("utf-8", "surrogatepass"))
     except ValueError:
         return nothing
     return (head, tail) if _text(value["choices"][0]) == (_PROBE, reasoning) else nothing

@@ -131,6 +131,13 @@ def test_text_that_looks_like_an_event_or_stands_elsewhere_too() -> None:
         assert decode(b"".join(pieces), END, DONE).text == "".join(words * 3)
 
 
+@pytest.mark.parametrize("word", [":", ",", "b", "t", "é"])
+def test_text_that_is_found_between_strings_too(word: str) -> None:
+    raw = b'data: {"choices":[{"a":"b","text":"%b"}]}\n\n'
+    pieces = [raw % item.encode() for item in (word, "x", word, "a")]
+    assert decode(*pieces, END, DONE).text == f"{word}x{word}a"
+
+
 @pytest.mark.parametrize("last", [(END + usage(9) + DONE,), (END, usage(9), DONE)], ids=["at once", "one by one"])
 @pytest.mark.parametrize("words", [("a", "b", "c"), ("a", 'b"', "", "\\c"), ("a", "b", 'c"}]}\n\n')])
 def test_one_event_each_reads_like_events_that_are_torn(words: tuple[str, ...], last: tuple[bytes, ...]) -> None:
