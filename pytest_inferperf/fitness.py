@@ -25,7 +25,7 @@ def unfit(item: pytest.Item) -> tuple[str, str]:
         need = need_of(item)
         elsewhere = on_cluster(item)
         if elsewhere:
-            lacking = lacking_on_cluster(item.config, need)
+            lacking = lacking_on_cluster(item.session, need)
         else:
             wrong = wrong or badly_launched(item)
             lacking = why_missing(need, find_gpus()) if need is not None else ""

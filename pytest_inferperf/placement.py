@@ -35,13 +35,13 @@ def on_cluster(item: pytest.Item) -> bool:
     return spec is not None and not spec.url and bool(state_of(item.config).settings.ray) and not brought_by_hook(item)
 
 
-def lacking_on_cluster(config: pytest.Config, need: GpuRequirement | None) -> str:
+def lacking_on_cluster(session: pytest.Session, need: GpuRequirement | None) -> str:
     """Say that no node of the cluster has the GPUs of a test; "" where one has. Raises `HardwareError`."""
     from pytest_inferperf.cluster.rules import Request, why_unplaceable
 
     if need is None:
         return ""
-    return why_unplaceable(Request(what="the test", need=need), _connection(config).nodes())
+    return why_unplaceable(Request(what="the test", need=need), _connection(session).nodes())
 
 
 def why_not_on_cluster(spec: EngineSpec) -> str:
@@ -74,7 +74,7 @@ def kind_of_engine(
         raise EngineError(problem)
     if _SEAT not in config.stash:
         config.stash[_SEAT] = Seat(
-            _connection(config),
+            _connection(session),
             _request(session, spec),
             timeout_s=state_of(config).settings.gpu_timeout_s,
             progress=progress,
@@ -90,13 +90,21 @@ def release_seat(config: pytest.Config) -> None:
         seat.release()
 
 
-def _connection(config: pytest.Config) -> Connection:
+def _connection(session: pytest.Session) -> Connection:
+    config = session.config
     if _CONNECTION not in config.stash:
         from pytest_inferperf.cluster.connection import connect
 
-        config.stash[_CONNECTION] = found = connect(state_of(config).settings.ray)
+        config.stash[_CONNECTION] = found = connect(state_of(config).settings.ray, engines=_replicas(session))
         config.add_cleanup(found.close)
     return config.stash[_CONNECTION]
+
+
+def _replicas(session: pytest.Session) -> int:
+    """Return the most engines that any test lets answer its task."""
+    found = (bound_of(item) for item in session.items)
+    tasks = [bound.case.task for bound in found if bound is not None]
+    return max([task.replicas for task in tasks if task is not None], default=1)
 
 
 def _request(session: pytest.Session, spec: EngineSpec) -> Request:
@@ -105,7 +113,7 @@ def _request(session: pytest.Session, spec: EngineSpec) -> Request:
     from pytest_inferperf.collection import need_of, spec_of
     from pytest_inferperf.engines.needs import implied_need, joint_need
 
-    nodes = _connection(session.config).nodes()
+    nodes = _connection(session).nodes()
     records = state_of(session.config).settings.update is not None
     needs, timed = [implied_need(spec)], False
     for item in session.items:
@@ -118,6 +126,6 @@ def _request(session: pytest.Session, spec: EngineSpec) -> Request:
         with suppress(MarkError):
             # A wrong mark is the failure of its own test, and so is what no node has.
             need = need_of(item)
-            needs += [need] if need is not None and not lacking_on_cluster(session.config, need) else []
+            needs += [need] if need is not None and not lacking_on_cluster(session, need) else []
     need = joint_need(needs) or one_anyway(spec, nodes)
     return Request(what=f"{spec.precision} {spec.served_model_name}", need=need, whole_node=timed)

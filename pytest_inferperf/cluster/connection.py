@@ -19,7 +19,7 @@ from pytest_inferperf import __version__
 from pytest_inferperf.cluster.place import Place, lines_of
 from pytest_inferperf.cluster.rules import Node
 from pytest_inferperf.cluster.scratch import ScratchFolder
-from pytest_inferperf.engines.hardware import Gpu
+from pytest_inferperf.engines.hardware import Gpu, cpu_hardware
 from pytest_inferperf.errors import HardwareError, MissingExtra, SettingsError
 
 __all__ = ["LOCAL", "Connection", "check_address", "connect"]
@@ -99,8 +99,8 @@ class Connection:
             self._folder.remove()
 
 
-def connect(address: str) -> Connection:
-    """Connect to a cluster, or start one. Raises `HardwareError` where there is none."""
+def connect(address: str, *, engines: int = 1) -> Connection:
+    """Connect to a cluster, or start one, with room for so many `engines` without GPUs. Raises `HardwareError`."""
     if address == LOCAL:
         _keep_to_this_machine()
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -117,6 +117,8 @@ def connect(address: str) -> Connection:
                 ray.init(
                     address="local",
                     include_dashboard=False,
+                    # Replicas that a test asks for share the cores; by default Ray hands out each core once.
+                    num_cpus=max(engines, cpu_hardware().count) if engines > 1 else None,
                     object_store_memory=OBJECT_STORE_BYTES,
                     _node_ip_address="127.0.0.1",
                     _temp_dir=str(folder.path),

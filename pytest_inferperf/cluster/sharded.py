@@ -6,6 +6,7 @@ batches what any other would have batched, and the answers are those of one repl
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -27,12 +28,15 @@ if TYPE_CHECKING:
     from pytest_inferperf.cluster.engine import ClusterEngine
     from pytest_inferperf.cluster.seat import Seat
 
-__all__ = ["ShardedEngine", "parts_of"]
+__all__ = ["ShardedEngine", "part_size", "parts_of"]
 
 T = TypeVar("T")
 
 PART = 4
-"""Requests of a part, as a multiple of the concurrency: enough to fill the engine several times over."""
+"""Most requests of a part, as a multiple of the concurrency: enough to fill the engine several times over."""
+
+_PARTS = 12
+"""Parts that a few questions are cut into all the same, as long as each fills the engine once: else nobody could help."""
 
 _LOOK_S = 0.2
 
@@ -57,6 +61,12 @@ def parts_of(keys: Sequence[object], size: int) -> Iterator[tuple[int, int]]:
             start = end
 
 
+def part_size(count: int, concurrency: int) -> int:
+    """Return the requests of a part of `count`: whole fillings of the engine, however many replicas there are."""
+    fillings = math.ceil(count / _PARTS / concurrency)
+    return concurrency * min(PART, max(1, fillings))
+
+
 class ShardedEngine(Engine):
     """Answers like `first`, with the help of replicas of it that join as the cluster has room for them.
 
@@ -75,7 +85,11 @@ class ShardedEngine(Engine):
         self._working = 0
         self._failure: BaseException | None = None
         self._closed = False
-        self._answered: Counter[str] = Counter()
+        self._replicas = replicas
+        self._answered: Counter[tuple[ClusterEngine, str]] = Counter()
+        """Requests that each has answered, and where."""
+
+        self._parts: Counter[tuple[ClusterEngine, str]] = Counter()
         self._notes: list[str] = []
         self._joining = replicas - 1
         self._loss: NodeLost | None = None
@@ -172,7 +186,8 @@ class ShardedEngine(Engine):
                 self._answers[part.start : part.end] = answers
                 self._open -= 1
                 if part.counts:
-                    self._answered[engine.where] += part.end - part.start
+                    self._answered[engine, engine.where] += part.end - part.start
+                    self._parts[engine, engine.where] += 1
                     done = len(self._answers) - sum(item.end - item.start for item in self._waiting)
                     self._say(f"{done} of {len(self._answers)} requests answered, {self._working} replicas")
                 self._state.notify_all()
@@ -233,13 +248,15 @@ class ShardedEngine(Engine):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """See `Engine.notes`: who answered how much, where there were several, and what was lost."""
+        """See `Engine.notes`: who answered how much, where several were to, and what was lost."""
         with self._state:
-            shares = ", ".join(f"{where} {count}" for where, count in sorted(self._answered.items()))
-            several = (
-                (f"requests answered by {len(self._answered)} nodes: {shares}",) if len(self._answered) > 1 else ()
-            )
-            return (*self._notes, *several)
+            shares = [
+                f"{where} {count} in {_parts_words(self._parts[engine, where])}"
+                for (engine, where), count in self._answered.items()
+            ]
+            took_part = len({engine for engine, _ in self._answered})
+            of = f"requests answered by {took_part} of {self._replicas} replicas: {', '.join(sorted(shares))}"
+            return (*self._notes, *([of] if shares and self._replicas > 1 else []))
 
     def close(self) -> None:
         """End the replicas; the engine that they are replicas of stays. May be called again.
@@ -280,7 +297,7 @@ class ShardedEngine(Engine):
         def ask(engine: Engine, start: int, end: int) -> list[Generation]:
             return engine.generate(requests[start:end], concurrency=concurrency)
 
-        return self._deal(range(len(requests)), PART * concurrency, ask)
+        return self._deal(range(len(requests)), part_size(len(requests), concurrency), ask)
 
     def loglikelihood(self, requests: Sequence[LogLikelihoodRequest], *, concurrency: int) -> list[LogLikelihood]:
         """See `Engine.loglikelihood`."""
@@ -288,7 +305,9 @@ class ShardedEngine(Engine):
         def ask(engine: Engine, start: int, end: int) -> list[LogLikelihood]:
             return engine.loglikelihood(requests[start:end], concurrency=concurrency)
 
-        return self._deal([item.context for item in requests], PART * concurrency, ask)
+        # Texts that are scored as a whole share the token that they begin after, and no document.
+        keys = [item.context if len(item.context) > 1 else number for number, item in enumerate(requests)]
+        return self._deal(keys, part_size(len(requests), concurrency), ask)
 
     def encode(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[tuple[int, ...]]:
         """See `Engine.encode`. One of them does it, and another where its node is lost."""
@@ -335,3 +354,7 @@ class ShardedEngine(Engine):
     def peak_memory_bytes(self) -> int:
         """See `Engine.peak_memory_bytes`."""
         return self._first.peak_memory_bytes()
+
+
+def _parts_words(count: int) -> str:
+    return f"{count} part{'' if count == 1 else 's'}"

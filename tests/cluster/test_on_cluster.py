@@ -135,7 +135,7 @@ def test_answers_are_those_of_a_plain_run_at_one_two_and_three_replicas(project:
     assert len(project.engines()) == 1 + 1 + 2
     assert "notes" not in cluster["test_one"]
     (note,) = cluster["test_three"]["notes"]
-    assert note.startswith("requests answered by 2 nodes: node ")
+    assert note.startswith("requests answered by 3 of 3 replicas: node ")
 
 
 def test_a_node_killed_in_mid_evaluation_changes_nothing_but_a_line(project: Project) -> None:

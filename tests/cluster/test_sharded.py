@@ -9,14 +9,14 @@ from typing import Any, cast
 import pytest
 
 from pytest_inferperf.cluster.engine import ClusterEngine
-from pytest_inferperf.cluster.sharded import ShardedEngine, parts_of
+from pytest_inferperf.cluster.sharded import ShardedEngine, part_size, parts_of
 from pytest_inferperf.engines.interface import LogLikelihood, LogLikelihoodRequest
 from pytest_inferperf.errors import EngineError, HardwareError, NodeLost
 
 REQUESTS = [
-    LogLikelihoodRequest(context=(document,), continuation=(choice,)) for document in range(50) for choice in range(3)
+    LogLikelihoodRequest(context=(1, document), continuation=(choice,)) for document in range(50) for choice in range(3)
 ]
-ANSWERS = [-float(10 * item.context[0] + item.continuation[0]) for item in REQUESTS]
+ANSWERS = [-float(10 * item.context[-1] + item.continuation[0]) for item in REQUESTS]
 
 
 class Seat:
@@ -60,7 +60,7 @@ class Replica:
         # The others have time to take part.
         time.sleep(0.01)
         return [
-            LogLikelihood(logprob=-float(10 * item.context[0] + item.continuation[0]), is_greedy=True)
+            LogLikelihood(logprob=-float(10 * item.context[-1] + item.continuation[0]), is_greedy=True)
             for item in requests
         ]
 
@@ -130,6 +130,20 @@ def test_parts_never_cut_a_document() -> None:
     assert list(parts_of("", 2)) == []
 
 
+def test_parts_fill_the_engine_and_are_enough_for_several() -> None:
+    # 375 documents are a look of 1,500; they are cut alike however many replicas there are.
+    assert [part_size(count, 64) for count in (0, 10, 375, 1500, 100_000)] == [64, 64, 64, 128, 256]
+
+
+def test_texts_that_share_the_token_before_them_are_of_as_many_documents() -> None:
+    cluster = Cluster()
+    texts = [LogLikelihoodRequest(context=(1,), continuation=(n,)) for n in range(40)]
+    engine = ShardedEngine(cast("ClusterEngine", Replica(cluster, "a")), replicas=1)
+    engine.loglikelihood(texts, concurrency=1)
+    engine.close()
+    assert [len(asked) for _, asked in cluster.calls] == [4] * 10
+
+
 @pytest.mark.parametrize("replicas", [1, 2, 3])
 def test_answers_and_batches_are_those_of_one_replica(replicas: int) -> None:
     cluster = Cluster("b", "c")
@@ -146,8 +160,11 @@ def test_answers_and_batches_are_those_of_one_replica(replicas: int) -> None:
 
 def test_a_replica_that_the_cluster_has_no_room_for_is_done_without() -> None:
     cluster = Cluster()
-    assert cluster.ask(3)[0] == ANSWERS
+    answers, notes = cluster.ask(3)
+    assert answers == ANSWERS
     assert {where for where, _ in cluster.calls} == {"a"}
+    # Who asked for three has to know. A document has three choices, and is in one part.
+    assert notes == ("requests answered by 1 of 3 replicas: a 150 in 25 parts",)
 
 
 def test_what_a_lost_node_had_answered_is_kept_and_the_rest_moves_once() -> None:
@@ -255,6 +272,9 @@ def test_nobody_waits_at_the_end_for_an_engine_that_looks_for_another_node() -> 
     assert time.monotonic() - begun < 30
     assert answers == ANSWERS
     # It is said although it may still find a node.
-    assert notes == ("node a is gone; its questions went to the other replicas",)
+    assert notes == (
+        "node a is gone; its questions went to the other replicas",
+        "requests answered by 1 of 2 replicas: b 150 in 25 parts",
+    )
     # The next test may find it one.
     assert not cluster.called_off
