@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_inferperf.baselines.past import took
 from pytest_inferperf.baselines.result_file import read_result_file
 from pytest_inferperf.cluster.rules import Node, Request, bundle, fitting
 from pytest_inferperf.engines.hardware import Gpu
 from pytest_inferperf.model.case import GpuRequirement
-from pytest_inferperf.model.results import CaseResult
 
 PER_NODE = 8
 SIZES = (8, 64, 512, 1_024, 4_096, 10_000)
@@ -145,18 +145,6 @@ def mixed_jobs(seed: int = 0) -> list[Job]:
     return jobs
 
 
-def seconds_of(result: CaseResult) -> float:
-    """Return how long a case of a result file took: loads, rounds and warm-up rounds, or its evaluation."""
-    load_s = result.engine.load_s if result.engine is not None else 0.0
-    performance = [point.performance for point in result.points() if point.performance is not None]
-    rounds = [
-        load_s + sum(item.duration_s for item in session.rounds) * (1 + session.warmup_rounds / len(session.rounds))
-        for found in performance
-        for session in found.sessions
-    ]
-    return sum(rounds) + (load_s + result.accuracy.duration_s if result.accuracy is not None else 0.0)
-
-
 def jobs_of(paths: Sequence[Path]) -> list[Job]:
     """Return the jobs of result files. What ran on a CPU is taken for an engine of one GPU."""
     jobs = []
@@ -165,7 +153,7 @@ def jobs_of(paths: Sequence[Path]) -> list[Job]:
             result = record.result
             need = GpuRequirement(count=result.case.engine.world_size)
             request = Request(what=record.nodeid, need=need, whole_node=result.case.workload is not None)
-            jobs.append(Job(request=request, seconds=seconds_of(result)))
+            jobs.append(Job(request=request, seconds=took(result).total_s))
     return jobs
 
 

@@ -140,6 +140,11 @@ def add_options(parser: pytest.Parser) -> None:
     parser.addini(
         "inferperf_fail_on_improvement", "Fail where a gain beyond the tolerance is proven", type="bool", default=False
     )
+    parser.addini(
+        "inferperf_order",
+        "Which case runs first on Ray: the one that took longest in past results (longest), or the first (suite)",
+        default="longest",
+    )
     parser.addini("inferperf_past", "Past results for plans, relative to the rootdir", default="")
     parser.addini(
         "inferperf_power", "Probability with which a plan wants losses to be found", type="float", default=0.9

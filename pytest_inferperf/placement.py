@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_inferperf.engines.needs import on_ray
-from pytest_inferperf.errors import EngineError, MarkError
+from pytest_inferperf.errors import EngineError, HardwareError, MarkError
 from pytest_inferperf.selection import bound_of
 from pytest_inferperf.session import state_of
 
@@ -64,22 +63,30 @@ def kind_of_engine(
 ) -> Callable[..., EngineProcess]:
     """Return what makes an engine of the shipped backends: on a seat of the cluster, which references share.
 
-    Raises `EngineError` for what `why_not_on_cluster` says, `HardwareError` where there is no seat.
+    The seat is taken once the engine is made, so that no node is held while a checkpoint is built here.
+    Raises `EngineError` for what `why_not_on_cluster` says, `HardwareError` where no node will ever do; what is returned
+    raises `HardwareError` where there is no seat.
     """
     from pytest_inferperf.cluster.engine import ClusterEngine
+    from pytest_inferperf.cluster.rules import why_unplaceable
     from pytest_inferperf.cluster.seat import Seat
 
     config = session.config
     if problem := why_not_on_cluster(spec):
         raise EngineError(problem)
-    if _SEAT not in config.stash:
-        config.stash[_SEAT] = Seat(
-            _connection(session),
-            _request(session, spec),
-            timeout_s=state_of(config).settings.gpu_timeout_s,
-            progress=progress,
-        )
-    return partial(ClusterEngine, seat=config.stash[_SEAT])
+    connection = _connection(session)
+    request = _request(session, spec)
+    lacking = why_unplaceable(request, connection.nodes())
+    if lacking and _SEAT not in config.stash:
+        raise HardwareError(lacking)
+
+    def make(spec: EngineSpec, **keywords: Any) -> ClusterEngine:
+        if _SEAT not in config.stash:
+            timeout_s = state_of(config).settings.gpu_timeout_s
+            config.stash[_SEAT] = Seat(connection, request, timeout_s=timeout_s, progress=progress)
+        return ClusterEngine(spec, seat=config.stash[_SEAT], **keywords)
+
+    return make
 
 
 def release_seat(config: pytest.Config) -> None:

@@ -84,6 +84,10 @@ def pytest_configure(config: pytest.Config) -> None:
                 from pytest_inferperf.html import register_writer
 
                 register_writer(config)
+            if config.getoption("inferperf_ray"):
+                from pytest_inferperf.ordering import register_order
+
+                register_order(config)
         except (SettingsError, MissingExtra) as error:
             raise pytest.UsageError(hider()(str(error))) from None
 

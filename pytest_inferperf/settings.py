@@ -28,6 +28,7 @@ __all__ = ["ON_INCONCLUSIVE", "UPDATE_MODES", "Settings", "read_settings"]
 
 UPDATE_MODES = ("new", "tighten", "all")
 ON_INCONCLUSIVE = ("fail", "warn")
+ORDERS = ("longest", "suite")
 _FALSE = ("", "0", "false", "no", "off")
 
 
@@ -108,6 +109,9 @@ class Settings:
     ray: str
     """The Ray cluster that engines run on: `auto`, `local`, `ray://HOST:PORT`; "" for this machine without Ray."""
 
+    order: Literal["longest", "suite"]
+    """Which of several tests runs first on Ray: the one that takes longest, or the first of the suite."""
+
     power: float
     """The probability with which a plan wants losses to be found."""
 
@@ -169,6 +173,7 @@ def read_settings(config: pytest.Config) -> Settings:
         past=_past(config, path(json_path) if json_path else None),
         power=_power(config),
         ray=_ray(config),
+        order=_order(config),
         is_worker=hasattr(config, "workerinput"),
     )
     _check_replay(settings)
@@ -345,6 +350,13 @@ def _on_inconclusive(config: pytest.Config) -> Literal["fail", "warn"]:
             f"inferperf_on_inconclusive = {value} in the ini file is not one of: {', '.join(ON_INCONCLUSIVE)}."
         )
     return cast("Literal['fail', 'warn']", value)
+
+
+def _order(config: pytest.Config) -> Literal["longest", "suite"]:
+    value = str(config.getini("inferperf_order"))
+    if value not in ORDERS:
+        raise SettingsError(f"inferperf_order = {value} in the ini file is not one of: {', '.join(ORDERS)}.")
+    return cast("Literal['longest', 'suite']", value)
 
 
 def _in_ci() -> bool:

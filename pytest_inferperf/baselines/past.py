@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
@@ -11,7 +12,40 @@ from pytest_inferperf.errors import ResultFileError
 from pytest_inferperf.model.case import Case, EngineSpec, ReferenceEngine
 from pytest_inferperf.model.results import CaseResult, Comparison, Hardware
 
-__all__ = ["Past", "read_past"]
+__all__ = ["Past", "Took", "read_past", "took"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Took:
+    """How long one test took: once what a load of its engine takes, and all the rest."""
+
+    load_s: float
+    work_s: float
+
+    @property
+    def total_s(self) -> float:
+        """All of it: what the test takes alone."""
+        return self.load_s + self.work_s
+
+
+def took(result: CaseResult) -> Took:
+    """Return how long a case took: loads, rounds and warm-up rounds, or its evaluation; and those of its references."""
+    load_s = result.engine.load_s if result.engine is not None else 0.0
+    work_s = result.accuracy.duration_s if result.accuracy is not None else 0.0
+    launches = 0
+    for point in result.points():
+        sessions = point.performance.sessions if point.performance is not None else ()
+        # Every session, but the first, is a launch of its own, in which each point is measured.
+        launches = max(launches, len(sessions))
+        work_s += sum(
+            sum(item.duration_s for item in session.rounds) * (1 + session.warmup_rounds / len(session.rounds))
+            for session in sessions
+            if session.rounds
+        )
+    for found in result.comparisons:
+        work_s += found.engine.load_s + (found.accuracy.duration_s if found.accuracy is not None else 0.0)
+        work_s += sum(one.duration_s for block in found.blocks for one in (*block.reference, *block.candidate))
+    return Took(load_s=load_s, work_s=work_s + max(0, launches - 1) * load_s)
 
 
 def read_past(path: Path) -> Past:
@@ -32,7 +66,13 @@ class Past:
 
     def __init__(self, files: Iterable[ResultFile] = ()) -> None:
         newest_first = sorted(files, key=lambda file: file.created, reverse=True)
-        found = [record.result for file in newest_first for record in reversed(file.records)]
+        records = [record for file in newest_first for record in reversed(file.records)]
+        found = [record.result for record in records]
+        # Of a test that was cut short nobody knows how long it would have taken.
+        valid = [(record.nodeid, took(record.result)) for record in records if not record.result.invalid]
+        self.took = {nodeid: one for nodeid, one in reversed(valid) if one.work_s > 0}
+        """How long each test took the last time, by its name."""
+
         # A point of a sweep is a case too, and so is the sweep.
         self._results = [one for item in found for one in (item, *(item.points() if item.frontier else ()))]
 

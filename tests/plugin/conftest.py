@@ -51,6 +51,8 @@ for _name in (
     "model.injection",
     "model.limits",
     "opening",
+    "ordering",
+    "planning.order",
     "planning.plan",
     "replay",
     "report.ci",

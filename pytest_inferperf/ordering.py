@@ -1,0 +1,143 @@
+"""The longest case first, with --inferperf-ray: in the order of the tests, and in what xdist deals to its workers.
+
+The controller reads past results and hands them to its workers, so that all of them order alike. They collect, and tell it
+which tests one engine runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_inferperf.baselines.past import Took, read_past
+from pytest_inferperf.collection import spec_of
+from pytest_inferperf.errors import ResultFileError
+from pytest_inferperf.planning.order import Waiting, expected, longest_first
+from pytest_inferperf.report.lines import plural
+from pytest_inferperf.selection import bound_of
+from pytest_inferperf.session import state_of
+
+if TYPE_CHECKING:
+    from xdist.scheduler import Scheduling
+    from xdist.workermanage import WorkerController
+
+__all__ = ["Order", "register_order"]
+
+_PAST = "inferperf_took"
+_FOLDER = "inferperf_folder"
+_DEALT = "dealt.json"
+
+
+def register_order(config: pytest.Config) -> None:
+    """Put the longest case first from now on, where engines run on Ray and the ini file does not say otherwise."""
+    settings = state_of(config).settings
+    if settings.ray and settings.order == "longest":
+        config.pluginmanager.register(Order(config), "inferperf-order")
+
+
+class Order:
+    """Orders the tests of ours by how long they took; all others stay where they are."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._problem = ""
+        self._folder: Path | None = None
+        given: Mapping[str, Any] | None = getattr(config, "workerinput", None)
+        if given is None:
+            self._past = self._read()
+        else:
+            self._past = {nodeid: Took(**item) for nodeid, item in given.get(_PAST, {}).items()}
+            self._folder = Path(given[_FOLDER]) if _FOLDER in given else None
+
+    def _read(self) -> Mapping[str, Took]:
+        path = state_of(self._config).settings.past
+        try:
+            return {} if path is None else read_past(path).took
+        except ResultFileError as error:
+            # Another order is no reason to run nothing.
+            self._problem = str(error)
+            return {}
+
+    @pytest.hookimpl
+    def pytest_report_header(self) -> str:
+        """Say by what the tests are ordered."""
+        if self._problem:
+            words = f"tests in the order of the suite, since past results cannot be read: {self._problem}"
+        elif not self._past:
+            words = "tests in the order of the suite, since no past results say how long they take (--inferperf-past)"
+        else:
+            words = f"longest case first, by past results of {plural(len(self._past), 'test')}"
+        return state_of(self._config).hide(f"inferperf: {words}")
+
+    # Last, after the plugin's own: tests of one engine stand together by then.
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Put the tests of ours in order, in the places that they have."""
+        places = [number for number, item in enumerate(items) if spec_of(item) is not None]
+        tests = [_waiting(items[number]) for number in places]
+        if self._past:
+            ours = [items[number] for number in places]
+            for place, number in zip(places, longest_first(tests, self._past), strict=True):
+                items[place] = ours[number]
+        if self._folder is not None:
+            self._tell(self._folder, tests)
+
+    def _tell(self, folder: Path, tests: list[Waiting]) -> None:
+        """Tell the controller to which engine each test belongs, and how long it takes; every worker tells the same."""
+        engines: dict[object, str] = {}
+        rows = {}
+        for test, took in zip(tests, expected(tests, self._past), strict=True):
+            first = test.engine not in engines
+            name = engines.setdefault(test.engine, f"engine {len(engines) + 1}")
+            rows[test.nodeid] = (name, took.work_s + (took.load_s if first else 0.0))
+        # A worker on another machine has no such folder: the controller then deals module by module.
+        with suppress(OSError):
+            mine = folder / f"{os.getpid()}.json"
+            mine.write_text(json.dumps(rows))
+            mine.rename(folder / _DEALT)
+
+    # In the controller of xdist.
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: WorkerController) -> None:
+        """Hand over to a worker what all of them order by."""
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="inferperf-"))
+            self._config.add_cleanup(self._remove)
+        node.workerinput[_PAST] = {nodeid: asdict(item) for nodeid, item in self._past.items()}
+        node.workerinput[_FOLDER] = str(self._folder)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Scheduling | None:
+        """Deal engine by engine, the longest first, unless another --dist says how tests are dealt."""
+        if config.getoption("dist") != "load":
+            return None
+        from pytest_inferperf.dealing import LongestFirst
+
+        return LongestFirst(config, log, self._dealt)
+
+    def _dealt(self) -> Mapping[str, tuple[str, float]]:
+        try:
+            rows = json.loads((self._folder / _DEALT).read_text()) if self._folder is not None else {}
+        except (OSError, ValueError):
+            rows = {}
+        return {nodeid: (name, seconds) for nodeid, (name, seconds) in rows.items()}
+
+    def _remove(self) -> None:
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _waiting(item: pytest.Item) -> Waiting:
+    bound = bound_of(item)
+    kind = "asks the engine" if bound is None else "measures" if bound.case.workload is not None else "evaluates"
+    return Waiting(nodeid=item.nodeid, engine=spec_of(item), kind=kind)

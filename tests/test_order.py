@@ -1,0 +1,110 @@
+"""The longest first, as values: how long a test takes by its result, in which order tests run, and who gets which."""
+
+from __future__ import annotations
+
+from pytest_inferperf.baselines.past import Past, Took, took
+from pytest_inferperf.baselines.result_file import ResultFile, ResultRecord
+from pytest_inferperf.model.case import Case, EngineSpec, ReferenceEngine, Task, Workload
+from pytest_inferperf.model.results import AccuracyResult, CaseResult, Comparison, PerformanceResult, Session
+from pytest_inferperf.planning.order import Waiting, expected, longest_first, next_of
+from tests.values import engine_info, one_round
+
+LLAMA = EngineSpec(model="m", served_model_name="llama")
+ENGINE = engine_info(load_s=60.0)
+
+
+def rounds(count: int, seconds: float, warmup: int = 0) -> Session:
+    return Session(rounds=tuple(one_round({}, duration_s=seconds) for _ in range(count)), warmup_rounds=warmup)
+
+
+def measured(*sessions: Session) -> CaseResult:
+    case = Case(engine=LLAMA, workload=Workload(isl=8, osl=8))
+    return CaseResult(case=case, engine=ENGINE, performance=PerformanceResult(sessions=sessions))
+
+
+def answered(seconds: float) -> AccuracyResult:
+    return AccuracyResult(
+        task="t",
+        metric="acc",
+        higher_is_better=True,
+        score=1.0,
+        outcomes=(1.0,),
+        documents_digest="d",
+        duration_s=seconds,
+    )
+
+
+def waiting(*rows: tuple[str, str, str]) -> list[Waiting]:
+    return [Waiting(nodeid=nodeid, engine=engine, kind=kind) for nodeid, engine, kind in rows]
+
+
+def quick(seconds: float) -> Took:
+    return Took(load_s=0.0, work_s=seconds)
+
+
+def test_a_measurement_takes_its_rounds_and_a_load_for_each_session() -> None:
+    # Two warm-up rounds beside four of 10 s; the second session is a launch of its own.
+    found = took(measured(rounds(4, 10.0, warmup=2), rounds(4, 10.0, warmup=2)))
+    assert found == Took(load_s=60.0, work_s=120.0 + 60.0)
+    assert found.total_s == 240.0
+
+
+def test_an_evaluation_takes_its_answers_and_those_of_its_reference() -> None:
+    reference = ReferenceEngine(label="BF16", spec=LLAMA)
+    compared = Comparison(reference=reference, engine=ENGINE, accuracy=answered(100.0))
+    case = Case(engine=LLAMA, task=Task(name="t"))
+    result = CaseResult(case=case, engine=ENGINE, accuracy=answered(300.0), comparisons=(compared,))
+    assert took(result) == Took(load_s=60.0, work_s=300.0 + 60.0 + 100.0)
+
+
+def test_what_counts_is_the_last_run_that_was_not_cut_short() -> None:
+    def file(created: str, seconds: float, invalid: str = "") -> ResultFile:
+        case = Case(engine=LLAMA, task=Task(name="t"))
+        result = CaseResult(case=case, engine=ENGINE, accuracy=answered(seconds), invalid=invalid)
+        return ResultFile(created=created, environment={}, records=(ResultRecord(nodeid="t", result=result),))
+
+    past = Past([file("2026-01-01", 10.0), file("2026-01-03", 1.0, invalid="throttled"), file("2026-01-02", 20.0)])
+    assert past.took == {"t": Took(load_s=60.0, work_s=20.0)}
+
+
+def test_an_unknown_test_takes_as_long_as_the_longest_of_its_kind() -> None:
+    tests = waiting(
+        ("a", "1", "speed"), ("b", "1", "speed"), ("c", "1", "task"), ("new", "2", "speed"), ("x", "2", "y")
+    )
+    past = {"a": quick(10), "b": quick(30), "c": quick(90)}
+    assert [item.work_s for item in expected(tests, past)] == [10, 30, 90, 30, 90]
+
+
+def test_the_engine_with_most_to_do_runs_first_and_its_longest_test_before_the_others() -> None:
+    tests = waiting(("a1", "a", "k"), ("b1", "b", "k"), ("a2", "a", "k"), ("b2", "b", "k"), ("c1", "c", "k"))
+    past = {"a1": quick(1), "a2": quick(2), "b1": quick(5), "b2": quick(50), "c1": quick(20)}
+    assert [tests[n].nodeid for n in longest_first(tests, past)] == ["b2", "b1", "c1", "a2", "a1"]
+
+
+def test_an_engine_is_loaded_once_for_all_of_its_tests() -> None:
+    tests = waiting(("a1", "a", "k"), ("a2", "a", "k"), ("b1", "b", "k"))
+    slow = Took(load_s=100.0, work_s=10.0)
+    # 120 s, and not 220 s.
+    assert longest_first(tests, {"a1": slow, "a2": slow, "b1": quick(150)}) == [2, 0, 1]
+
+
+def test_without_past_results_the_order_stays() -> None:
+    tests = waiting(("a", "1", "k"), ("b", "2", "k"), ("c", "3", "j"))
+    assert longest_first(tests, {}) == [0, 1, 2]
+
+
+def test_a_worker_is_promised_what_it_would_take_once_it_is_free() -> None:
+    free_s = {"early": 10.0, "late": 100.0}
+    assert next_of("early", free_s, [80.0, 70.0, 5.0]) == 0
+    # At 90 s the other takes the second, and the third is left.
+    assert next_of("late", free_s, [80.0, 70.0, 5.0]) == 2
+
+
+def test_a_worker_that_comes_too_late_for_all_of_it_is_promised_nothing() -> None:
+    assert next_of("late", {"early": 0.0, "late": 100.0}, [40.0, 40.0]) is None
+    assert next_of("late", {"late": 100.0}, [40.0, 40.0]) == 0
+
+
+def test_of_tests_that_take_no_time_everybody_gets_some() -> None:
+    free_s = {"a": 0.0, "b": 0.0}
+    assert [next_of(one, free_s, [0.0, 0.0]) for one in free_s] == [0, 1]
