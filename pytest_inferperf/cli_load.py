@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_inferperf.cli_measure import check_measure, measure_once
 from pytest_inferperf.cli_workload import add_workload_options, settings_of, workload_of
-from pytest_inferperf.errors import EngineError, InvalidRun, SettingsError
+from pytest_inferperf.errors import EngineError, HardwareError, InvalidRun, SettingsError
 from pytest_inferperf.hiding import Hide, hide_in, hider
 from pytest_inferperf.model.metrics import METRICS, STATISTICS
 from pytest_inferperf.report.lines import number, plural
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pytest_inferperf.measure.agreement import Agreement
     from pytest_inferperf.measure.load.clock import ClockReport
     from pytest_inferperf.measure.load.generator import LoadRun
+    from pytest_inferperf.measure.load.skew import HostClock
 
 __all__ = ["add_clock_options", "add_load_commands", "check_clock_command"]
 
@@ -68,7 +69,23 @@ def add_load_commands(commands: Any) -> None:
     add("--timeout", type=float, default=600.0, metavar="S", help="For each request, seconds (default: 600)")
     add("--retries", type=int, default=0, metavar="N", help="Send a request that got 429 or 503 again (default: 0)")
     add("--allow-failed", type=float, default=0.0, metavar="SHARE", help="Share of requests that may fail (default: 0)")
-    add("--processes", type=int, metavar="N", help="Processes that send (default: one, and more where that is too few)")
+    add(
+        "--processes",
+        type=int,
+        metavar="N",
+        help="Processes that send, on each host (default: one, and more where that is too few)",
+    )
+    add(
+        "--ray",
+        metavar="ADDRESS",
+        help="Ray cluster whose nodes help to send where this machine is too small: auto, local or ray://HOST:PORT",
+    )
+    add(
+        "--hosts",
+        type=int,
+        metavar="N",
+        help="Nodes of the cluster that send, from the start (default: as many as needed)",
+    )
     add("--api-key-env", default="", metavar="NAME", help="Environment variable that holds the API key")
     add("--ca-file", default="", metavar="PEM", help="Certificates to trust besides the system's")
     add("--json", type=Path, metavar="PATH", help="Write figures, exclusions and the clock's error")
@@ -198,9 +215,10 @@ def _measure(arguments: argparse.Namespace) -> int:
 
     try:
         found = measure_once(arguments, workload, live=show)
-    except (EngineError, InvalidRun) as error:
-        print(f"INVALID: {error}", file=sys.stderr)
-        _write(path, endpoint, settings, invalid=str(error))
+    except (EngineError, HardwareError, InvalidRun) as error:
+        cause = str(error).replace("--inferperf-ray", "--ray")
+        print(f"INVALID: {cause}", file=sys.stderr)
+        _write(path, endpoint, settings, invalid=cause)
         return 1
     except KeyboardInterrupt:
         print("inferperf: stopped before anything was measured", file=sys.stderr)
@@ -267,6 +285,7 @@ def _run_lines(run: LoadRun) -> list[str]:
         f"in flight  {run.held:.2f}{asked} in the mean over {run.stop - run.start:.2f} s",
         f"clock      {_clock_text(run.clock, run.clocks)}",
     ]
+    lines += _host_lines(run.hosts)
     if run.count_sources:
         sources = ", ".join(sorted(run.count_sources))
         lines.append(f"tokens     counted by {sources}")
@@ -276,6 +295,18 @@ def _run_lines(run: LoadRun) -> list[str]:
     for cause, failure in sorted(run.failures.items(), key=lambda item: -item[1].count):
         lines.append(f"failed     {failure.count} x {cause}: {failure.example}")
     return lines
+
+
+def _host_lines(hosts: Sequence[HostClock]) -> list[str]:
+    """Say which other machines sent the load, and how well their clocks were known."""
+    if not hosts:
+        return []
+    processes = {host: f"{host.processes} process{'' if host.processes == 1 else 'es'}" for host in hosts}
+    names = ", ".join(f"{host.host} ({count})" for host, count in processes.items())
+    return [
+        f"sent by    {names}; clocks put together within {max(host.bound_ms for host in hosts):.3f} ms, drift "
+        f"{max(abs(host.drift_ms) for host in hosts):.3f} ms at most"
+    ]
 
 
 def _agreement_lines(found: Agreement | None) -> list[str]:
@@ -340,6 +371,7 @@ def _write(
         document["tokens_counted_by"] = run.count_sources
         document["cached_tokens"] = run.cached_tokens
         document["clock"] = asdict(run.clock) | {"processes": [asdict(clock) for clock in run.clocks]}
+        document["hosts"] = [asdict(host) for host in run.hosts]
     _save(path, document, hide=hider(also=[endpoint.api_key_env]))
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from pytest_inferperf.errors import InvalidRun, SettingsError
@@ -13,7 +16,9 @@ from pytest_inferperf.model.limits import LIMITS
 from pytest_inferperf.model.workload import Workload
 
 if TYPE_CHECKING:
+    from pytest_inferperf.cluster.connection import Connection
     from pytest_inferperf.engines.interface import Engine, Serving
+    from pytest_inferperf.engines.load_hosts import LoadHosts
     from pytest_inferperf.measure.agreement import Agreement
     from pytest_inferperf.measure.load.generator import LoadRun
     from pytest_inferperf.measure.progress import Live
@@ -21,6 +26,12 @@ if TYPE_CHECKING:
 __all__ = ["Measured", "check_measure", "measure_once"]
 
 _LEAST_VOCABULARY = 20
+_OTHER_SEED = 1_000_003
+"""From one attempt at a load to the next: those that are given up have sent their prompts."""
+
+_PLACES_S = 600.0
+"""Time in which a cluster must have room for the hosts of a load."""
+
 _INI_ADVICE = ", or set inferperf_"
 """How a message that ends in advice about ini settings goes on: there are none here."""
 
@@ -55,8 +66,24 @@ def check_measure(arguments: argparse.Namespace) -> None:
         raise SettingsError(
             f"--processes {arguments.processes}: what a file holds goes out from one process. Leave it out."
         )
+    _check_hosts(arguments)
     if not arguments.timeout > 0:
         raise SettingsError(f"--timeout {arguments.timeout:g}: must be above 0 seconds.")
+
+
+def _check_hosts(arguments: argparse.Namespace) -> None:
+    if arguments.ray is not None:
+        from pytest_inferperf.cluster.connection import check_address
+
+        check_address(arguments.ray, option="--ray")
+    if arguments.hosts is None:
+        return
+    if arguments.ray is None:
+        raise SettingsError(f"--hosts {arguments.hosts}: they are nodes of a Ray cluster; say which: --ray=auto.")
+    if arguments.hosts < 1:
+        raise SettingsError(f"--hosts {arguments.hosts}: must be at least 1.")
+    if arguments.dataset or arguments.trace:
+        raise SettingsError(f"--hosts {arguments.hosts}: what a file holds goes out from one host. Leave it out.")
 
 
 def measure_once(arguments: argparse.Namespace, workload: Workload, *, live: Live | None = None) -> Measured:
@@ -75,13 +102,35 @@ def measure_once(arguments: argparse.Namespace, workload: Workload, *, live: Liv
         api_key_env=arguments.api_key_env,
         engine_options=tuple(_engine_options(arguments).items()),
     )
-    with open_url(spec, timeout_s=arguments.timeout) as engine:
+    with open_url(spec, timeout_s=arguments.timeout) as engine, _load_hosts(arguments) as hosts:
         serving = serving_of(engine, workload)
         assert serving is not None
         # A seed that is given repeats a run, prompts and all.
-        serving = replace(serving, fresh_prompts=arguments.seed is None)
+        serving = replace(serving, fresh_prompts=arguments.seed is None, hosts=hosts)
         found = _send(arguments, workload, engine, serving, live)
         return _look_again(arguments, workload, engine, found) if not found.invalid and arguments.compare else found
+
+
+@contextmanager
+def _load_hosts(arguments: argparse.Namespace) -> Iterator[LoadHosts | None]:
+    """Hold the hosts of `--ray`, which is connected to once they are needed; None without it."""
+    if arguments.ray is None:
+        yield None
+        return
+    from pytest_inferperf.cluster.connection import connect
+    from pytest_inferperf.cluster.load_hosts import ClusterLoadHosts
+
+    with ExitStack() as stack:
+
+        @cache
+        def connection() -> Connection:
+            found = connect(arguments.ray)
+            stack.callback(found.close)
+            return found
+
+        hosts = ClusterLoadHosts(connection, wanted=arguments.hosts or 0, timeout_s=_PLACES_S)
+        stack.callback(hosts.close)
+        yield hosts
 
 
 def _engine_options(arguments: argparse.Namespace) -> dict[str, str]:
@@ -155,8 +204,12 @@ def _send_plain(
         retries=arguments.retries,
         kept=arguments.compare,
     )
-    bodies = SyntheticBodies(serving.endpoint, isl=isl, osl=osl, seed=workload.seed, vocab_size=vocab_size)
-    run = spread_load(serving.endpoint, plan, lambda _: bodies, processes=arguments.processes, live=live)
+
+    def write(attempt: int) -> SyntheticBodies:
+        seed = workload.seed + _OTHER_SEED * attempt
+        return SyntheticBodies(serving.endpoint, isl=isl, osl=osl, seed=seed, vocab_size=vocab_size)
+
+    run = spread_load(serving.endpoint, plan, write, processes=arguments.processes, hosts=serving.hosts, live=live)
     exact = None if serving.endpoint.chat else isl
     return Measured(run=run, isl=isl, invalid=check_load(run, max_failed_share=arguments.allow_failed, isl=exact))
 

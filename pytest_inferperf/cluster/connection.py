@@ -32,15 +32,15 @@ PROBE_S = 120.0
 """Time in which every node must have described itself."""
 
 
-def check_address(text: str) -> str:
-    """Return what `--inferperf-ray` says, checked. Imports nothing of Ray. Raises `SettingsError`."""
+def check_address(text: str, *, option: str = "--inferperf-ray") -> str:
+    """Return what an option says, checked. Imports nothing of Ray. Raises `SettingsError`."""
     if text not in ("auto", LOCAL) and not re.fullmatch(r"ray://[^\s:/]+:\d+", text):
         raise SettingsError(
-            f"--inferperf-ray={text}: write auto (the cluster of this machine, or of RAY_ADDRESS), local (one that is "
+            f"{option}={text}: write auto (the cluster of this machine, or of RAY_ADDRESS), local (one that is "
             "started here and ended with the run), or ray://HOST:PORT."
         )
     if importlib.util.find_spec("ray") is None:
-        raise SettingsError(str(MissingExtra("--inferperf-ray", "cluster", "ray")))
+        raise SettingsError(str(MissingExtra(option, "cluster", "ray")))
     return text
 
 

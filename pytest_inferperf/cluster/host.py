@@ -1,7 +1,7 @@
-"""What runs on a node: starts engine processes there, and passes on what they say.
+"""What runs on a node: starts engine processes there, or load processes, and passes on what they say.
 
-One `Host` is one Ray actor, and holds the resources of one placement. It speaks bytes of JSON: nothing of ours is pickled
-but this class itself, by its name.
+One `Host` is one Ray actor, and holds the resources of one placement. Of engines it speaks bytes of JSON: nothing of ours is
+pickled but this class itself, by its name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_inferperf import __version__
 from pytest_inferperf.engines.devices import DeviceLease, lease_devices
@@ -25,6 +25,9 @@ from pytest_inferperf.engines.hardware import cpu_hardware, find_gpus, look_at_g
 from pytest_inferperf.engines.supervisor import GRACE_S, WorkerProcess
 from pytest_inferperf.errors import EngineError, InferperfError
 from pytest_inferperf.model.case import GpuRequirement
+
+if TYPE_CHECKING:
+    from pytest_inferperf.cluster.load_host import NodeLoad
 
 __all__ = ["Host", "describe_node"]
 
@@ -58,6 +61,7 @@ class Host:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         self._workers: dict[int, _Talk] = {}
         self._lease: DeviceLease | None = None
+        self._load: NodeLoad | None = None
 
     def where(self) -> str:
         """Return the id of the node that this runs on."""
@@ -120,6 +124,14 @@ class Host:
         talk = self._workers.pop(number, None)
         if talk is not None:
             talk.worker.kill()
+
+    def load(self, method: str, *args: object) -> object:
+        """Do something about the load that is sent from here: see `NodeLoad`."""
+        if self._load is None:
+            from pytest_inferperf.cluster.load_host import NodeLoad
+
+            self._load = NodeLoad()
+        return getattr(self._load, method)(*args)
 
 
 class _Talk:

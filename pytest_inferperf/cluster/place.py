@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from pytest_inferperf.errors import EngineError, HardwareError, NodeLost
 if TYPE_CHECKING:
     from pytest_inferperf.cluster.connection import Connection
 
-__all__ = ["Place", "lines_of", "take_place"]
+__all__ = ["Place", "lines_of", "take_place", "take_places"]
 
 _WAIT_S = 1.0
 _PROGRESS_S = 10.0
@@ -122,6 +123,36 @@ def take_place(
         raise
 
 
+def take_places(
+    connection: Connection,
+    request: Request,
+    count: int,
+    *,
+    resources: Mapping[str, float],
+    among: Sequence[Node],
+    timeout_s: float,
+    progress: Progress | None = None,
+) -> list[Place]:
+    """Wait for the same resources on `count` nodes of `among`, all at once, and take them.
+
+    At once, so that two who want two nodes each never wait for each other. Raises like `take_place`.
+    """
+    group = _wait(
+        connection, request, among, resources, timeout_s=timeout_s, progress=progress, given_up=(), count=count
+    )
+    try:
+        with ThreadPoolExecutor(max_workers=count) as pool:
+            starting = [
+                pool.submit(_occupy, connection, request, among, resources, group, index=index)
+                for index in range(count)
+            ]
+        return [place.result() for place in starting]
+    except BaseException:
+        # With the group goes whatever runs in it.
+        remove_group(group)
+        raise
+
+
 def _wait(
     connection: Connection,
     request: Request,
@@ -131,12 +162,15 @@ def _wait(
     timeout_s: float,
     progress: Progress | None,
     given_up: Sequence[threading.Event],
+    count: int = 1,
 ) -> Any:
     from ray.util import placement_group
 
     names = ",".join(node.node_id for node in fit)
     group = placement_group(
-        [dict(resources)], strategy="STRICT_PACK", bundle_label_selector=[{"ray.io/node-id": f"in({names})"}]
+        [dict(resources)] * count,
+        strategy="STRICT_PACK" if count == 1 else "STRICT_SPREAD",
+        bundle_label_selector=[{"ray.io/node-id": f"in({names})"}] * count,
     )
     start = shown = time.monotonic()
     try:
@@ -160,7 +194,13 @@ def _wait(
 
 
 def _occupy(
-    connection: Connection, request: Request, fit: Sequence[Node], resources: Mapping[str, float], group: Any
+    connection: Connection,
+    request: Request,
+    fit: Sequence[Node],
+    resources: Mapping[str, float],
+    group: Any,
+    *,
+    index: int = 0,
 ) -> Place:
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -174,7 +214,9 @@ def _occupy(
             num_gpus=resources.get("GPU", 0),
             max_concurrency=8,
             max_restarts=0,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=0),
+            scheduling_strategy=PlacementGroupSchedulingStrategy(
+                placement_group=group, placement_group_bundle_index=index
+            ),
         )
         .remote(int(resources.get("GPU", 0)))
     )

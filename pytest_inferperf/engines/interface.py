@@ -15,6 +15,7 @@ from pytest_inferperf.model.case import EngineSpec
 from pytest_inferperf.model.results import EngineInfo, Hardware
 
 if TYPE_CHECKING:
+    from pytest_inferperf.engines.load_hosts import LoadHosts
     from pytest_inferperf.engines.openai.endpoint import Endpoint
 
 __all__ = [
@@ -134,6 +135,9 @@ class Serving:
 
     encode: Callable[[str], Sequence[int]] | None = None
     """Tokenizes a text of the model, without special tokens; None where no tokenizer is at hand."""
+
+    hosts: LoadHosts | None = None
+    """Other machines that may send the load; None where there are none."""
 
     chat: Callable[[], Serving] | None = None
     """Returns how to reach the same server's chat endpoint; None where it has none."""

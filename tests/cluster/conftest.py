@@ -60,6 +60,10 @@ class Raylets:
             assert pid > 1, "runs on no node"
         return self._raylets.index(pid)
 
+    def pids(self) -> list[int]:
+        """Return the processes of the nodes that are alive."""
+        return [pid for pid in self._raylets if pid]
+
     def kill(self, number: int) -> None:
         """Kill a node as a power cut does."""
         self._tell(f"kill {number}")

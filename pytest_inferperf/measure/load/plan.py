@@ -9,6 +9,7 @@ from pytest_inferperf.measure.load.arrivals import Arrivals, TraceTimes
 from pytest_inferperf.measure.load.clock import ClockReport
 from pytest_inferperf.measure.load.outputs import Output
 from pytest_inferperf.measure.load.records import Records, Sample
+from pytest_inferperf.measure.load.skew import HostClock
 
 __all__ = ["Failure", "LoadPlan", "LoadRun"]
 
@@ -118,3 +119,7 @@ class LoadRun:
 
     outputs: tuple[Output, ...] = ()
     """The answers that were kept."""
+
+    hosts: tuple[HostClock, ...] = ()
+    """The other machines that sent it, in the order of `clocks`, each with as many of them as it has processes; none where
+    this one did."""

@@ -28,6 +28,7 @@ from pytest_inferperf.engines.openai.endpoint import Endpoint
 from pytest_inferperf.errors import EngineError, SettingsError
 from pytest_inferperf.measure.load.clock import ClockMeter
 from pytest_inferperf.measure.load.conductor import Conductor
+from pytest_inferperf.measure.load.framing import frames, say
 from pytest_inferperf.measure.load.generator import run_part
 from pytest_inferperf.measure.load.interrupt import Interrupt
 from pytest_inferperf.measure.load.parts import Part, whole_run
@@ -36,7 +37,7 @@ from pytest_inferperf.measure.load.state import LoadState, joint_state
 from pytest_inferperf.measure.load.supply import SizesOf, Spare, Supply
 from pytest_inferperf.measure.progress import Live, watched
 
-__all__ = ["Bodies", "run_together"]
+__all__ = ["Bodies", "run_together", "send_part"]
 
 _LEAD_S = 0.05
 """From the last process that is ready to the beginning: time for all to hear of it."""
@@ -47,9 +48,8 @@ _SILENT_S = 60.0
 _LOOKS_PER_STATE = 3
 """How often a process says how far it is: about twice a second."""
 
-_STOP = b"s"
-_LENGTH = struct.Struct("!Q")
-_MOMENT = struct.Struct("!d")
+STOP = b"s"
+MOMENT = struct.Struct("!d")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ def run_together(
         raise SettingsError(f"{processes} processes: must be from 1 to {least}, so that each has a request to send.")
     with Interrupt() as interrupt, _Crew() as crew:
         for index in range(processes):
-            crew.start(partial(_send, endpoint, plan, bodies, index, processes, live is not None))
+            crew.start(partial(send_part, endpoint, plan, bodies, index, processes, live is not None))
         states: dict[int, LoadState] = {}
         shares = [0.0] * processes
         ready, ended, stopped = 0, 0, False
@@ -94,7 +94,7 @@ def run_together(
                     if what == "ready":
                         ready += 1
                         if ready == processes:
-                            crew.tell(_MOMENT.pack(time.perf_counter() + _LEAD_S))
+                            crew.tell(MOMENT.pack(time.perf_counter() + _LEAD_S))
                     elif what == "at":
                         shares[index], state = value
                         if state is not None:
@@ -109,7 +109,7 @@ def run_together(
                     if watch is not None:
                         watch(shares)
                     if ended == processes or interrupt.seen:
-                        crew.tell(_STOP)
+                        crew.tell(STOP)
                         stopped = True
                 elif interrupt.seen and not stopped:
                     raise KeyboardInterrupt
@@ -183,12 +183,8 @@ class _Crew:
                 continue
             received = self._received[index]
             received += data
-            while len(received) >= _LENGTH.size:
-                end = _LENGTH.size + _LENGTH.unpack_from(received)[0]
-                if len(received) < end:
-                    break
-                message = pickle.loads(received[_LENGTH.size : end])  # noqa: S301 (what our own fork wrote)
-                del received[:end]
+            for data in frames(received):
+                message = pickle.loads(data)  # noqa: S301 (what our own fork wrote)
                 if message[0] == "part":
                     self._received[index] = _FINISHED
                 yield index, message
@@ -231,12 +227,7 @@ def _become(control: socket.socket, work: Callable[[socket.socket], None]) -> No
         os._exit(status)
 
 
-def _say(control: socket.socket, what: str, value: object = None) -> None:
-    data = pickle.dumps((what, value), pickle.HIGHEST_PROTOCOL)
-    control.sendall(_LENGTH.pack(len(data)) + data)
-
-
-def _send(
+def send_part(
     endpoint: Endpoint,
     plan: LoadPlan,
     bodies: Callable[[int], Bodies],
@@ -245,7 +236,7 @@ def _send(
     is_shown: bool,
     control: socket.socket,
 ) -> None:
-    """Send one process's part of a load."""
+    """Send one process's part of a load, as the other end of `control` says, and say there what came of it."""
     try:
         mine = replace(
             plan,
@@ -257,11 +248,11 @@ def _send(
         conductor = _Follower(control, index=index, processes=processes, is_shown=is_shown)
         part = run_part(endpoint, mine, supply, conductor, Interrupt())
     except (EngineError, SettingsError) as error:
-        _say(control, "error", error)
+        say(control, "error", error)
     except Exception as error:
-        _say(control, "error", RuntimeError(f"load process {index + 1} of {processes}: {error!r}"))
+        say(control, "error", RuntimeError(f"load process {index + 1} of {processes}: {error!r}"))
     else:
-        _say(control, "part", part)
+        say(control, "part", part)
 
 
 class _Follower(Conductor):
@@ -274,11 +265,11 @@ class _Follower(Conductor):
 
     def begin(self) -> float:
         """See `Conductor.begin`."""
-        _say(self._control, "ready")
-        data = self._control.recv(_MOMENT.size, socket.MSG_WAITALL)
-        if len(data) < _MOMENT.size:
+        say(self._control, "ready")
+        data = self._control.recv(MOMENT.size, socket.MSG_WAITALL)
+        if len(data) < MOMENT.size:
             self._alone()
-        moment: float = _MOMENT.unpack(data)[0]
+        moment: float = MOMENT.unpack(data)[0]
         time.sleep(max(0.0, moment - time.perf_counter()))
         return moment
 
@@ -307,7 +298,7 @@ class _Follower(Conductor):
 
     def _tell(self, what: str, value: object = None) -> None:
         try:
-            _say(self._control, what, value)
+            say(self._control, what, value)
         except OSError:
             self._alone()
 

@@ -36,7 +36,7 @@ def spread_round(
             return _Slices(prompts)
         return _Slices(prompts_of(replace(serving, fresh_prompts=True), workload, requests))
 
-    return spread_load(serving.endpoint, plan, write, processes=processes, live=live)
+    return spread_load(serving.endpoint, plan, write, processes=processes, hosts=serving.hosts, live=live)
 
 
 class _Slices:

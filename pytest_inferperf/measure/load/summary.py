@@ -9,6 +9,7 @@ from pytest_inferperf.errors import InvalidRun, SettingsError, choices
 from pytest_inferperf.measure.load.clock import ClockLimits, client_bound
 from pytest_inferperf.measure.load.generator import LoadRun
 from pytest_inferperf.measure.load.records import MEASURED, Sample, latencies_ms
+from pytest_inferperf.measure.load.skew import out_of_step
 from pytest_inferperf.model.metrics import METRICS, SLO_METRICS, STATISTICS, Slo, base_name, goodput
 from pytest_inferperf.model.results import Round
 
@@ -79,7 +80,16 @@ def check_load(
     for number, clock in enumerate(run.clocks or (run.clock,), 1):
         cause = client_bound(clock, ttft_ms=ttft_ms, limits=limits or ClockLimits())
         if cause:
-            return cause if len(run.clocks) < 2 else f"process {number} of {len(run.clocks)}: {cause}"
+            return cause if len(run.clocks) < 2 else f"process {number} of {len(run.clocks)}{_on(run, number)}: {cause}"
+    skewed = out_of_step(
+        run.hosts,
+        window_s=run.stop - run.start,
+        ttft_ms=ttft_ms,
+        open_loop=run.plan.arrivals is not None,
+        limits=limits or ClockLimits(),
+    )
+    if skewed:
+        return skewed
     asked = run.plan.concurrency
     if asked and run.held < min_held_share * asked:
         return (
@@ -89,6 +99,12 @@ def check_load(
     if run.plan.arrivals is not None:
         return _rate_not_held(run.plan.arrivals.rate, columns, measured, min_held_share)
     return ""
+
+
+def _on(run: LoadRun, number: int) -> str:
+    """Say on which host a process was, counted from 1."""
+    names = [host.host for host in run.hosts for _ in range(host.processes)]
+    return f" on {names[number - 1]}" if names else ""
 
 
 def _rate_not_held(rate: float, columns: Mapping[str, Any], measured: Any, min_held_share: float) -> str:
