@@ -7,20 +7,24 @@ LOWEST_PYTEST ?= pytest==8.4.0
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+# Of what is installed few modules are ever imported; those are compiled then.
+INSTALL := $(PIP) install --no-compile
 SOURCES := pyproject.toml README.md LICENSE $(shell find pytest_inferperf -name '*.py' -o -name '*.json' -o -name '*.txt' -o -name 'page.*' -o -name py.typed)
 # Tests run with the plugins of the project alone: what else is installed must not matter.
 TESTS := $(BIN)/pytest tests
 
 LOWEST := PYTHONPATH=$(VENV)/lowest $(VENV)/lowest/bin/pytest -p no:xdist
-# Tests in which pytest has a part, dealt to two runs by size.
-LOWEST_TESTS := $(shell ls -S tests/plugin/test_*.py $(filter-out $(wildcard tests/test_embedded_*.py),$(wildcard tests/test_*.py)))
 
-.PHONY: demo test check unit cluster unit-lowest lowest-1 lowest-2 install chromium clean
+.PHONY: ci demo test check unit cluster unit-lowest install chromium clean
+
+# Everything, on a machine of two cores: an engine of the demo computes on one, so that the other is free.
+ci: install chromium $(VENV)/lowest
+	$(MAKE) --no-print-directory -k -j 2 --output-sync=target demo check unit-lowest cluster unit
 
 demo: install
 	$(BIN)/python suites/embedded/demo.py
 
-test: check unit unit-lowest
+test: check unit cluster unit-lowest
 
 check: install
 	$(BIN)/ruff check .
@@ -28,9 +32,10 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-# The newest pytest, two workers.
+# The newest pytest. A quarter of the time is spent waiting, for servers and processes: three workers for two cores. Each gets
+# neighbours, which share what a module or a folder prepares, until one has none left.
 unit: install chromium
-	$(TESTS) -n 2 -m "not cluster"
+	$(TESTS) -n 3 --dist worksteal -m "not cluster"
 
 # A Ray cluster of three nodes on this machine: beside nothing that would start another.
 cluster: install
@@ -38,13 +43,9 @@ cluster: install
 
 # The lowest pytest that is supported, in a folder before the environment's own, without xdist, on all tests in which pytest
 # has a part. The rest tests the core, which knows no pytest (import-linter holds it to that), and the real engine, whose
-# runs of pytest are like those here: the run above has them, and they'd take as long again.
-# Two runs side by side: without xdist neither uses the second core. The cluster is with them, since it mostly waits.
+# runs of pytest are like those here, and what is marked `newest`: the run above has them, and they'd take as long again.
 unit-lowest: install $(VENV)/lowest
-	$(MAKE) --no-print-directory -j 3 --output-sync=target cluster lowest-1 lowest-2
-
-lowest-1 lowest-2: lowest-%:
-	$(LOWEST) $(shell echo $(LOWEST_TESTS) | tr ' ' '\n' | awk 'NR % 2 == $* % 2')
+	$(LOWEST) tests/plugin $(filter-out $(wildcard tests/test_embedded_*.py),$(wildcard tests/test_*.py)) -m "not newest"
 
 install: $(VENV)/.wheel
 
@@ -55,21 +56,21 @@ chromium:
 
 $(VENV)/.packages: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --upgrade pip
-	$(PIP) install '$(TORCH)'
-	$(PIP) install '.[embedded,server,dev]'
+	$(INSTALL) --upgrade pip
+	$(INSTALL) '$(TORCH)'
+	$(INSTALL) '.[embedded,server,dev]'
 	touch $@
 
 # The wheel, not the working tree: what is tested is what is shipped.
 $(VENV)/.wheel: $(VENV)/.packages $(SOURCES)
 	rm -rf $(VENV)/wheel
 	$(PIP) wheel --no-deps --wheel-dir $(VENV)/wheel .
-	$(PIP) install --no-deps --force-reinstall $(VENV)/wheel/*.whl
+	$(INSTALL) --no-deps --force-reinstall $(VENV)/wheel/*.whl
 	touch $@
 
 $(VENV)/lowest: $(VENV)/.packages
 	rm -rf $@
-	$(PIP) install --no-deps --target $@ '$(LOWEST_PYTEST)'
+	$(INSTALL) --no-deps --target $@ '$(LOWEST_PYTEST)'
 
 clean:
 	rm -rf $(VENV) .demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .benchmarks

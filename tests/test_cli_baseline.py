@@ -23,6 +23,8 @@ from pytest_inferperf.model.results import (
 )
 from tests.values import engine_info, one_round
 
+pytestmark = pytest.mark.newest
+
 Capture = pytest.CaptureFixture[str]
 SPEED, SCORES = Path("baselines/performance/amd-epyc-2x/tiny.json"), Path("baselines/accuracy/tiny.json")
 KEY = "NVFP4-isl64-osl32-c1"

@@ -26,6 +26,8 @@ from pytest_inferperf.measure.load.clock import ClockLimits
 from pytest_inferperf.simulate.behaviour import Behaviour
 from pytest_inferperf.simulate.server import SimulatedServer, serve_in_thread
 
+pytestmark = pytest.mark.newest
+
 Capture = pytest.CaptureFixture[str]
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = ("--model", "simulated", "--isl", "8", "--osl", "4")

@@ -16,6 +16,8 @@ from pytest_inferperf.measure.load import rounds, summary
 from pytest_inferperf.simulate.behaviour import Behaviour
 from pytest_inferperf.simulate.server import SimulatedServer, serve_in_thread
 
+pytestmark = pytest.mark.newest
+
 Capture = pytest.CaptureFixture[str]
 FILES = Path(__file__).parent / "plugin" / "datasets"
 CLOSED = ("--concurrency", "2")

@@ -11,6 +11,8 @@ from pytest_inferperf import cli
 from pytest_inferperf.baselines.result_file import ResultFile, write_result_file
 from tests.history.conftest import record
 
+pytestmark = pytest.mark.newest
+
 
 def write(path: Path, value: float, *, driver: str = "570", score: float | None = None) -> str:
     file = ResultFile(created="2026-01-01", environment={"driver": driver}, records=(record(value, score=score),))

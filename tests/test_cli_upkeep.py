@@ -467,6 +467,7 @@ def test_bad_usage(capsys: Capture, arguments: tuple[str, ...], message: str) ->
     assert capsys.readouterr() == ("", f"inferperf: {message}\n")
 
 
+@pytest.mark.newest
 def test_ten_thousand_entries_are_checked_in_bounded_time() -> None:
     write_speed(*range(1, 10_001))
     start = time.monotonic()

@@ -31,17 +31,8 @@ def entries(cache: Path) -> dict[str, int]:
     return {path.parent.name: path.stat().st_mtime_ns for path in cache.rglob("inferperf.json")}
 
 
-def test_two_runs_build_each_checkpoint_once(tmp_path: Path) -> None:
-    first = subprocess.run(command(tmp_path, "-k", GREEDY), cwd=ROOT, capture_output=True, text=True, check=False)
-    assert first.returncode == 0, first.stdout
-    built = entries(tmp_path)
-    assert len(built) == 1
-    second = subprocess.run(command(tmp_path, "-k", GREEDY), cwd=ROOT, capture_output=True, text=True, check=False)
-    assert second.returncode == 0, second.stdout
-    assert entries(tmp_path) == built
-
-
 def test_kill_in_mid_build_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
+    """The run after it builds the checkpoint, once: the one after that takes it as it is."""
     run = subprocess.Popen(command(tmp_path, "-k", GREEDY), cwd=ROOT, stdout=subprocess.DEVNULL)
     me = psutil.Process(run.pid)
     deadline = time.monotonic() + 60
@@ -57,7 +48,11 @@ def test_kill_in_mid_build_leaves_nothing_that_looks_finished(tmp_path: Path) ->
     assert entries(tmp_path) == {}
     again = subprocess.run(command(tmp_path, "-k", GREEDY), cwd=ROOT, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stdout
-    assert len(entries(tmp_path)) == 1
+    built = entries(tmp_path)
+    assert len(built) == 1
+    last = subprocess.run(command(tmp_path, "-k", GREEDY), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert last.returncode == 0, last.stdout
+    assert entries(tmp_path) == built
 
 
 def test_accuracy_is_judged_against_the_committed_baseline(tmp_path: Path) -> None:
@@ -76,7 +71,7 @@ pytestmark = pytest.mark.inferperf(
 )
 
 
-@pytest.mark.inferperf(quant="NVFP4")
+@pytest.mark.inferperf(quant="BF16")
 @pytest.mark.speedup_floor("tpot_ms.p50", over={{"engine_options": {{"use_cache": False}}}}, ratio=1.3)
 def test_cache(inferperf):
     inferperf.measure()
@@ -127,7 +122,9 @@ def test_gates_are_proven_on_the_real_engine(tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in (ROOT / "baselines").rglob("*.json")}
     report = tmp_path / "report.json"
     select = ("-k", "BF16 and (test_performance or test_accuracy_facts)")
-    _, *arguments = command(tmp_path / "cache", *select, *SHARED)[2:]
+    # The demo measures the suite's own load. Here a smaller one does.
+    smaller = [f"--inferperf-set={keyword}" for keyword in ("isl=64", "osl=32", "rounds=2")]
+    _, *arguments = command(tmp_path / "cache", *select, *smaller, *SHARED)[2:]
     proof = [sys.executable, "-m", "pytest_inferperf.cli", "selftest", "--json", str(report), *arguments]
     done = subprocess.run(proof, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

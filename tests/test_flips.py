@@ -14,6 +14,8 @@ from pytest_inferperf.model.gates import AccuracyFloor
 from pytest_inferperf.model.results import AccuracyResult, CaseResult, Comparison, Flips
 from tests.report.page.planted import ANSWERS, QUESTIONS, answers, info, judged
 
+pytestmark = pytest.mark.newest
+
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:

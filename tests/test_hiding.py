@@ -9,6 +9,8 @@ import pytest
 
 from pytest_inferperf.hiding import HIDDEN, finder, hidden_output, hide_in, hider
 
+pytestmark = pytest.mark.newest
+
 PEM = "-----BEGIN RSA PRIVATE KEY-----\nMIIabc\n-----END RSA PRIVATE KEY-----"
 
 

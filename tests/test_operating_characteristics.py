@@ -17,6 +17,8 @@ from pytest_inferperf.gates.looks import BLOCKS, QUESTIONS, SESSIONS, LookSchedu
 from pytest_inferperf.gates.paired import judge_paired
 from pytest_inferperf.gates.sessions import judge_blocks, judge_sessions
 
+pytestmark = pytest.mark.newest
+
 ROOT = Path(__file__).parents[1]
 SEED = [1]
 ERROR = 0.067

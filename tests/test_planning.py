@@ -36,6 +36,8 @@ from pytest_inferperf.planning.conditions import Conditions, PlannedTest
 from pytest_inferperf.planning.plan import make_plan
 from tests.values import engine_info, one_round
 
+pytestmark = pytest.mark.newest
+
 B200 = Gpu(name="NVIDIA B200", sm=100, memory_gib=178.0)
 EIGHT = Hardware(name="NVIDIA B200", count=8, kind="gpu")
 FLOOR = PerformanceGate(metric=parse_metric("output_throughput"))

@@ -12,6 +12,8 @@ import pytest
 from pytest_inferperf import polling
 from pytest_inferperf.polling import READ, Poller, await_times, keep_times, raise_file_limit, receive
 
+pytestmark = pytest.mark.newest
+
 
 @pytest.fixture
 def pair() -> Iterator[tuple[socket.socket, socket.socket]]:

@@ -25,6 +25,8 @@ from pytest_inferperf.selection import bound_of
 from tests.test_suites import items, run
 from tests.values import engine_info, one_round
 
+pytestmark = pytest.mark.newest
+
 # pytester takes modules that a run imported out of sys.modules again; a second import would make second classes.
 for _name in ("replay", "baselines.replay", "engines.replayed", "judging", "gates.judge", "fixture", "marks.gates"):
     importlib.import_module(f"pytest_inferperf.{_name}")

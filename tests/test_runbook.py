@@ -12,6 +12,8 @@ from pytest_inferperf.model.verdicts import GateVerdict
 from tests.test_published import RECORD_SUITES, RECORDS, SCORE_SUITES, SCORES, suites, write
 from tests.test_suites import ROOT, items, run
 
+pytestmark = pytest.mark.newest
+
 __all__ = ["suites"]
 
 RUNBOOK = ROOT / "docs" / "runbook.md"

@@ -259,6 +259,7 @@ def test_skipped_tests_are_listed(project: Path, capsys: Capture) -> None:
     assert "0 of 0 gates" in capsys.readouterr().out
 
 
+@pytest.mark.newest
 def test_strict_wants_gates_that_detect_their_own_tolerance(ready: Path, capsys: Capture) -> None:
     status, report = selftest("-k", "NVFP4 and gsm8k", "--strict")
     shown = capsys.readouterr().out
@@ -273,6 +274,7 @@ def test_strict_wants_gates_that_detect_their_own_tolerance(ready: Path, capsys:
     assert "       detects its own tolerance of 6 points\n" in capsys.readouterr().out
 
 
+@pytest.mark.newest
 def test_a_lost_passage_is_no_sum_of_independent_questions(ready: Path) -> None:
     together = MORE[MORE.index("@pytest.mark.inferperf(task") :].replace("early_stop=False", 'group_by="passage"')
     (ready / "test_gates.py").write_text((GATES + "\n\n" + together).replace("points=3.0", "points=8.0"))
@@ -513,6 +515,7 @@ def unproven() -> set[str]:
     return set(found)
 
 
+@pytest.mark.newest
 @pytest.mark.usefixtures("_mutations")
 @pytest.mark.parametrize("name", ROUNDS)
 def test_a_gate_turned_around_is_caught(name: str, recorded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -523,6 +526,7 @@ def test_a_gate_turned_around_is_caught(name: str, recorded: Path, monkeypatch: 
     assert files(recorded) == before
 
 
+@pytest.mark.newest
 @pytest.mark.usefixtures("_mutations")
 def test_a_metric_turned_around_is_caught(recorded: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.chdir(recorded)
@@ -536,6 +540,7 @@ def test_a_metric_turned_around_is_caught(recorded: Path, monkeypatch: pytest.Mo
     assert unproven() == SPEEDUP
 
 
+@pytest.mark.newest
 @pytest.mark.usefixtures("_mutations")
 def test_a_gate_that_is_not_judged_is_caught(recorded: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.chdir(recorded)
@@ -551,6 +556,7 @@ def test_a_gate_that_is_not_judged_is_caught(recorded: Path, monkeypatch: pytest
     assert all("not judged" in item for item in problems)
 
 
+@pytest.mark.newest
 @pytest.mark.usefixtures("_mutations")
 def test_drift_decides_nothing(recorded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mutations are not what fails: drift is a note, and turned around it changes no verdict."""

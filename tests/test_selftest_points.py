@@ -9,6 +9,8 @@ import pytest
 from pytest_inferperf.baselines.result_file import read_result_file
 from tests.test_selftest import make_project, selftest
 
+pytestmark = pytest.mark.newest
+
 GATES = """\
 import pytest
 from pytest_inferperf import sweep

@@ -21,6 +21,8 @@ from pytest_inferperf.errors import MissingExtra, SettingsError, StorageError
 from pytest_inferperf.storage import Storage, check_address, is_address, open_storage
 from tests.object_store import ObjectStore
 
+pytestmark = pytest.mark.newest
+
 KINDS = ["memory", "file", "s3"]
 
 

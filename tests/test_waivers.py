@@ -10,6 +10,8 @@ import pytest
 from pytest_inferperf.errors import SettingsError
 from pytest_inferperf.waivers import FILE_NAME, Waiver, read_waivers
 
+pytestmark = pytest.mark.newest
+
 GOOD = """\
 [[waiver]]
 case = "tests/test_x.py::test_it[NVFP4-c8]"

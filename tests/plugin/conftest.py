@@ -6,6 +6,9 @@ import functools
 import gc
 import importlib
 import json
+import sysconfig
+from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +69,17 @@ for _name in (
     "running",
     "hiding",
     "html",
+    "launching",
+    "placement",
     "session",
     "settings",
     "terminal",
+    "waivers",
+    "waiving",
 ):
     importlib.import_module(f"pytest_inferperf.{_name}")
 # C extensions refuse to be loaded twice, and DuckDB keeps what it found in zoneinfo.
-for _name in ("numpy", "scipy.special", "scipy.stats", "jsonschema", "markupsafe", "duckdb", "zoneinfo"):
+for _name in ("numpy", "scipy.special", "scipy.stats", "jsonschema", "markupsafe", "duckdb", "zoneinfo", "pynvml"):
     importlib.import_module(_name)
 
 # As it is before any test has run.
@@ -146,6 +153,34 @@ def heap_set_aside() -> None:
     """Leave what is loaded out of collections: pytest 8.4.0 collects five times at the end of every run inside a test."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def installed_once() -> Iterator[None]:
+    """Read what is installed once: every run inside a test would read and parse 200 distributions again."""
+    distribution: Any = metadata.PathDistribution
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distribution, "read_text", cached(distribution.read_text))
+        for name in ("metadata", "entry_points", "files"):
+            kept = cached(getattr(distribution, name).fget)
+            patch.setattr(distribution, name, property(kept), raising=False)
+        yield
+
+
+def cached(read: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep what is read of a folder of this environment; what a test installs elsewhere is read each time."""
+    kept: dict[tuple[object, ...], Any] = {}
+    environment = sysconfig.get_path("purelib")
+
+    def once(distribution: Any, *names: str) -> Any:
+        key = (str(distribution._path), *names)
+        if not key[0].startswith(environment):
+            return read(distribution, *names)
+        if key not in kept:
+            kept[key] = read(distribution, *names)
+        return kept[key]
+
+    return once
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,8 @@ from tests.engines.tensorrt_llm.conftest import VERSIONS
 from tests.plugin.servers import ServedProject
 from tests.plugin.test_on_stand_in import node, run
 
+pytestmark = pytest.mark.newest
+
 __all__ = ["node"]
 
 UTILS = Path(__file__).parents[1] / "evaluate" / "tasks" / "utils.py"

@@ -12,6 +12,8 @@ from pytest_inferperf.simulate.server import serve_in_thread
 from tests.plugin.conftest import Project
 from tests.plugin.servers import ServedProject
 
+pytestmark = pytest.mark.newest
+
 CHAT = 'endpoint="chat", isl=16, osl=8, concurrency=2, num_requests=6, rounds=1, warmup_rounds=0'
 
 

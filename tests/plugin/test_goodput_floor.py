@@ -11,6 +11,8 @@ from pytest_inferperf.simulate.server import serve_in_thread
 from tests.plugin.conftest import PERFORMANCE, Project
 from tests.plugin.servers import ServedProject
 
+pytestmark = pytest.mark.newest
+
 # The scripted engine: TTFT 100 ms, TPOT 10 ms, 8 tokens, two requests in 0.17 s: 11.8 requests per second, and fewer on
 # a busy machine.
 

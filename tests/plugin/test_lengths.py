@@ -17,6 +17,8 @@ from pytest_inferperf.simulate.server import serve_in_thread
 from tests.plugin.conftest import Project
 from tests.plugin.servers import ServedProject
 
+pytestmark = pytest.mark.newest
+
 DRAWN = 'isl="uniform(8,16)", osl="uniform(2,6)", concurrency=2, num_requests=12, rounds=1'
 WORKLOAD = Workload(isl="uniform(80,100)", osl="uniform(2,6)", concurrency=8, shared_prefix=0.5)
 

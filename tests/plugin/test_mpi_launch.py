@@ -9,6 +9,8 @@ import pytest
 from tests.plugin.servers import ServedProject
 from tests.plugin.test_on_stand_in import ENGINE, FLOOR, node, run
 
+pytestmark = pytest.mark.newest
+
 __all__ = ["node"]
 
 WIDE = ENGINE.replace("tp=8", "tp=8, pp=2")

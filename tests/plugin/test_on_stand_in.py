@@ -14,6 +14,8 @@ from pytest_inferperf.measure import energy, gpu, telemetry
 from tests.engines.tensorrt_llm.conftest import STAND_IN, VERSIONS, write_checkpoint, write_weights
 from tests.plugin.servers import ServedProject
 
+pytestmark = pytest.mark.newest
+
 ENGINE = "backend='tensorrt_llm', tp=8, isl=16, osl=8, concurrency=2, num_requests=4, rounds=2, warmup_rounds=0"
 FLOOR = "throughput_floor(output_throughput=0.001)"
 

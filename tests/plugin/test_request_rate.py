@@ -11,6 +11,8 @@ from pytest_inferperf.simulate.server import serve_in_thread
 from tests.plugin.conftest import Project
 from tests.plugin.servers import ServedProject
 
+pytestmark = pytest.mark.newest
+
 RATE = "isl=16, osl=4, request_rate={rate}, num_requests=20, rounds=2"
 
 

@@ -21,6 +21,8 @@ from tests.engines import fake_trtllm_serve
 from tests.engines.tensorrt_llm.conftest import write_checkpoint, write_weights
 from tests.plugin.servers import ServedProject
 
+pytestmark = pytest.mark.newest
+
 B200 = "NVIDIA B200"
 OPTIONS: dict[str, str | int] = {
     "max_batch_size": 64,

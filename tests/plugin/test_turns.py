@@ -17,6 +17,8 @@ from pytest_inferperf.simulate.server import SimulatedServer, serve_in_thread
 from tests.plugin.conftest import Project
 from tests.plugin.servers import ServedProject
 
+pytestmark = pytest.mark.newest
+
 importlib.import_module("pytest_inferperf.measure.recorded.requests")
 
 FILES = Path(__file__).parent / "datasets"

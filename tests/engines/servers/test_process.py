@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_inferperf.engines.servers import guardian
 from pytest_inferperf.engines.servers.process import ManagedServer, free_port
 from pytest_inferperf.errors import EngineError
 
@@ -49,7 +50,18 @@ Start = Callable[..., ManagedServer]
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
+def impatient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guardian, which soon kills what is deaf to its request."""
+    patient = f"GRACE_S = {guardian.GRACE_S}"
+    source = Path(guardian.__file__).read_text()
+    assert source.count(patient) == 1
+    copy = tmp_path / "guardian.py"
+    copy.write_text(source.replace(patient, "GRACE_S = 0.5"))
+    monkeypatch.setattr(guardian, "__file__", str(copy))
+
+
+@pytest.fixture
+def start(tmp_path: Path, impatient: None) -> Iterator[Start]:
     script = tmp_path / "server.py"
     script.write_text(SERVER)
     running: list[ManagedServer] = []
@@ -131,7 +143,7 @@ def test_a_command_that_does_not_exist_is_named(tmp_path: Path) -> None:
 
 
 def test_a_program_beside_the_interpreter_is_found_without_activation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`.venv/bin/pytest` runs with nothing of `.venv/bin` in the PATH."""
     folder = tmp_path / "venv" / "bin"
