@@ -73,12 +73,13 @@ def judge_item(item: pytest.Item, run: Inferperf, *, invalid: str = "", body_fai
     verdicts = tuple(replace(verdict, notes=(*verdict.notes, *run.notes)) for verdict in verdicts)
     verdicts = with_notes(verdicts, item.nodeid, settings.waivers, today())
     status = worst(verdicts) if verdicts else None
+    placed = state_of(item.config).placement
     # A test that is run again reports its last attempt.
     item.user_properties[:] = [pair for pair in item.user_properties if not pair[0].startswith("inferperf.")]
     item.user_properties.extend(junit_properties(result, verdicts))
     item.stash[RECORD] = ResultRecord(
         nodeid=item.nodeid,
-        result=replace(result, invalid=body_failed or reason),
+        result=replace(result, invalid=body_failed or reason, placement=placed() if placed is not None else None),
         gates=gates,
         verdicts=verdicts,
         status=status,

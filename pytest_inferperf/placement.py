@@ -83,7 +83,8 @@ def kind_of_engine(
     def make(spec: EngineSpec, **keywords: Any) -> ClusterEngine:
         if _SEAT not in config.stash:
             timeout_s = state_of(config).settings.gpu_timeout_s
-            config.stash[_SEAT] = Seat(connection, request, timeout_s=timeout_s, progress=progress)
+            config.stash[_SEAT] = seat = Seat(connection, request, timeout_s=timeout_s, progress=progress)
+            state_of(config).placement = lambda: seat.placement
         return ClusterEngine(spec, seat=config.stash[_SEAT], **keywords)
 
     return make
@@ -94,6 +95,7 @@ def release_seat(config: pytest.Config) -> None:
     seat: ClusterSeat | None = config.stash.get(_SEAT, None)
     if seat is not None:
         del config.stash[_SEAT]
+        state_of(config).placement = None
         seat.release()
 
 

@@ -204,6 +204,7 @@ class Recorder:
             return
         from pytest_inferperf.model.injection import shown
         from pytest_inferperf.report.lines import summary_lines
+        from pytest_inferperf.report.placements import waiting_line
 
         state = self._config.stash[STATE]
         cases = [
@@ -213,7 +214,8 @@ class Recorder:
         for line in state.commands:
             terminalreporter.write_line(line)
         hide = state.hide
-        lines = summary_lines(cases, injected=shown(state.settings.injections)) + state.lines
+        waited = waiting_line(record.result.placement for record in state.records)
+        lines = summary_lines(cases, injected=shown(state.settings.injections)) + waited + state.lines
         if lines and self._config.get_verbosity() > -2:
             terminalreporter.section("inferperf", sep="=")
             for line in lines:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pytest_inferperf.baselines.result_file import ResultRecord
     from pytest_inferperf.engines.devices import DeviceLease
     from pytest_inferperf.model.case import EngineSpec, GpuRequirement
-    from pytest_inferperf.model.results import Comparison
+    from pytest_inferperf.model.results import Comparison, Placement
     from pytest_inferperf.planning.conditions import PlannedTest
     from pytest_inferperf.report.progress import ProgressLine
     from pytest_inferperf.settings import Settings
@@ -62,6 +62,9 @@ class State:
     """What runs, once an engine is opened: its tests say together what they ask of a node."""
 
     progress: ProgressLine | None = None
+    placement: Callable[[], Placement] | None = None
+    """Says where on a cluster the engine is that is open now; None for one that is on this machine."""
+
     context: Mapping[str, str] | None = None
     answers: dict[Any, Comparison] = field(default_factory=dict)
     """What reference engines answered in this run, by engine, task and metric."""

@@ -42,6 +42,7 @@ from pytest_inferperf.model.results import (
     Frontier,
     Hardware,
     PerformanceResult,
+    Placement,
     Point,
     Repeat,
     Round,
@@ -261,6 +262,7 @@ def _result_to_json(result: CaseResult) -> dict[str, Any]:
         "invalid": result.invalid,
         "context": dict(result.context),
         **({"notes": list(result.notes)} if result.notes else {}),
+        **({} if result.placement is None else {"placement": _as_dict(result.placement)}),
     }
 
 
@@ -280,6 +282,7 @@ def _result_from_json(data: Mapping[str, Any], where: str) -> CaseResult:
         invalid=data["invalid"],
         context=data["context"],
         notes=tuple(data.get("notes", ())),
+        placement=Placement(**data["placement"]) if "placement" in data else None,
     )
 
 

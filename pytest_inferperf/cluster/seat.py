@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from contextlib import suppress
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,7 @@ from pytest_inferperf.cluster.place import Place, take_place
 from pytest_inferperf.cluster.rules import Node, Request, same_kind
 from pytest_inferperf.cluster.worker import RemoteWorker
 from pytest_inferperf.errors import HardwareError, NodeLost
+from pytest_inferperf.model.results import Placement
 
 if TYPE_CHECKING:
     from pytest_inferperf.cluster.connection import Connection
@@ -43,6 +46,9 @@ class Seat:
         self._progress = progress
         self._given_up = given_up or threading.Event()
         self.place = self._take(like)
+        self.placement = self._placed()
+        """Where it is, and how long it took to get there."""
+
         self.notes: tuple[str, ...] = ()
         """What was lost and where it went on: a report says so."""
 
@@ -101,8 +107,10 @@ class Seat:
         self.notes = (
             f"{old.request.what} was lost on {old.where}, and went on on {self.place.where}, which is of the same kind",
         )
+        self.placement = self._placed()
 
     def _take(self, like: Node | None, *, lost: str = "", given_up: threading.Event | None = None) -> Place:
+        self._asked, self._since = datetime.now(timezone.utc), time.monotonic()
         among = None
         if like is not None:
             # Ray may take a while to see that a node is gone.
@@ -114,6 +122,17 @@ class Seat:
             progress=self._progress,
             among=among,
             given_up=[self._given_up, *([given_up] if given_up is not None else [])],
+        )
+
+    def _placed(self) -> Placement:
+        place = self.place
+        return Placement(
+            engine=place.request.what,
+            node=place.where.removeprefix("node "),
+            gpus=len(place.devices),
+            asked=self._asked.isoformat(timespec="seconds"),
+            granted=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            waited_s=round(time.monotonic() - self._since, 1),
         )
 
     def release(self) -> None:

@@ -340,6 +340,26 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where an engine had its place on a cluster. All tests that it ran have this one."""
+
+    engine: str
+    """Its precision and name."""
+
+    node: str
+    """Name of the node, and Ray's of it: `gpu-07 (3f2a9c01)`."""
+
+    gpus: int
+    asked: str
+    """Date and time, ISO 8601, UTC, at which it asked for its place."""
+
+    granted: str
+    """When it had it."""
+
+    waited_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class CaseResult:
     """Everything one test measured, before it is judged."""
 
@@ -361,6 +381,9 @@ class CaseResult:
 
     notes: tuple[str, ...] = ()
     """What happened that a reader must know, a sentence each: nodes that were lost, and who took over."""
+
+    placement: Placement | None = None
+    """Where the engine ran on a cluster, and how long it waited for its place; None where it ran without one."""
 
     def points(self) -> tuple[CaseResult, ...]:
         """Return the result of each point of a sweep, as of a case of its own; itself where nothing was swept."""

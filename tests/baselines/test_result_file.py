@@ -29,7 +29,7 @@ from pytest_inferperf.errors import ResultFileError
 from pytest_inferperf.model.case import Case, EngineSpec, ReferenceEngine
 from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, Gate, PerformanceGate, SpeedupFloor
 from pytest_inferperf.model.metrics import parse_metric
-from pytest_inferperf.model.results import Abba, Comparison, Repeat
+from pytest_inferperf.model.results import Abba, Comparison, Placement, Repeat
 from pytest_inferperf.model.verdicts import GateVerdict, Status
 
 Make = Callable[..., ResultRecord]
@@ -70,6 +70,13 @@ VERDICT = GateVerdict(
 )
 
 
+def placed(record: ResultRecord) -> ResultRecord:
+    place = Placement(
+        engine="FP8 llama", node="gpu-07 (3f2a9c01)", gpus=8, asked="2026-11-21", granted="2026-11-22", waited_s=1.5
+    )
+    return replace(record, nodeid="t.py::placed", result=replace(record.result, placement=place))
+
+
 @pytest.fixture
 def file(speed: Make, answers: Make) -> ResultFile:
     stopped = answers((1.0, 0.0), quant="FP8")
@@ -89,6 +96,7 @@ def file(speed: Make, answers: Make) -> ResultFile:
         answers((1.0, 0.0)),
         replace(stopped, result=replace(stopped.result, accuracy=partial)),
         ResultRecord(nodeid="t.py::none", result=replace(answers((1.0,)).result, accuracy=None, invalid="throttled")),
+        placed(answers((1.0, 1.0))),
     )
     return ResultFile(created="2026-11-21T00:00:00+00:00", environment={"driver": "580"}, records=records)
 

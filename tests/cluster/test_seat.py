@@ -25,6 +25,7 @@ class Place:
     """Stands in for a place, whose node is lost."""
 
     request = SimpleNamespace(what="engine x")
+    devices = ("GPU-1",)
 
     def __init__(self, name: str) -> None:
         self.node, self.where = node(name), f"node {name}"
@@ -94,3 +95,18 @@ def test_a_seat_that_is_released_waits_no_more(cluster: Cluster) -> None:
         seat.move()
     with pytest.raises(NodeLost, match="engine x is lost on node a, and nobody waits for it any more"):
         seat.move()
+
+
+def test_a_seat_says_where_it_is_and_how_long_it_waited(cluster: Cluster) -> None:
+    cluster.free = False
+    timer = threading.Timer(0.3, setattr, (cluster, "free", True))
+    timer.start()
+    seat = seat_of(cluster)
+    timer.join()
+    found = seat.placement
+    assert (found.engine, found.node, found.gpus) == ("engine x", "a", 1)
+    assert 0.2 <= found.waited_s < 60
+    assert found.asked <= found.granted
+    # The second place is the one that counts: what ran on the first is lost.
+    seat.move()
+    assert (seat.placement.node, seat.placement.asked >= found.granted) == ("b", True)

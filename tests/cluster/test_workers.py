@@ -77,6 +77,10 @@ def test_workers_judge_as_a_plain_run_does_and_see_what_got_slower(project: Proj
     assert [record["status"] for record in cluster.values()] == ["PASS"] * 4
     for nodeid, record in plain.items():
         assert cluster[nodeid]["result"]["accuracy"]["outcomes"] == record["result"]["accuracy"]["outcomes"]
+    placed = {record["result"]["placement"]["engine"]: record["result"]["placement"] for record in cluster.values()}
+    assert set(placed) == {"BF16 a", "BF16 b"}
+    assert all(place["asked"] <= place["granted"] and place["waited_s"] >= 0 for place in placed.values())
+    assert not any("placement" in record["result"] for record in plain.values())
     # 4 tokens in 3 s are fewer than 2 in a second.
     (project.path / "seconds").write_text("3")
     output = run_on_workers(project, "--inferperf-json=slow.json", "-k", "test_speed")

@@ -37,6 +37,7 @@ from pytest_inferperf.report.page.charts import (
     trend_line,
 )
 from pytest_inferperf.report.page.latencies import distributions
+from pytest_inferperf.report.placements import PlacementRow, placement_rows
 from pytest_inferperf.report.run import CaseReport, RunReport
 
 if TYPE_CHECKING:
@@ -113,6 +114,9 @@ class Page:
     notes: tuple[str, ...]
     """What is not shown, and why."""
 
+    placements: tuple[PlacementRow, ...] = ()
+    """Where engines ran on a cluster."""
+
 
 def page_of(records: Sequence[ResultRecord], report: RunReport, where: Where, *, hide: Callable[[str], str]) -> Page:
     """Put together a page of records and of the report that was made of them, in the same order."""
@@ -123,6 +127,7 @@ def page_of(records: Sequence[ResultRecord], report: RunReport, where: Where, *,
         cases=tuple(_case(case, mine[id(case)], where, hide) for case in report.worst_first),
         trends=trends,
         notes=tuple(map(hide, notes)),
+        placements=placement_rows(records, hide=hide),
     )
 
 
