@@ -111,7 +111,7 @@ ACTS = (
             "-k",
             "test_performance",
             "--inferperf-set=engine_options.use_cache=false",
-            "--inferperf-set=rounds=2",
+            "--inferperf-set=rounds=1",
         ),
         exit_code=1,
         check=regressed("output_throughput"),
