@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from xdist.scheduler import LoadScopeScheduling
 
-from pytest_inferperf.planning.order import next_of
+from pytest_inferperf.planning.order import end_of, next_of
 
 if TYPE_CHECKING:
     import pytest
@@ -35,16 +35,32 @@ class LongestFirst(LoadScopeScheduling):  # type: ignore[misc]
         self._since: dict[WorkerController, float] = {}
         """When each worker began what it does now."""
 
+        self._ends = 0.0
+
     def schedule(self) -> None:
         """Deal what waits; called again for a worker that joins."""
         if self.collection is None:
             self._times = self._read_times()
         super().schedule()
+        self._foresee()
 
     def mark_test_complete(self, node: WorkerController, item_index: int, duration: float = 0) -> None:
         """See that a worker goes on to its next test."""
         self._since[node] = time.monotonic()
         super().mark_test_complete(node, item_index, duration)
+        self._foresee()
+
+    def left_s(self) -> float | None:
+        """Return the seconds that all of it will take yet, by what is expected; None where that was too little.
+
+        May be asked by any thread.
+        """
+        left = self._ends - time.monotonic()
+        return left if left > 0 else None
+
+    def _foresee(self) -> None:
+        waiting = sorted(map(self._seconds, self.workqueue.values()), reverse=True)
+        self._ends = time.monotonic() + end_of([self._free_s(node) for node in self.nodes], waiting)
 
     def remove_node(self, node: WorkerController) -> str | None:
         """Take back what a worker has not run; the test that it died of is run no more."""

@@ -21,6 +21,7 @@ import pytest
 from pytest_inferperf.baselines.past import Took, read_past
 from pytest_inferperf.collection import spec_of
 from pytest_inferperf.errors import ResultFileError
+from pytest_inferperf.panel import Panel
 from pytest_inferperf.planning.order import Waiting, expected, longest_first
 from pytest_inferperf.report.lines import plural
 from pytest_inferperf.selection import bound_of
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from xdist.scheduler import Scheduling
     from xdist.workermanage import WorkerController
 
+    from pytest_inferperf.dealing import LongestFirst
+
 __all__ = ["Order", "register_order"]
 
 _PAST = "inferperf_took"
@@ -38,10 +41,17 @@ _DEALT = "dealt.json"
 
 
 def register_order(config: pytest.Config) -> None:
-    """Put the longest case first from now on, where engines run on Ray and the ini file does not say otherwise."""
+    """Show what waits, and put the longest case first unless the ini file says otherwise: for a run on Ray."""
     settings = state_of(config).settings
-    if settings.ray and settings.order == "longest":
-        config.pluginmanager.register(Order(config), "inferperf-order")
+    order = Order(config) if settings.order == "longest" else None
+    if order is not None:
+        config.pluginmanager.register(order, "inferperf-order")
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Panel(config, order.left_s if order is not None else _unknown), "inferperf-panel")
+
+
+def _unknown() -> None:
+    """Say of a run without an order of ours that nobody knows how long it takes."""
 
 
 class Order:
@@ -51,6 +61,7 @@ class Order:
         self._config = config
         self._problem = ""
         self._folder: Path | None = None
+        self._dealer: LongestFirst | None = None
         given: Mapping[str, Any] | None = getattr(config, "workerinput", None)
         if given is None:
             self._past = self._read()
@@ -123,7 +134,12 @@ class Order:
             return None
         from pytest_inferperf.dealing import LongestFirst
 
-        return LongestFirst(config, log, self._dealt)
+        self._dealer = LongestFirst(config, log, self._dealt)
+        return self._dealer
+
+    def left_s(self) -> float | None:
+        """Return the seconds that the run will take yet; None where no past results say so."""
+        return self._dealer.left_s() if self._dealer is not None and self._past else None
 
     def _dealt(self) -> Mapping[str, tuple[str, float]]:
         try:

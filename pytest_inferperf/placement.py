@@ -10,6 +10,7 @@ import pytest
 
 from pytest_inferperf.engines.needs import on_ray
 from pytest_inferperf.errors import EngineError, HardwareError, MarkError
+from pytest_inferperf.panel import tell
 from pytest_inferperf.selection import bound_of
 from pytest_inferperf.session import state_of
 
@@ -83,8 +84,10 @@ def kind_of_engine(
     def make(spec: EngineSpec, **keywords: Any) -> ClusterEngine:
         if _SEAT not in config.stash:
             timeout_s = state_of(config).settings.gpu_timeout_s
+            tell(config, request.what)
             config.stash[_SEAT] = seat = Seat(connection, request, timeout_s=timeout_s, progress=progress)
             state_of(config).placement = lambda: seat.placement
+            tell(config, request.what, seat.place.where)
         return ClusterEngine(spec, seat=config.stash[_SEAT], **keywords)
 
     return make
@@ -96,6 +99,7 @@ def release_seat(config: pytest.Config) -> None:
     if seat is not None:
         del config.stash[_SEAT]
         state_of(config).placement = None
+        tell(config, "")
         seat.release()
 
 

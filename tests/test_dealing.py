@@ -101,7 +101,9 @@ def alone(*seconds: float) -> dict[str, tuple[str, float]]:
 def test_the_longest_run_first_and_nobody_is_promised_what_others_begin_before(monkeypatch: pytest.MonkeyPatch) -> None:
     # Dealt in pairs as they come, the two longest would run one after the other, until 190.
     night = Night(monkeypatch, alone(10, 100, 10, 10, 90, 10), workers=3)
+    assert night.scheduler.left_s() == 100
     assert night.end() == 100
+    assert night.scheduler.left_s() is None
     assert [worker.ran[0] for worker in night.workers] == ["t1", "t4", "t0"]
 
 

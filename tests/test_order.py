@@ -6,7 +6,7 @@ from pytest_inferperf.baselines.past import Past, Took, took
 from pytest_inferperf.baselines.result_file import ResultFile, ResultRecord
 from pytest_inferperf.model.case import Case, EngineSpec, ReferenceEngine, Task, Workload
 from pytest_inferperf.model.results import AccuracyResult, CaseResult, Comparison, PerformanceResult, Session
-from pytest_inferperf.planning.order import Waiting, expected, longest_first, next_of
+from pytest_inferperf.planning.order import Waiting, end_of, expected, longest_first, next_of
 from tests.values import engine_info, one_round
 
 LLAMA = EngineSpec(model="m", served_model_name="llama")
@@ -108,3 +108,9 @@ def test_a_worker_that_comes_too_late_for_all_of_it_is_promised_nothing() -> Non
 def test_of_tests_that_take_no_time_everybody_gets_some() -> None:
     free_s = {"a": 0.0, "b": 0.0}
     assert [next_of(one, free_s, [0.0, 0.0]) for one in free_s] == [0, 1]
+
+
+def test_a_run_ends_with_whoever_is_free_last() -> None:
+    # At 5 s one begins 20 s, at 10 s the other begins 3 s.
+    assert end_of([10.0, 5.0], [20.0, 3.0]) == 25.0
+    assert end_of([], [3.0]) == 3.0

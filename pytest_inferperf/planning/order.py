@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from pytest_inferperf.baselines.past import Took
 
-__all__ = ["Waiting", "expected", "longest_first", "next_of"]
+__all__ = ["Waiting", "end_of", "expected", "longest_first", "next_of"]
 
 _LEAST_S = 1.0
 """No test takes no time: of those that did, a worker would be given any number."""
@@ -59,6 +59,15 @@ def longest_first(tests: Sequence[Waiting], past: Mapping[str, Took]) -> list[in
 
     ordered = sorted(groups.values(), key=seconds, reverse=True)
     return [n for group in ordered for n in sorted(group, key=lambda n: took[n].work_s, reverse=True)]
+
+
+def end_of(free_s: Sequence[float], waiting_s: Sequence[float]) -> float:
+    """Return when all is done, in seconds, if whoever is free first takes the first that waits."""
+    free = list(free_s) or [0.0]
+    heapq.heapify(free)
+    for seconds in waiting_s:
+        heapq.heapreplace(free, free[0] + seconds)
+    return max(free)
 
 
 def next_of(worker: _Worker, free_s: Mapping[_Worker, float], waiting_s: Sequence[float]) -> int | None:

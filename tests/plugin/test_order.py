@@ -127,3 +127,25 @@ def test_another_dist_deals_as_it_says(night: Project) -> None:
     result.assert_outcomes(passed=5)
     names = [line.partition("::")[2].partition("[")[0].strip() for line in result.outlines if "PASSED" in line]
     assert names == LONGEST_FIRST
+
+
+@pytest.mark.parametrize("verbosity", [(), ("-q",)], ids=["normal", "quiet"])
+def test_the_controller_shows_what_waits_but_not_when_it_is_to_be_quiet(
+    night: Project, verbosity: tuple[str, ...]
+) -> None:
+    with (night.path / "conftest.py").open("a") as conftest:
+        # Lines of a log come every half a minute.
+        conftest.write(
+            "\nfrom pytest_inferperf.report.progress import ProgressLine\n"
+            "ProgressLine.__init__.__kwdefaults__['quiet_s'] = 0.0\n"
+        )
+    (night.path / "test_night.py").write_text(
+        TESTS + "\n\ndef test_that_takes_a_while():\n    __import__('time').sleep(2)\n"
+    )
+    result = night.pytester.runpytest_subprocess(
+        "-n1", *verbosity, "-p", "no:benchmark", RAY, "--inferperf-past=past.json"
+    )
+    result.assert_outcomes(passed=6)
+    # Nobody asks for a node, with engines of a hook.
+    said = [line for line in result.outlines if line.startswith("inferperf: no engine has asked for a node yet")]
+    assert bool(said) is not bool(verbosity)
