@@ -178,7 +178,12 @@ class Inferperf:
 
     def _with(self, **found: Any) -> CaseResult:
         """Return the result with what was found, and with what is said of the machines since this test began."""
-        return replace(self._result, context=dict(self._context()), notes=self.engine.notes[self._told :], **found)
+        return replace(
+            self._result,
+            context=dict(self._context()),
+            notes=tuple(dict.fromkeys(self.engine.notes[self._told :])),
+            **found,
+        )
 
     def _measure_sweep(self, workload: Workload) -> Frontier:
         if workload.sessions > 1 and not self.engine.can_relaunch:

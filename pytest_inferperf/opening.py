@@ -94,7 +94,7 @@ def _open_engine(
 
         assert state.session is not None
         elsewhere["kind"] = kind_of_engine(state.session, spec, progress)
-    return open_engine(
+    engine = open_engine(
         spec,
         cache_dir=settings.cache_dir,
         shared_cache=settings.shared_cache,
@@ -106,6 +106,12 @@ def _open_engine(
         lease=_leased(config, spec, progress) if not elsewhere else None,
         **elsewhere,
     )
+    if settings.ray and spec.url:
+        from pytest_inferperf.placement import give_load_hosts
+
+        assert state.session is not None
+        give_load_hosts(state.session, engine, progress)
+    return engine
 
 
 def _leased(config: pytest.Config, spec: EngineSpec, progress: Callable[[str], None]) -> DeviceLease | None:

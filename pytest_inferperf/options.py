@@ -12,7 +12,7 @@ __all__ = ["MARKS", "MARK_NAMES", "add_options"]
 
 MARKS = (
     "inferperf(*, model, served_model_name, quant, recipe, kv_cache_dtype, tp, pp, ep, backend, calib_dataset, "
-    "calib_size, qat_dataset, qat_steps, qat_learning_rate, serve, url, api_key_env, hardware, engine_options, isl, osl, concurrency, request_rate, arrival, burstiness, shared_prefix, endpoint, dataset, turns, think_time, trace, trace_speed, num_requests, rounds, warmup_rounds, seed, sessions, share_node, task, "
+    "calib_size, qat_dataset, qat_steps, qat_learning_rate, serve, url, api_key_env, hardware, engine_options, isl, osl, concurrency, request_rate, arrival, burstiness, shared_prefix, endpoint, dataset, turns, think_time, trace, trace_speed, num_requests, rounds, warmup_rounds, seed, sessions, hosts, share_node, task, "
     "num_fewshot, limit, group_by, early_stop, replicas): the engine, and the workload or the task, that the test measures. Lists "
     "are cross products.",
     "throughput_floor(*metrics, tolerance=None, **limits): fail when a metric that is better when higher falls below "

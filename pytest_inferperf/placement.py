@@ -16,15 +16,25 @@ from pytest_inferperf.session import state_of
 
 if TYPE_CHECKING:
     from pytest_inferperf.cluster.connection import Connection
+    from pytest_inferperf.cluster.load_hosts import ClusterLoadHosts
     from pytest_inferperf.cluster.rules import Request
     from pytest_inferperf.cluster.seat import Seat as ClusterSeat
+    from pytest_inferperf.engines.interface import Engine
     from pytest_inferperf.engines.process import EngineProcess
     from pytest_inferperf.model.case import EngineSpec, GpuRequirement
 
-__all__ = ["kind_of_engine", "lacking_on_cluster", "on_cluster", "release_seat", "why_not_on_cluster"]
+__all__ = [
+    "give_load_hosts",
+    "kind_of_engine",
+    "lacking_on_cluster",
+    "on_cluster",
+    "release_seat",
+    "why_not_on_cluster",
+]
 
 _CONNECTION = pytest.StashKey["Connection"]()
 _SEAT = pytest.StashKey["ClusterSeat"]()
+_LOAD_HOSTS = pytest.StashKey["ClusterLoadHosts"]()
 
 
 def on_cluster(item: pytest.Item) -> bool:
@@ -93,8 +103,24 @@ def kind_of_engine(
     return make
 
 
+def give_load_hosts(session: pytest.Session, engine: Engine, progress: Callable[[str], None]) -> None:
+    """Let nodes of the cluster send load to an endpoint, once they are needed: nothing is connected to before."""
+    from pytest_inferperf.cluster.load_hosts import ClusterLoadHosts
+    from pytest_inferperf.engines.openai.engine import OpenAIEngine
+
+    if not isinstance(engine, OpenAIEngine):
+        return
+    timeout_s = state_of(session.config).settings.gpu_timeout_s
+    hosts = ClusterLoadHosts(lambda: _connection(session), timeout_s=timeout_s, progress=progress)
+    engine.load_hosts = session.config.stash[_LOAD_HOSTS] = hosts
+
+
 def release_seat(config: pytest.Config) -> None:
-    """Give the seat of an engine back, once it is closed."""
+    """Give the seat of an engine back, or the hosts of its load, once it is closed."""
+    hosts: ClusterLoadHosts | None = config.stash.get(_LOAD_HOSTS, None)
+    if hosts is not None:
+        del config.stash[_LOAD_HOSTS]
+        hosts.close()
     seat: ClusterSeat | None = config.stash.get(_SEAT, None)
     if seat is not None:
         del config.stash[_SEAT]

@@ -48,6 +48,16 @@ def test_the_hosts_and_their_clocks_are_said(capsys: Capture, tmp_path: Path, mo
     assert len(found["clock"]["processes"]) == 2
 
 
+def test_a_file_and_hosts_in_a_mark() -> None:
+    from pytest_inferperf.errors import MarkError
+    from pytest_inferperf.marks.recorded import check_only_file
+
+    with pytest.raises(
+        MarkError, match=r"^inferperf: hosts=2: what a file holds goes out from one host\. Leave it out\.$"
+    ):
+        check_only_file({"dataset": "prompts.jsonl", "hosts": 2})
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -36,6 +36,7 @@ from pytest_inferperf.gates.looks import BLOCKS, QUESTIONS, SESSIONS
 from pytest_inferperf.marks.gates import FRONTIER_KEYWORDS, GOODPUT_KEYWORDS, SPEEDUP_KEYWORDS
 from pytest_inferperf.marks.keywords import KEYWORDS
 from pytest_inferperf.measure.load.clock import ClockError, ClockReport
+from pytest_inferperf.measure.load.skew import HostClock
 from pytest_inferperf.measure.witness import Honesty, Witness
 from pytest_inferperf.model.case import EngineSpec, GpuRequirement, Task, Workload
 from pytest_inferperf.model.gates import AccuracyFloor, AccuracyLossCeiling, SpeedupFloor
@@ -358,7 +359,10 @@ def test_telemetry() -> None:
 def test_client_figures() -> None:
     error = ClockError(mean_ms=1.0, p99_ms=1.0, max_ms=1.0)
     witness = Witness(Honesty(), seed=0)
-    witness.saw_clocks([ClockReport(lag=error, wait=error, wait_source="kernel", lateness=error, cpu_share=0.1)])
+    host = HostClock(host="node a", processes=1, offset_s=0.0, bound_ms=0.1, drift_ms=0.0)
+    witness.saw_clocks(
+        [ClockReport(lag=error, wait=error, wait_source="kernel", lateness=error, cpu_share=0.1)], [host]
+    )
     assert [row["client figure"] for row in table("reference/files.md", "client figure")] == list(
         witness.client_figures
     )

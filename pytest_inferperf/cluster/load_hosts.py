@@ -6,7 +6,8 @@ import ipaddress
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pytest_inferperf.cluster.place import Place, take_places
@@ -49,6 +50,17 @@ def senders(nodes: Sequence[Node], *, server: frozenset[str]) -> tuple[Node, ...
     return tuple(sorted(apart or nodes, key=lambda node: (len(node.gpus), -node.cpus)))
 
 
+@dataclass(kw_only=True)
+class _Held:
+    """What of a cluster is ours."""
+
+    places: list[Place] = field(default_factory=list)
+    shape: tuple[int, int] = (0, 0)
+    """Hosts, and processes on each."""
+
+    notes: list[str] = field(default_factory=list)
+
+
 class ClusterLoadHosts(LoadHosts):
     """Nodes of the cluster that `connect` gives, which is asked for when the first of them is needed."""
 
@@ -63,9 +75,19 @@ class ClusterLoadHosts(LoadHosts):
         self.wanted = wanted
         self._connect = connect
         self._timeout_s, self._progress = timeout_s, progress
-        self._places: list[Place] = []
-        self._taken: tuple[int, int] = (0, 0)
+        self._held = _Held()
         self._senders: dict[str, tuple[Node, ...]] = {}
+
+    def wanting(self, count: int) -> ClusterLoadHosts:
+        """See `LoadHosts.wanting`: what is held is held by both."""
+        found = copy(self)
+        found.wanted = count
+        return found
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See `LoadHosts.notes`."""
+        return tuple(self._held.notes)
 
     def room(self, endpoint: Endpoint) -> tuple[int, int]:
         """See `LoadHosts.room`."""
@@ -80,11 +102,12 @@ class ClusterLoadHosts(LoadHosts):
             raise HardwareError(
                 f"the load needs {hosts} hosts, and the cluster has {len(nodes)} that may send to {endpoint.shown}."
             )
-        if self._taken != (hosts, processes):
+        held = self._held
+        if held.shape != (hosts, processes):
             self.close()
             # Those that are short of cores are no help.
             among = [node for node in nodes if node.cpus >= processes]
-            self._places = take_places(
+            held.places = take_places(
                 self._connect(),
                 LoadRequest(hosts=hosts, cpus=processes),
                 hosts,
@@ -93,16 +116,19 @@ class ClusterLoadHosts(LoadHosts):
                 timeout_s=self._timeout_s,
                 progress=self._progress,
             )
-            self._taken = (hosts, processes)
+            held.shape = (hosts, processes)
         try:
-            yield [_NodeHost(place) for place in self._places]
+            yield [_NodeHost(place) for place in held.places]
         except BaseException:
             self.close()
             raise
+        names = ", ".join(place.where for place in held.places)
+        each = f"{processes} process{'' if processes == 1 else 'es'} on each"
+        held.notes.append(f"the load was sent by {names}, with {each}")
 
     def close(self) -> None:
         """See `LoadHosts.close`."""
-        places, self._places, self._taken = self._places, [], (0, 0)
+        places, self._held.places, self._held.shape = self._held.places, [], (0, 0)
         for place in places:
             place.release()
 

@@ -64,5 +64,14 @@ class LoadHosts(ABC):
         """
 
     @abstractmethod
+    def wanting(self, count: int) -> LoadHosts:
+        """Return the same, of which so many are wanted."""
+
+    @property
+    @abstractmethod
+    def notes(self) -> tuple[str, ...]:
+        """Who has sent so far, a sentence for each load."""
+
+    @abstractmethod
     def close(self) -> None:
         """Give all of them back. May be called again."""

@@ -71,6 +71,7 @@ KEYWORDS: dict[str, Keyword] = {
     "warmup_rounds": Keyword(target="workload", kind=int),
     "seed": Keyword(target="workload", kind=int),
     "sessions": Keyword(target="workload", kind=int),
+    "hosts": Keyword(target="workload", kind=int, minimum=1),
     "share_node": Keyword(target="workload", kind=bool),
     "task": Keyword(target="task", kind=str),
     "num_fewshot": Keyword(target="task", kind=int),

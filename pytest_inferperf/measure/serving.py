@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pytest_inferperf.engines.interface import Engine, Serving
 from pytest_inferperf.errors import MarkError
 from pytest_inferperf.model.case import Workload
@@ -15,6 +17,9 @@ def serving_of(engine: Engine, workload: Workload) -> Serving | None:
     Raises `EngineError` where the server has ended, and `MarkError` where the engine has no such endpoint.
     """
     serving = engine.serving
+    if serving is not None and serving.hosts is not None:
+        hosts, chat = serving.hosts.wanting(workload.hosts), serving.chat
+        serving = replace(serving, hosts=hosts, chat=(lambda: replace(chat(), hosts=hosts)) if chat else None)
     if workload.endpoint == "completions":
         return serving
     if serving is None or serving.chat is None:

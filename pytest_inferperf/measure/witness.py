@@ -18,6 +18,7 @@ from pytest_inferperf.model.results import Round
 if TYPE_CHECKING:
     from pytest_inferperf.measure.load.clock import ClockReport
     from pytest_inferperf.measure.load.outputs import Output
+    from pytest_inferperf.measure.load.skew import HostClock
 
 __all__ = ["Honesty", "Witness", "with_agreement"]
 
@@ -48,6 +49,7 @@ class Witness:
         self._outputs: list[Output] = []
         self._served: Workload | None = None
         self._clocks: list[tuple[ClockReport, ...]] = []
+        self._hosts: list[tuple[HostClock, ...]] = []
 
     def saw(self, requests: Sequence[GenerationRequest], answers: Sequence[Generation]) -> None:
         """Take the answers of a round of an engine in this process or a process of its own."""
@@ -59,9 +61,10 @@ class Witness:
         self._outputs += outputs
         self._served = workload
 
-    def saw_clocks(self, clocks: Sequence[ClockReport]) -> None:
-        """Take what the processes that sent a round found of their own clocks."""
+    def saw_clocks(self, clocks: Sequence[ClockReport], hosts: Sequence[HostClock] = ()) -> None:
+        """Take what the processes that sent a round found of their own clocks, and how well those of other hosts were known."""
         self._clocks.append(tuple(clocks))
+        self._hosts.append(tuple(hosts))
 
     @property
     def client_figures(self) -> dict[str, float]:
@@ -74,16 +77,26 @@ class Witness:
             "lag_ms": [clock.lag for clock in each],
             "send_late_ms": [clock.lateness for clock in each],
         }
-        return {
-            "client.processes": float(max(len(clocks) for clocks in self._clocks)),
-            "client.cpu_share": max(clock.cpu_share for clock in each),
-            "client.idle_share": max(clock.idle_share for clock in each),
-            "client.kernel_times": float(all(clock.wait_source == "kernel" for clock in each)),
-        } | {
-            f"client.{name}": max(found)
-            for name, samples in errors.items()
-            if (found := [error.mean_ms for error in samples if error is not None])
-        }
+        hosts = [host for hosts in self._hosts for host in hosts]
+        skew = (
+            {"client.hosts": float(max(map(len, self._hosts))), "client.skew_ms": max(host.error_ms for host in hosts)}
+            if hosts
+            else {}
+        )
+        return (
+            {
+                "client.processes": float(max(len(clocks) for clocks in self._clocks)),
+                "client.cpu_share": max(clock.cpu_share for clock in each),
+                "client.idle_share": max(clock.idle_share for clock in each),
+                "client.kernel_times": float(all(clock.wait_source == "kernel" for clock in each)),
+            }
+            | {
+                f"client.{name}": max(found)
+                for name, samples in errors.items()
+                if (found := [error.mean_ms for error in samples if error is not None])
+            }
+            | skew
+        )
 
     def _serving(self, engine: Engine) -> Serving | None:
         """How the answers were asked for; None where no server gave any."""

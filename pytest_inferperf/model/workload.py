@@ -106,6 +106,9 @@ class Workload:
     """Launches of the engine to begin with; 0 means 1 when judged (more follow while a verdict is open), 10 when
     recorded."""
 
+    hosts: int = 0
+    """Nodes of a cluster that send the load to a server; 0 for none, until this machine is too small."""
+
     share_node: bool = False
     """Whether other engines may run beside it on the node of a cluster; by default a node is measured alone."""
 

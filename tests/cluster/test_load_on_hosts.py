@@ -20,6 +20,7 @@ import pytest
 from pytest_inferperf.simulate.behaviour import Behaviour
 from pytest_inferperf.simulate.process import read_stats, serve_in_process
 from tests.cluster.conftest import Raylets
+from tests.cluster.project import INI
 
 pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
 
@@ -53,6 +54,18 @@ class Client:
             text=True,
             env=self.raylets.environment,
             preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+        )
+        self._running.append(process)
+        return process
+
+    def test(self, *arguments: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pytest", *arguments],
+            cwd=self._folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=self.raylets.environment,
         )
         self._running.append(process)
         return process
@@ -114,6 +127,44 @@ def test_two_hosts_measure_what_one_machine_does(client: Client) -> None:
         measured = [row for row in records if row["kind"] == "measured"]
         assert len(measured) == 160
         assert median(row["ttft_ms"] for row in measured) == pytest.approx(TRUTH_MS, rel=0.1)
+
+
+SUITE = """
+import pytest
+
+pytestmark = pytest.mark.inferperf(
+    model="simulated", url="URL", isl=16, osl=16, concurrency=16, num_requests=96, rounds=2, warmup_rounds=0, hosts=2
+)
+
+
+@pytest.mark.latency_ceiling(**{"ttft_ms.p50": 400})
+def test_clean(inferperf):
+    inferperf.measure()
+
+
+@pytest.mark.latency_ceiling(**{"ttft_ms.p50": 100})
+def test_regression(inferperf):
+    inferperf.measure()
+"""
+
+
+def test_a_test_is_judged_by_what_two_hosts_measured(client: Client, tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(SUITE.replace("URL", client.url))
+    (tmp_path / "pytest.ini").write_text(INI.format(timeout_s=WAIT_S))
+    for _ in range(3):
+        output = client.end(client.test("--inferperf-ray=auto", "--inferperf-json=found.json", "-rA"))
+        # A machine with other things to do is a bad client, which says so: then it's asked again.
+        if "INVALID" not in output:
+            break
+    assert "1 failed, 1 passed" in output, output
+    assert "FAILED test_it.py::test_regression" in output
+    assert "PASSED test_it.py::test_clean" in output
+    results = [record["result"] for record in json.loads((tmp_path / "found.json").read_text())["records"]]
+    for result in results:
+        assert result["notes"][0].startswith("the load was sent by node "), output
+        (session,) = result["performance"]["sessions"]
+        assert session["telemetry"]["client.hosts"] == 2
+        assert 0 < session["telemetry"]["client.skew_ms"] < 10
 
 
 def test_a_host_killed_in_mid_run_makes_it_invalid(client: Client) -> None:

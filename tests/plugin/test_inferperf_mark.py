@@ -70,7 +70,7 @@ WRONG = {
         [
             "test_it.py::test_it: inferperf: unknown keyword 'qant'.",
             "Did you mean 'quant'? Keywords: api_key_env, arrival, backend, burstiness, calib_dataset, calib_size, concurrency, "
-            "dataset, early_stop, endpoint, engine_options, ep, group_by, hardware, isl, kv_cache_dtype, limit, model, num_fewshot, "
+            "dataset, early_stop, endpoint, engine_options, ep, group_by, hardware, hosts, isl, kv_cache_dtype, limit, model, num_fewshot, "
             "num_requests, osl, pp, qat_dataset, qat_learning_rate, qat_steps, quant, recipe, replicas, request_rate, rounds, "
             "seed, serve, served_model_name, sessions, share_node, shared_prefix, task, think_time, tp, trace, trace_speed, turns, url, warmup_rounds.",
         ],

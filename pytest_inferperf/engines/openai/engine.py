@@ -21,6 +21,7 @@ from pytest_inferperf.engines.interface import (
     Serving,
     TokenChunk,
 )
+from pytest_inferperf.engines.load_hosts import LoadHosts
 from pytest_inferperf.engines.openai.chat import text_of, words_of
 from pytest_inferperf.engines.openai.client import exchange, fetch, json_of, start_of
 from pytest_inferperf.engines.openai.endpoint import Endpoint
@@ -77,6 +78,8 @@ class OpenAIEngine(Engine):
         self._timeout_s = timeout_s
         self._tokenizer_name = str(dict(spec.engine_options).get("tokenizer") or tokenizer or spec.model)
         self._abilities = self._probe()
+        self.load_hosts: LoadHosts | None = None
+        """Other machines that may send load to it; None where there are none."""
 
     # What the endpoint can do.
 
@@ -118,6 +121,7 @@ class OpenAIEngine(Engine):
             body=self._body,
             fresh_prompts=not self.can_relaunch,
             encode=(lambda text: self.encode([text])[0]) if self._has_tokenizer else None,
+            hosts=self.load_hosts,
             chat=self._chat_serving,
         )
 
@@ -127,12 +131,18 @@ class OpenAIEngine(Engine):
             body=self._chat_body,
             fresh_prompts=not self.can_relaunch,
             encode=(lambda text: self.encode([text])[0]) if self._has_tokenizer else None,
+            hosts=self.load_hosts,
         )
 
     @property
     def watched_hardware(self) -> Hardware:
         """See `Engine.watched_hardware`: of another machine, nothing can be watched."""
         return cpu_hardware()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See `Engine.notes`: who has sent load to it."""
+        return self.load_hosts.notes if self.load_hosts is not None else ()
 
     # Tokens.
 

@@ -75,7 +75,7 @@ def load_round(
         raise InvalidRun(cause)
     if witness is not None:
         witness.saw_outputs(load.run.outputs, workload)
-        witness.saw_clocks(load.run.clocks)
+        witness.saw_clocks(load.run.clocks, load.run.hosts)
     return summary()
 
 

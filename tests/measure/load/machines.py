@@ -69,6 +69,14 @@ class Machines(LoadHosts):
         self.taken_so_far: list[tuple[int, int]] = []
         self.on_take: Callable[[list[Machine]], None] = lambda machines: None
 
+    def wanting(self, count: int) -> Machines:
+        self.wanted = count
+        return self
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return tuple(f"the load was sent by {hosts} machines" for hosts, _ in self.taken_so_far)
+
     def room(self, endpoint: Endpoint) -> tuple[int, int]:
         self.asked += 1
         return self._room
