@@ -27,11 +27,11 @@ from pytest_inferperf.model.case import GpuRequirement
 PER_NODE = 8
 SIZES = (8, 64, 512, 1_024, 4_096, 10_000)
 
-HEAD_S = 0.01
-"""A placement group, from its request to its grant: assumed, after a look at Ray 2.60 on one machine."""
+HEAD_S = 0.02
+"""CPU time of the head for one placement, given back again: `CPU of the head` of `python -m benchmarks.ray_cost`."""
 
-NODE_S = 1.7
-"""Our actor, from the grant until it answers: assumed likewise."""
+NODE_S = 1.2
+"""Our actor, from the grant until it answers: `granted until it answers` of the same script."""
 
 MIX = (
     # Engines, GPUs of each, whole node, seconds from, seconds to: the spread of a nightly run, drawn log-uniformly.
