@@ -8,6 +8,7 @@ from collections.abc import Iterable
 __all__ = [
     "BaselineError",
     "CheckpointError",
+    "ClusterLost",
     "EngineError",
     "HardwareError",
     "InferperfError",
@@ -59,6 +60,10 @@ class CheckpointError(InferperfError):
 
 class EngineError(InferperfError):
     """An engine crashed, hung, ran out of memory, or answered nonsense."""
+
+
+class ClusterLost(EngineError):
+    """The whole cluster is gone, mostly with its head: there is no other node to go on."""
 
 
 class NodeLost(EngineError):

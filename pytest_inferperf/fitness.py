@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_inferperf.errors import HardwareError, MarkError, MissingExtra, SettingsError
+from pytest_inferperf.errors import ClusterLost, HardwareError, MarkError, MissingExtra, SettingsError
 from pytest_inferperf.selection import bound_of
 from pytest_inferperf.session import STATE, state_of
 
@@ -31,7 +31,7 @@ def unfit(item: pytest.Item) -> tuple[str, str]:
             lacking = why_missing(need, find_gpus()) if need is not None else ""
         if lacking and state_of(item.config).settings.require_gpu:
             wrong = wrong or f"{lacking} (--inferperf-require-gpu forbids to skip)"
-    except (HardwareError, MarkError, MissingExtra, SettingsError) as error:
+    except (ClusterLost, HardwareError, MarkError, MissingExtra, SettingsError) as error:
         return str(error), ""
     if not wrong and not lacking and not elsewhere:
         wrong = _old_driver(item) or _beside_neighbours(item)

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import logging
-import os
 import re
 import secrets
-import signal
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from typing import Any
 
 from pytest_inferperf import __version__
+from pytest_inferperf.cluster.driver import Driver
 from pytest_inferperf.cluster.place import Place, lines_of
 from pytest_inferperf.cluster.rules import Node
 from pytest_inferperf.cluster.scratch import ScratchFolder
@@ -27,6 +21,9 @@ __all__ = ["LOCAL", "Connection", "check_address", "connect"]
 LOCAL = "local"
 OBJECT_STORE_BYTES = 100 * 2**20
 """Ray's own default is a third of the memory; what we send are requests and answers."""
+
+ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_AUTO_CONNECT": "0"}
+"""What Ray is told by its environment: to report its use to nobody, and to look for no other cluster on its own."""
 
 PROBE_S = 120.0
 """Time in which every node must have described itself."""
@@ -47,7 +44,8 @@ def check_address(text: str, *, option: str = "--inferperf-ray") -> str:
 class Connection:
     """A cluster that this process is connected to, and what it holds there. `close` gives all of it back."""
 
-    def __init__(self, *, folder: ScratchFolder | None = None) -> None:
+    def __init__(self, driver: Driver, *, folder: ScratchFolder | None = None) -> None:
+        self.driver = driver
         self._folder = folder
         self._known: dict[str, Node] = {}
         self._places: list[Place] = []
@@ -56,22 +54,19 @@ class Connection:
     def nodes(self) -> tuple[Node, ...]:
         """Return the nodes that are alive and hand out CPUs; one that is seen for the first time is asked what it is.
 
-        Raises `HardwareError` for a node that does not answer, or that has another version of this package.
+        Raises `HardwareError` for a node that does not answer, or that has another version of this package, and
+        `ClusterLost`.
         """
-        import ray
-
         # A head node that hands out no CPU is there for Ray alone.
-        alive = {item["NodeID"]: item for item in ray.nodes() if item["Alive"] and item["Resources"].get("CPU", 0) >= 1}
+        alive = {item["node_id"]: item for item in self.driver.nodes() if item["resources"].get("CPU", 0) >= 1}
         new = [node_id for node_id in alive if node_id not in self._known]
         if new:
-            self._known |= {node_id: _node(alive[node_id], text) for node_id, text in _probe(new).items()}
+            self._known |= {node_id: _node(alive[node_id], text) for node_id, text in _probe(self.driver, new).items()}
         return tuple(self._known[node_id] for node_id in alive if node_id in self._known)
 
     def free_words(self) -> str:
         """Say what nobody has taken: `3 CPUs, 0 of 8 GPUs`."""
-        import ray
-
-        total, free = ray.cluster_resources(), ray.available_resources()
+        total, free = self.driver.resources()
         parts = [f"{free.get(name, 0):g} of {total[name]:g} {name}s" for name in ("CPU", "GPU") if total.get(name)]
         return ", ".join(parts) or "nothing"
 
@@ -89,116 +84,80 @@ class Connection:
         if self._closed:
             return
         self._closed = True
-        import ray
-
         for place in list(self._places):
             place.release()
-        with suppress(Exception):
-            ray.shutdown()
+        # What a cluster that was lost leaves behind is ended with its folder.
+        is_lost = self.driver.is_lost
+        self.driver.end()
         if self._folder is not None:
-            self._folder.remove()
+            self._folder.remove(ended=not is_lost)
 
 
 def connect(address: str, *, engines: int = 1) -> Connection:
     """Connect to a cluster, or start one, with room for so many `engines` without GPUs. Raises `HardwareError`."""
-    if address == LOCAL:
-        _keep_to_this_machine()
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    import ray
-
-    if ray.is_initialized():
-        raise HardwareError("--inferperf-ray: this process is connected to a Ray cluster already; close that first.")
-    logging.getLogger("ray").setLevel(logging.ERROR)
     common: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     if address == LOCAL:
         folder = ScratchFolder()
         try:
-            with _signals_kept():
-                ray.init(
-                    address="local",
-                    include_dashboard=False,
-                    # Replicas that a test asks for share the cores; by default Ray hands out each core once.
-                    num_cpus=max(engines, cpu_hardware().count) if engines > 1 else None,
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    _node_ip_address="127.0.0.1",
-                    _temp_dir=str(folder.path),
-                    **common,
-                )
+            driver = Driver(
+                environment=_environment_of_local(),
+                address="local",
+                include_dashboard=False,
+                # Replicas that a test asks for share the cores; by default Ray hands out each core once.
+                num_cpus=max(engines, cpu_hardware().count) if engines > 1 else None,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=str(folder.path),
+                **common,
+            )
+        except HardwareError as error:
+            message = f"--inferperf-ray=local: Ray does not start here ({lines_of(error)[0]})."
         except BaseException:
-            folder.remove()
+            folder.remove(ended=False)
             raise
-        return Connection(folder=folder)
+        else:
+            return Connection(driver, folder=folder)
+        folder.remove(ended=False)
+        raise HardwareError(message)
     try:
-        with _signals_kept():
-            ray.init(address=address, **common)
-    except (ConnectionError, OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        return Connection(Driver(environment=ENVIRONMENT, address=address, **common))
+    except HardwareError as error:
         message = (
             f"--inferperf-ray={address}: no Ray cluster there ({lines_of(error)[0]}). Start one (ray start --head), name it "
             "(RAY_ADDRESS or ray://HOST:PORT), or use --inferperf-ray=local."
         )
-    else:
-        return Connection()
     raise HardwareError(message)
 
 
-@contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Keep SIGTERM as it is: Ray takes it for itself, and ends the process in the middle of whatever it does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _environment_of_local() -> dict[str, str]:
+    """Return what makes a Ray of this run listen on loopback alone, to those who hold a secret of the run.
 
-
-def _keep_to_this_machine() -> None:
-    """Make the Ray that is imported next listen on loopback alone, to those who hold a secret of this run.
-
-    Ray takes 127.0.0.1 for a wish to be reached from outside; this switch, meant for desktop systems, makes it mean it.
+    Ray takes 127.0.0.1 for a wish to be reached from outside; its switch for desktop systems makes it mean it.
     """
-    if "ray" in sys.modules:
-        raise HardwareError(
-            "--inferperf-ray=local: something in this process has imported ray before, which then listens to the whole "
-            "network. Start a cluster (ray start --head) and use --inferperf-ray=auto."
-        )
-    os.environ |= {
+    return ENVIRONMENT | {
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         # Workers that nobody asked for would take memory.
         "RAY_enable_worker_prestart": "0",
         "RAY_prestart_worker_first_driver": "0",
+        # Nobody will start its head again.
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
     }
 
 
-def _probe(node_ids: list[str]) -> dict[str, str]:
-    """Let nodes describe themselves, all at once."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    from pytest_inferperf.cluster.host import describe_node
-
-    task = ray.remote(describe_node)
-    asked = {
-        node_id: task.options(
-            num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
-        ).remote()
-        for node_id in node_ids
-    }
+def _probe(driver: Driver, node_ids: list[str]) -> dict[str, str]:
+    """Let nodes describe themselves. Those that were lost meanwhile are left out."""
     found = {}
-    for node_id, reference in asked.items():
-        try:
-            found[node_id] = ray.get(reference, timeout=PROBE_S)
-        except ray.exceptions.RayError as error:
-            if node_id not in {item["NodeID"] for item in ray.nodes() if item["Alive"]}:
-                continue  # It was lost meanwhile.
+    described = driver.on_nodes(node_ids, "pytest_inferperf.cluster.host:describe_node", wait_s=PROBE_S)
+    for node_id, (answered, text) in described.items():
+        if answered:
+            found[node_id] = text
+        elif node_id in {item["node_id"] for item in driver.nodes()}:
             raise HardwareError(
-                f"the node {node_id[:8]} of the cluster does not answer ({lines_of(error)[-1]}). Every node needs this package: "
-                f'pip install "pytest-inferperf[cluster]=={__version__}"'
-            ) from None
+                f"the node {node_id[:8]} of the cluster does not answer ({text.strip().splitlines()[-1]}). Every node needs "
+                f'this package: pip install "pytest-inferperf[cluster]=={__version__}"'
+            )
     return found
 
 
@@ -211,11 +170,11 @@ def _node(row: dict[str, Any], described: str) -> Node:
         )
     gpus = tuple(Gpu(**item) for item in data["gpus"])
     return Node(
-        node_id=row["NodeID"],
+        node_id=row["node_id"],
         name=data["name"],
-        cpus=float(row["Resources"].get("CPU", 0)),
+        cpus=float(row["resources"].get("CPU", 0)),
         cpu_name=data["cpu_name"],
         cores=int(data["cores"]),
         # Of what the driver sees, Ray may have been given a part.
-        gpus=gpus[: int(row["Resources"].get("GPU", 0))],
+        gpus=gpus[: int(row["resources"].get("GPU", 0))],
     )

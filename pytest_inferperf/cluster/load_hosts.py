@@ -138,9 +138,9 @@ class ClusterLoadHosts(LoadHosts):
             address = str(endpoint.resolve().sockaddr[0])
             connection = self._connect()
             nodes = connection.nodes()
-            found = _have_address(nodes, address)
+            found = _have_address(connection, nodes, address)
             if ipaddress.ip_address(address.partition("%")[0]).is_loopback:
-                here = _of_this_machine(nodes)
+                here = _of_this_machine(connection, nodes)
                 if not here:
                     raise HardwareError(
                         f"{endpoint.shown} is this machine alone: on each node of the cluster that address is the node itself. "
@@ -157,33 +157,21 @@ def _first(nodes: Sequence[Node], count: int) -> list[Node]:
     return plain if len(plain) >= count else list(nodes)
 
 
-def _of_this_machine(nodes: Sequence[Node]) -> frozenset[str]:
-    import ray
-
+def _of_this_machine(connection: Connection, nodes: Sequence[Node]) -> frozenset[str]:
     ids = {node.node_id for node in nodes}
     return frozenset(
-        item["NodeID"] for item in ray.nodes() if item["NodeID"] in ids and has_address(item["NodeManagerAddress"])
+        item["node_id"] for item in connection.driver.nodes() if item["node_id"] in ids and has_address(item["address"])
     )
 
 
-def _have_address(nodes: Sequence[Node], address: str) -> frozenset[str]:
+def _have_address(connection: Connection, nodes: Sequence[Node], address: str) -> frozenset[str]:
     """Ask all nodes whether an address is theirs; return the ids of those that say so."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    task = ray.remote(has_address)
-    asked = {
-        node.node_id: task.options(
-            num_cpus=0,
-            max_retries=0,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node.node_id, soft=False),
-        ).remote(address)
-        for node in nodes
-    }
-    try:
-        return frozenset(node_id for node_id, found in asked.items() if ray.get(found, timeout=_ANSWER_S))
-    except (ray.exceptions.RayError, ConnectionError) as error:
-        raise HardwareError(f"a node of the cluster does not answer ({type(error).__name__}). Run it again.") from None
+    function = f"{__name__}:{has_address.__name__}"
+    asked = connection.driver.on_nodes([node.node_id for node in nodes], function, address, wait_s=_ANSWER_S)
+    for answered, text in asked.values():
+        if not answered:
+            raise HardwareError(f"a node of the cluster does not answer ({text.partition(':')[0]}). Run it again.")
+    return frozenset(node_id for node_id, (_, found) in asked.items() if found)
 
 
 def has_address(address: str) -> bool:

@@ -8,12 +8,12 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from pytest_inferperf.cluster.driver import LateAnswer, NoAnswer
 from pytest_inferperf.cluster.rules import Node, Request, bundle, cluster_words, fitting, why_unplaceable
 from pytest_inferperf.engines.interface import Progress
-from pytest_inferperf.errors import EngineError, HardwareError, NodeLost
+from pytest_inferperf.errors import ClusterLost, EngineError, HardwareError, NodeLost
 
 if TYPE_CHECKING:
     from pytest_inferperf.cluster.connection import Connection
@@ -32,7 +32,7 @@ SILENCE_S = 120.0
 class Place:
     """What one engine, and those it is compared with, have of a node. `release` is idempotent."""
 
-    def __init__(self, connection: Connection, request: Request, node: Node, group: Any, actor: Any) -> None:
+    def __init__(self, connection: Connection, request: Request, node: Node, group: int, actor: int) -> None:
         self.request = request
         self.node = node
         self.devices: tuple[str, ...] = ()
@@ -42,6 +42,7 @@ class Place:
         """What is recorded of the node beside results: its driver, its power cap."""
 
         self._connection = connection
+        self._driver = connection.driver
         self._group = group
         self._actor = actor
         self._numbers = itertools.count(1)
@@ -53,27 +54,26 @@ class Place:
         return next(self._numbers)
 
     def ask(self, method: str, *args: object, timeout_s: float = SILENCE_S) -> Any:
-        """Call the actor. Raises `NodeLost` where it is gone, `EngineError` once the place is released."""
-        import ray
-
+        """Call the actor. Raises `NodeLost` where it is gone, `ClusterLost`, `EngineError` once the place is released."""
         if self._lost:
             raise NodeLost(self._lost)
         if self._released:
             raise EngineError(f"the place of {self.request.what} on node {self.node.name} is released")
         try:
-            return ray.get(getattr(self._actor, method).remote(*args), timeout=timeout_s)
-        except ray.exceptions.RayTaskError as error:
-            raise EngineError(f"node {self.node.name} failed at {method!r}: {error.cause or error}") from None
-        except ray.exceptions.GetTimeoutError:
+            return self._driver.ask(self._actor, method, *args, wait_s=timeout_s)
+        except ClusterLost as error:
+            raise ClusterLost(f"{self.request.what} is lost on {self.where}: {error}") from None
+        except EngineError as error:
+            raise EngineError(f"node {self.node.name} failed at {method!r}: {error}") from None
+        except LateAnswer:
             self._lost = f"{self.request.what} is lost: {self.where} has answered nothing for {timeout_s:g} s"
-        except (ray.exceptions.RayError, ConnectionError) as error:
-            self._lost = f"{self.request.what} is lost on {self.where} ({type(error).__name__})"
+        except NoAnswer as error:
+            self._lost = f"{self.request.what} is lost on {self.where} ({str(error).partition(':')[0]})"
         raise NodeLost(self._lost)
 
     def tell(self, method: str, *args: object) -> None:
         """Call the actor without waiting for anything."""
-        with suppress(Exception):
-            getattr(self._actor, method).remote(*args)
+        self._driver.tell(self._actor, method, *args)
 
     @property
     def where(self) -> str:
@@ -85,11 +85,8 @@ class Place:
         if self._released:
             return
         self._released = True
-        import ray
-
-        with suppress(Exception):
-            ray.kill(self._actor)
-        remove_group(self._group)
+        self._driver.kill(self._actor)
+        self._driver.remove_group(self._group)
         self._connection.forget(self)
 
 
@@ -105,7 +102,7 @@ def take_place(
     """Wait for the resources of a request, on a node of `among` (None: of the kind that suits it best), and take them.
 
     Raises `HardwareError` at once for what no node has, after `timeout_s` with what was asked and what exists, and once
-    one of `given_up` is set; `NodeLost` where the node is lost as soon as it is ours.
+    one of `given_up` is set; `NodeLost` where the node is lost as soon as it is ours; `ClusterLost`.
     """
     nodes = connection.nodes()
     lacking = why_unplaceable(request, nodes)
@@ -119,7 +116,7 @@ def take_place(
     try:
         return _occupy(connection, request, fit, resources, group)
     except BaseException:
-        remove_group(group)
+        connection.driver.remove_group(group)
         raise
 
 
@@ -149,7 +146,7 @@ def take_places(
         return [place.result() for place in starting]
     except BaseException:
         # With the group goes whatever runs in it.
-        remove_group(group)
+        connection.driver.remove_group(group)
         raise
 
 
@@ -163,18 +160,12 @@ def _wait(
     progress: Progress | None,
     given_up: Sequence[threading.Event],
     count: int = 1,
-) -> Any:
-    from ray.util import placement_group
-
-    names = ",".join(node.node_id for node in fit)
-    group = placement_group(
-        [dict(resources)] * count,
-        strategy="STRICT_PACK" if count == 1 else "STRICT_SPREAD",
-        bundle_label_selector=[{"ray.io/node-id": f"in({names})"}] * count,
-    )
+) -> int:
+    driver = connection.driver
+    group = driver.new_group([resources] * count, [node.node_id for node in fit])
     start = shown = time.monotonic()
     try:
-        while not group.wait(_WAIT_S):
+        while not driver.is_granted(group, wait_s=_WAIT_S):
             now = time.monotonic()
             if any(event.is_set() for event in given_up):
                 raise HardwareError(f"nobody waits for {request.words} any more")
@@ -188,7 +179,7 @@ def _wait(
                 shown = now
                 progress(f"wait for {request.words}, {now - start:.0f} s: free are {connection.free_words()}")
     except BaseException:
-        remove_group(group)
+        connection.driver.remove_group(group)
         raise
     return group
 
@@ -198,31 +189,17 @@ def _occupy(
     request: Request,
     fit: Sequence[Node],
     resources: Mapping[str, float],
-    group: Any,
+    group: int,
     *,
     index: int = 0,
 ) -> Place:
-    import ray
-    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-    from pytest_inferperf.cluster.host import Host
-
-    actor = (
-        ray.remote(Host)
-        .options(
-            num_cpus=resources.get("CPU", 0),
-            num_gpus=resources.get("GPU", 0),
-            max_concurrency=8,
-            max_restarts=0,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(
-                placement_group=group, placement_group_bundle_index=index
-            ),
-        )
-        .remote(int(resources.get("GPU", 0)))
-    )
+    driver = connection.driver
+    actor = driver.new_actor(group, index, resources)
     try:
-        where = ray.get(actor.where.remote(), timeout=START_S)
-    except (ray.exceptions.RayError, ConnectionError) as error:
+        where = driver.ask(actor, "where", wait_s=START_S)
+    except LateAnswer:
+        raise NodeLost(f"the node that {request.what} was given did not start it within {START_S:g} s") from None
+    except NoAnswer as error:
         raise NodeLost(f"the node that {request.what} was given did not start it ({lines_of(error)[0]})") from None
     (node,) = [item for item in fit if item.node_id == where]
     place = Place(connection, request, node, group, actor)
@@ -242,11 +219,3 @@ def _occupy(
 def lines_of(error: BaseException) -> list[str]:
     """Return what an error says, line by line: the name of its type where it says nothing."""
     return str(error).strip().splitlines() or [type(error).__name__]
-
-
-def remove_group(group: Any) -> None:
-    """Give a placement group back, granted or not. Never raises: a cluster that is gone has nothing of ours."""
-    from ray.util import remove_placement_group
-
-    with suppress(Exception):
-        remove_placement_group(group)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 __all__ = ["ScratchFolder"]
@@ -25,6 +26,9 @@ their cluster for a minute: what still has a file open in the folder is of this 
 """
 
 
+_REMOVAL_S = 20.0
+
+
 class ScratchFolder:
     """A folder that is removed by `remove`, or by a process that sees the run end without it."""
 
@@ -39,8 +43,14 @@ class ScratchFolder:
             start_new_session=True,
         )
 
-    def remove(self) -> None:
-        """Remove it now. Never raises; may be called again."""
+    def remove(self, *, ended: bool = True) -> None:
+        """Remove it now, or, where Ray has not `ended` by itself, once what is left of it is. Never raises."""
+        if not ended:
+            assert self._watch.stdin is not None
+            self._watch.stdin.close()
+            with suppress(subprocess.TimeoutExpired):
+                self._watch.wait(_REMOVAL_S)
+            return
         shutil.rmtree(self.path, ignore_errors=True)
         if self._watch.poll() is None:
             self._watch.kill()

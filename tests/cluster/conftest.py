@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from tests.cluster.runs import Project, is_running, wait_for
+
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -102,3 +104,16 @@ def raylets() -> Iterator[Raylets]:
     found = Raylets(0, 2, 2)
     yield found
     found.close()
+
+
+@pytest.fixture
+def project(tmp_path: Path, raylets: Raylets) -> Iterator[Project]:
+    found = Project(tmp_path, raylets.environment)
+    yield found
+    for process in found.running:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+    # Whatever happened, nobody has anything of the cluster.
+    wait_for(lambda: not raylets.held())
+    wait_for(lambda: not any(map(is_running, found.engines())))

@@ -147,6 +147,45 @@ def test_sessions(inferperf):
     inferperf.measure()
 """
 
+HEAD = """
+import pytest
+
+LOAD = dict(isl=8, osl=4, rounds=2, warmup_rounds=0, sessions=1)
+
+
+@pytest.mark.inferperf(model="tiny-llama", **LOAD)
+@pytest.mark.throughput_floor("output_throughput")
+def test_before(inferperf):
+    inferperf.measure()
+
+
+@pytest.mark.inferperf(model="tiny-llama", **(LOAD | dict(rounds=40, sessions=3)))
+@pytest.mark.throughput_floor(output_throughput=0.001)
+def test_running(inferperf):
+    inferperf.measure()
+
+
+@pytest.mark.inferperf(model="tiny-llama", **LOAD)
+@pytest.mark.throughput_floor(output_throughput=0.001)
+def test_same_engine(inferperf):
+    inferperf.measure()
+
+
+@pytest.mark.inferperf(model="tiny-llama", served_model_name="b")
+@pytest.mark.requires_gpu(count=1)
+def test_another_engine(inferperf_engine):
+    pass
+
+
+@pytest.mark.inferperf(model="tiny-llama", served_model_name="c")
+def test_a_third_engine(inferperf_engine):
+    pass
+
+
+def test_without_a_cluster():
+    pass
+"""
+
 INI = """[pytest]
 addopts = -p no:cacheprovider -p no:xdist -p no:benchmark
 inferperf_max_interference = 1

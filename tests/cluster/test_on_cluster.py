@@ -2,113 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
 from tests.cluster.conftest import Raylets
-from tests.cluster.project import BACKEND, CONFTEST, EVALUATION, IMPOSSIBLE, INI, REPLICAS, SESSIONS
+from tests.cluster.project import EVALUATION, IMPOSSIBLE, REPLICAS, SESSIONS
+from tests.cluster.runs import Project, is_running, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
 
-WAIT_S = 180.0
-"""Longest time that anything here takes on a machine with other things to do."""
-
 SUITE = Path(__file__).parents[2] / "suites" / "embedded"
-
-
-class Project:
-    """A project on the cluster."""
-
-    def __init__(self, folder: Path, raylets: Raylets) -> None:
-        self.path = folder
-        self.raylets = raylets
-        self.running: list[subprocess.Popen[str]] = []
-        (folder / "conftest.py").write_text(CONFTEST)
-        (folder / "slow_backend.py").write_text(BACKEND)
-        (folder / "tiny-llama").mkdir()
-        (folder / "tiny-llama" / "config.json").write_text("{}")
-        (folder / "seconds").write_text("0.2")
-        self.ini(timeout_s=WAIT_S)
-
-    def ini(self, *, timeout_s: float) -> None:
-        (self.path / "pytest.ini").write_text(INI.format(timeout_s=timeout_s))
-
-    def test(self, text: str) -> None:
-        (self.path / "test_it.py").write_text(text)
-
-    def start(self, *arguments: str, ray: str = "auto", tmp: Path | None = None) -> subprocess.Popen[str]:
-        """Start pytest, in a process group of its own, as a shell does, which gets Ctrl-C."""
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pytest", "-s", *([f"--inferperf-ray={ray}"] if ray else []), *arguments],
-            cwd=self.path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=self.raylets.environment | ({"TMPDIR": str(tmp)} if tmp else {}),
-            start_new_session=True,
-            # A shell lets what it runs in the background ignore Ctrl-C, and these tests may run there.
-            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-        )
-        self.running.append(process)
-        return process
-
-    def end(self, process: subprocess.Popen[str]) -> str:
-        output, _ = process.communicate(timeout=WAIT_S)
-        return output
-
-    def asked(self) -> list[tuple[int, int]]:
-        """Return who was asked how much, call by call: the process of the engine, and the number of requests."""
-        log = self.path / "asked.log"
-        rows = log.read_text().splitlines() if log.exists() else []
-        return [(int(pid), int(count)) for pid, count in (row.split() for row in rows if " " in row)]
-
-    def engines(self) -> list[int]:
-        """Return the processes of engines that were asked anything, in the order of their first answer."""
-        return list(dict.fromkeys(pid for pid, _ in self.asked()))
-
-    def records(self, name: str) -> dict[str, Any]:
-        """Return the results of a run, by test."""
-        found = json.loads((self.path / name).read_text())["records"]
-        return {record["nodeid"].rpartition("::")[2].partition("[")[0]: record["result"] for record in found}
-
-
-def wait_for(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not what():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-@pytest.fixture
-def project(tmp_path: Path, raylets: Raylets) -> Iterator[Project]:
-    found = Project(tmp_path, raylets)
-    yield found
-    for process in found.running:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
-    # Whatever happened, nobody has anything of the cluster.
-    wait_for(lambda: not raylets.held())
-    wait_for(lambda: not any(map(is_running, found.engines())))
 
 
 def test_two_runs_share_a_cluster_and_what_is_impossible_says_what_there_is(project: Project) -> None:
@@ -138,12 +46,12 @@ def test_answers_are_those_of_a_plain_run_at_one_two_and_three_replicas(project:
     assert note.startswith("requests answered by 3 of 3 replicas: node ")
 
 
-def test_a_node_killed_in_mid_evaluation_changes_nothing_but_a_line(project: Project) -> None:
+def test_a_node_killed_in_mid_evaluation_changes_nothing_but_a_line(project: Project, raylets: Raylets) -> None:
     project.test(EVALUATION.format(questions=60, replicas=1))
     run = project.start()
     wait_for(lambda: len(project.asked()) >= 3)
     (before,) = project.engines()
-    project.raylets.kill(project.raylets.node_of(before))
+    raylets.kill(raylets.node_of(before))
     output = project.end(run)
     assert "1 passed" in output, output
     assert "BF16 tiny-llama was lost on node" in output
@@ -151,7 +59,7 @@ def test_a_node_killed_in_mid_evaluation_changes_nothing_but_a_line(project: Pro
     # Nothing is asked twice but the part that was under way, if one was: 15 parts of 4.
     assert len(project.asked()) in (15, 16)
     assert not is_running(before)
-    project.raylets.add(2)
+    raylets.add(2)
 
 
 def test_an_actor_killed_in_mid_evaluation_is_like_its_node(project: Project) -> None:
@@ -168,22 +76,24 @@ def test_an_actor_killed_in_mid_evaluation_is_like_its_node(project: Project) ->
     assert not is_running(before)
 
 
-def test_a_node_killed_in_mid_session_begins_the_session_again_elsewhere(project: Project) -> None:
+def test_a_node_killed_in_mid_session_begins_the_session_again_elsewhere(project: Project, raylets: Raylets) -> None:
     project.test(SESSIONS)
     run = project.start("--inferperf-json=found.json")
     wait_for(lambda: len(project.engines()) == 2)
-    project.raylets.kill(project.raylets.node_of(project.asked()[-1][0]))
+    raylets.kill(raylets.node_of(project.asked()[-1][0]))
     output = project.end(run)
     assert "1 passed" in output, output
     result = project.records("found.json")["test_sessions"]
     assert [len(session["rounds"]) for session in result["performance"]["sessions"]] == [4, 4]
     (note,) = result["notes"]
     assert note.startswith("BF16 tiny-llama was lost on node ")
-    project.raylets.add(2)
+    raylets.add(2)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["kill", "ctrl-c"])
-def test_a_run_that_ends_early_gives_everything_back(project: Project, number: signal.Signals) -> None:
+def test_a_run_that_ends_early_gives_everything_back(
+    project: Project, raylets: Raylets, number: signal.Signals
+) -> None:
     project.test(EVALUATION.format(questions=4000, replicas=4))
     run = project.start()
     # All CPUs work for it: a second run finds no place, and says so.
@@ -195,7 +105,7 @@ def test_a_run_that_ends_early_gives_everything_back(project: Project, number: s
         assert "The cluster has 2 nodes of 2 CPUs and no NVIDIA GPU; free now: 0 of 4 CPUs" in waits
     run.send_signal(number)
     assert ("KeyboardInterrupt" in project.end(run)) is (number is signal.SIGINT)
-    wait_for(lambda: not project.raylets.held())
+    wait_for(lambda: not raylets.held())
     wait_for(lambda: not any(map(is_running, project.engines())))
 
 

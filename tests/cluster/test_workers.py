@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from tests.cluster.conftest import Raylets
-from tests.cluster.test_on_cluster import SUITE, Project, is_running, wait_for
+from tests.cluster.runs import Project, is_running, wait_for
+from tests.cluster.test_on_cluster import SUITE
 
 pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
 
@@ -36,7 +37,7 @@ def test_answers(inferperf):
 
 @pytest.fixture
 def project(tmp_path: Path, raylets: Raylets) -> Iterator[Project]:
-    found = Project(tmp_path, raylets)
+    found = Project(tmp_path, raylets.environment)
     found.test(TESTS.replace("TASK", repr(str(SUITE / "tasks" / "embedded_facts.yaml"))))
     yield found
     for process in found.running:
