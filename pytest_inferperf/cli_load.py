@@ -21,6 +21,7 @@ from pytest_inferperf.hiding import Hide, hide_in, hider
 from pytest_inferperf.model.metrics import METRICS, STATISTICS
 from pytest_inferperf.report.lines import number, plural
 from pytest_inferperf.report.progress import ProgressLine
+from pytest_inferperf.report.turns import turn_lines
 
 if TYPE_CHECKING:
     from pytest_inferperf.cli_measure import Measured
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from pytest_inferperf.measure.load.clock import ClockReport
     from pytest_inferperf.measure.load.generator import LoadRun
     from pytest_inferperf.measure.load.skew import HostClock
+    from pytest_inferperf.model.results import TurnFigures
 
 __all__ = ["add_clock_options", "add_load_commands", "check_clock_command"]
 
@@ -229,17 +231,19 @@ def _measure(arguments: argparse.Namespace) -> int:
     if records is not None:
         # Of an INVALID run too: they may show why.
         write_records(records, run.records)
-    metrics = dict(summarise_load(run, isl=found.isl, slo=slo, check=False).metrics)
+    summary = summarise_load(run, isl=found.isl, slo=slo, check=False)
+    metrics = dict(summary.metrics)
     if found.agreement is not None:
         metrics["output_agreement"] = found.agreement.prefix
     head = [f"{endpoint.shown}  {endpoint.model}", "  ".join(f"{name} {value}" for name, value in settings.items()), ""]
-    figures = _figure_lines(metrics, slo) if not invalid or run.interrupted else []
+    judged = not invalid or run.interrupted
+    figures = [*_figure_lines(metrics, slo), *turn_lines(summary.turns)] if judged else []
     if invalid and figures:
         head.append("So far, not to be judged:")
     print("\n".join([*head, *figures, *_run_lines(run), *_agreement_lines(found.agreement)]))
     if invalid:
         print(f"INVALID: {invalid}", file=sys.stderr)
-    _write(path, endpoint, settings, invalid=invalid, metrics=metrics, found=found)
+    _write(path, endpoint, settings, invalid=invalid, metrics=metrics, found=found, turns=summary.turns)
     return 1 if invalid else 0
 
 
@@ -352,12 +356,15 @@ def _write(
     invalid: str,
     metrics: dict[str, float] | None = None,
     found: Measured | None = None,
+    turns: Sequence[TurnFigures] = (),
 ) -> None:
     """Write the file of `--json`: figures only where the run is valid."""
     if path is None:
         return
     document: dict[str, Any] = {"endpoint": endpoint.shown, "model": endpoint.model, **settings, "invalid": invalid}
     document["metrics"] = metrics if not invalid else {}
+    if turns and not invalid:
+        document["turns"] = [asdict(item) for item in turns]
     if found is not None:
         run = found.run
         if found.agreement is not None:

@@ -80,7 +80,11 @@ def test_conversations(capsys: Capture, asked: list[dict[str, Any]]) -> None:
     talks = ("--dataset", str(FILES / "chats.jsonl"), "--chat", "--turns", "2", "--think-time", "0.01", "--osl", "20")
     with serve_in_thread(QUICK) as server:
         assert measure(server.url, *talks, *CLOSED, "--num-requests", "5") == 0
-    assert "  osl 20  turns 2  think_time 0.01  concurrency 2  num_requests 5  seed " in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "  osl 20  turns 2  think_time 0.01  concurrency 2  num_requests 5  seed " in shown
+    assert re.search(
+        r"^turn 2     TTFT p50 [\d.]+ ms, p99 [\d.]+ ms; [\d.]+ input tokens in the mean; n 5$", shown, re.M
+    )
     assert sum(len(request["messages"]) == 4 for request in asked) == 5
 
 

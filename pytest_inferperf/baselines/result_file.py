@@ -47,6 +47,7 @@ from pytest_inferperf.model.results import (
     Repeat,
     Round,
     Session,
+    TurnFigures,
 )
 from pytest_inferperf.model.verdicts import GateVerdict, Status, worst
 
@@ -341,14 +342,20 @@ def _comparison_from_json(data: Mapping[str, Any], where: str) -> Comparison:
 
 
 def _rounds_to_json(rounds: Sequence[Round]) -> list[dict[str, Any]]:
-    found = [_as_dict(item) | {"metrics": dict(item.metrics)} for item in rounds]
-    return [{name: value for name, value in item.items() if name != "records" or value is not None} for item in found]
+    found = [
+        _as_dict(item) | {"metrics": dict(item.metrics), "turns": [_as_dict(turn) for turn in item.turns]}
+        for item in rounds
+    ]
+    # What a round does not have is left out.
+    return [{name: value for name, value in item.items() if value not in (None, [])} for item in found]
 
 
 def _rounds_from_json(data: Sequence[Mapping[str, Any]], where: str) -> tuple[Round, ...]:
     for name in sorted({name for item in data for name in item["metrics"]}):
         _metric(name, where)
-    return tuple(Round(**item) for item in data)
+    return tuple(
+        Round(**{**item, "turns": tuple(TurnFigures(**turn) for turn in item.get("turns", ()))}) for item in data
+    )
 
 
 def _performance_to_json(performance: PerformanceResult) -> dict[str, Any]:

@@ -28,6 +28,7 @@ __all__ = [
     "Repeat",
     "Round",
     "Session",
+    "TurnFigures",
     "slug",
 ]
 
@@ -104,6 +105,25 @@ class EngineInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TurnFigures:
+    """The requests of a round that were the same turn of their conversations."""
+
+    turn: int
+    """From 1."""
+
+    requests: int
+    failed: int
+    """Those that nobody could ask, since the turn before them failed, included."""
+
+    input_tokens: float | None
+    """Mean of those that were answered, history included; None where no one was, or nobody counts them."""
+
+    ttft_ms_p50: float | None
+    ttft_ms_p99: float | None
+    """None where no one was answered."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Round:
     """One pass of the workload."""
 
@@ -114,6 +134,9 @@ class Round:
     output_tokens: int
     metrics: Mapping[str, float]
     """Full metric name (`ttft_ms.p99`) to value. A metric that could not be measured is absent."""
+
+    turns: tuple[TurnFigures, ...] = ()
+    """Of conversations, in order; empty where there was no more than one turn."""
 
     records: Mapping[str, Any] | None = None
     """The requests that a server answered, packed: `of`, how many there were, and `rows`, all or 10,000 of them."""

@@ -73,6 +73,12 @@ def test_each_turn_carries_the_history_with_the_servers_own_answers(
     found = measured(talks)
     assert found["num_requests"] == TURNS
     assert found["output_tokens"] == 20 * TURNS
+    assert [(turn["turn"], turn["failed"]) for turn in found["turns"]] == [(1, 0), (2, 0), (3, 0)]
+    assert found["turns"][0]["requests"] == 12
+    assert sum(turn["requests"] for turn in found["turns"]) == TURNS
+    inputs = [turn["input_tokens"] for turn in found["turns"]]
+    assert inputs == sorted(inputs)
+    assert all(10 <= turn["ttft_ms_p50"] <= turn["ttft_ms_p99"] for turn in found["turns"])
     # Fillers and warm-up requests are first turns; every later turn goes on where an earlier request ended.
     later = [messages for _, messages in asked if len(messages) > 2]
     assert len(later) == TURNS - 12

@@ -35,6 +35,7 @@ class Accounts:
     def read(self, request: Request, reader: LateReader, done: float, error: ConnectionFailed | None) -> None:
         """Read a response that ended at `done`, or did not come because of `error`, and keep what it says."""
         kind = request.kind
+        turn = 0 if request.talk is None else request.turn + 1
         try:
             if error is not None:
                 raise StreamError(error.cause, str(error))
@@ -45,7 +46,9 @@ class Accounts:
                 failure.count += 1
                 failure.example = failure.example or str(problem)
             # Under closed loop a request is due when it is sent, and one that got no connection never was.
-            self.records.add(kind=kind, ok=False, intended=request.intended or done, sent=request.sent, done=done)
+            self.records.add(
+                kind=kind, ok=False, intended=request.intended or done, sent=request.sent, done=done, turn=turn
+            )
             return
         times, tokens = found.times, found.tokens
         self.tokens += found.num_tokens
@@ -76,6 +79,7 @@ class Accounts:
             first_tokens=tokens[0],
             prompt_tokens=-1 if found.prompt_tokens is None else found.prompt_tokens,
             asked_prompt=request.isl,
+            turn=turn,
         )
 
     def answer(self, reader: LateReader, osl: int) -> Decoded | None:
@@ -85,15 +89,15 @@ class Accounts:
         except StreamError:
             return None
 
-    def unasked(self, count: int, now: float) -> None:
-        """Count later turns of a conversation that nobody could ask, since the turn before them failed."""
+    def unasked(self, count: int, now: float, *, after: int) -> None:
+        """Count later turns of a conversation that nobody could ask, since turn `after` (from 1) failed."""
         if not count:
             return
         failure = self.failures.setdefault("unasked", Failure())
         failure.count += count
         failure.example = failure.example or "the turn before it in the conversation failed"
-        for _ in range(count):
-            self.records.add(kind=MEASURED, ok=False, intended=now, sent=0.0, done=now)
+        for turn in range(after + 1, after + count + 1):
+            self.records.add(kind=MEASURED, ok=False, intended=now, sent=0.0, done=now, turn=turn)
 
     def _decode(self, reader: LateReader, osl: int) -> Decoded:
         """Read the answer in a response. Raises `StreamError` for anything but a whole one of the length asked for."""

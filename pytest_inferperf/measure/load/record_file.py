@@ -36,8 +36,8 @@ def check_records_path(path: Path) -> None:
 def write_records(path: Path, records: Records) -> None:
     """Write every request, in the order in which they ended. Raises `SettingsError` where the file cannot be written.
 
-    `kind` is warmup, measured or filler; `due_s` and `sent_s` count from when the first request was due; a figure that a
-    request does not have is null.
+    `kind` is warmup, measured or filler; `due_s` and `sent_s` count from when the first request was due; `turn` is that of
+    its conversation, from 1; a figure that a request does not have is null.
     """
     try:
         if path.suffix == ".parquet":
@@ -59,6 +59,7 @@ def _write_parquet(path: Path, records: Records) -> None:
     schema = pa.schema(
         {
             "kind": pa.string(),
+            "turn": count,
             "ok": pa.bool_(),
             "due_s": number,
             "sent_s": number,
@@ -88,6 +89,7 @@ def _tables(records: Records) -> Iterator[dict[str, list[Any]]]:
         tpot_ms = 1000 * (column["last"] - column["first"]) / np.maximum(later, 1)
         yield {
             "kind": [_KINDS[kind] for kind in column["kind"].tolist()],
+            "turn": _or_none(column["turn"], column["turn"] > 0),
             "ok": ok.tolist(),
             "due_s": (due - start).tolist(),
             "sent_s": _or_none(column["sent"] - start, column["sent"] > 0),

@@ -143,6 +143,9 @@ class Records:
         self.prompt_tokens = array("q")
         """As usage says; -1 without usage."""
 
+        self.turn = array("h")
+        """Which turn of its conversation it was, from 1; 0 for a request that was no part of one."""
+
         self.asked_prompt = array("q")
         """Tokens of the prompt that was sent; -1 where the caller does not say."""
 
@@ -160,6 +163,7 @@ class Records:
         first_tokens: int = 0,
         prompt_tokens: int = -1,
         asked_prompt: int = -1,
+        turn: int = 0,
     ) -> None:
         """Add the row of one request."""
         self.kind.append(kind)
@@ -172,6 +176,7 @@ class Records:
         self.tokens.append(tokens)
         self.first_tokens.append(first_tokens)
         self.prompt_tokens.append(prompt_tokens)
+        self.turn.append(turn)
         self.asked_prompt.append(asked_prompt)
 
     @classmethod
@@ -203,7 +208,8 @@ class Records:
         """Return all rows as text for a JSON file, some 30 bytes each; `unpack` reads it.
 
         Each column is base64 of zlib of little-endian numbers: seconds since the first request was due (float64), seconds
-        from there to the other moments (float32: within 0.1 µs up to a second), counts (int32), and one byte for flags.
+        from there to the other moments (float32: within 0.1 µs up to a second), counts (int32), and one byte for flags;
+        turns (int16) only where there are conversations.
         """
         import numpy as np
 
@@ -212,6 +218,8 @@ class Records:
         packed: dict[str, str | int] = {"requests": len(self)}
         for name, kind in _PACKED.items():
             column = columns[name]
+            if name == _TURN and not column.any():
+                continue
             if name == "intended":
                 column = intended - (intended.min() if len(intended) else 0.0)
             elif name in _MOMENTS:
@@ -229,10 +237,13 @@ class Records:
         import numpy as np
 
         count = packed.get("requests")
-        if set(packed) != {"requests", *_PACKED} or not isinstance(count, int) or count < 0:
+        if {*packed, _TURN} != {"requests", *_PACKED} or not isinstance(count, int) or count < 0:
             raise ValueError(f"not packed records: {sorted(packed)}")
         columns: dict[str, Any] = {}
         for name, kind in _PACKED.items():
+            if name not in packed:
+                columns[name] = np.zeros(count, dtype=kind)
+                continue
             try:
                 data = zlib.decompress(base64.b64decode(packed[name], validate=True))
                 columns[name] = np.frombuffer(data, dtype=kind)
@@ -265,6 +276,7 @@ def latencies_ms(rows: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+_TURN = "turn"
 _MOMENTS = ("sent", "first", "last", "done")
 _PACKED = {
     "kind": "<i1",
@@ -274,5 +286,6 @@ _PACKED = {
     "tokens": "<i4",
     "first_tokens": "<i4",
     "prompt_tokens": "<i4",
+    "turn": "<i2",
     "asked_prompt": "<i4",
 }

@@ -10,6 +10,7 @@ from pytest_inferperf.measure.load.clock import ClockLimits, client_bound
 from pytest_inferperf.measure.load.generator import LoadRun
 from pytest_inferperf.measure.load.records import MEASURED, Sample, latencies_ms
 from pytest_inferperf.measure.load.skew import out_of_step
+from pytest_inferperf.measure.load.turns import turn_figures
 from pytest_inferperf.model.metrics import METRICS, SLO_METRICS, STATISTICS, Slo, base_name, goodput
 from pytest_inferperf.model.results import Round
 
@@ -205,6 +206,7 @@ def summarise_load(
         metrics |= _statistics(name, sample)
     assert all(base_name(name) in METRICS for name in metrics)
     total = int(measured.sum())
+    everything = {name: column[measured] for name, column in columns.items()}
     return Round(
         duration_s=duration_s,
         num_requests=total,
@@ -212,7 +214,16 @@ def summarise_load(
         input_tokens=int(input_tokens.sum()),
         output_tokens=int(rows["tokens"].sum()),
         metrics=metrics,
+        turns=turn_figures(everything, _prompt_tokens(everything)),
     )
+
+
+def _prompt_tokens(rows: Mapping[str, Any]) -> Any:
+    """Return the length of each prompt: as the server counts it, else as it was sent, else NaN."""
+    import numpy as np
+
+    asked, counted = rows["asked_prompt"], rows["prompt_tokens"]
+    return np.where(counted >= 0, counted, np.where(asked >= 0, asked, np.nan))
 
 
 def _statistics(name: str, sample: Sample) -> dict[str, float]:
