@@ -1,7 +1,7 @@
 """What runs on a node: starts engine processes there, or load processes, and passes on what they say.
 
-One `Host` is one Ray actor, and holds the resources of one placement. Of engines it speaks bytes of JSON: nothing of ours is
-pickled but this class itself, by its name.
+One `Host` is one Ray actor, and holds the resources of one placement. It speaks bytes of JSON: nothing of ours is pickled but
+this class itself, by its name.
 """
 
 from __future__ import annotations

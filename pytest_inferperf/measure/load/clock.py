@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pytest_inferperf.measure.load.records import Sample
 
@@ -131,6 +132,37 @@ class ClockMeter:
             cpu_share=self._cpu_share,
             idle_share=self._idle_share,
         )
+
+    def state(self) -> dict[str, Any]:
+        """Return what was found from `start` to `stop`, for `of_state`."""
+        return {
+            "lag": self._lag,
+            "wait": self._wait,
+            "lateness": self._lateness,
+            "kernel": self._kernel,
+            "bounded": self._bounded,
+            "cpu_share": self._cpu_share,
+            "idle_share": self._idle_share,
+        }
+
+    @classmethod
+    def of_state(
+        cls,
+        *,
+        lag: Sample,
+        wait: Sample,
+        lateness: Sample,
+        kernel: bool,
+        bounded: bool,
+        cpu_share: float,
+        idle_share: float,
+    ) -> ClockMeter:
+        """Inverse of `state`, in another process."""
+        found = cls()
+        found._lag, found._wait, found._lateness = lag, wait, lateness
+        found._kernel, found._bounded = kernel, bounded
+        found._cpu_share, found._idle_share = cpu_share, idle_share
+        return found
 
     @classmethod
     def joined(cls, meters: Sequence[ClockMeter]) -> ClockMeter:

@@ -1,20 +1,14 @@
-"""How a load process says something: a name and a value, over a socket that somebody reads piece by piece."""
+"""Messages over a socket that somebody reads piece by piece."""
 
 from __future__ import annotations
 
-import pickle
 import socket
 import struct
 from collections.abc import Iterator
 
-__all__ = ["frames", "say", "send_frame"]
+__all__ = ["frames", "send_frame"]
 
 _LENGTH = struct.Struct("!Q")
-
-
-def say(control: socket.socket, what: str, value: object = None) -> None:
-    """Send a message, which `frames` finds and `pickle` reads. Raises `OSError` where nobody listens."""
-    send_frame(control, pickle.dumps((what, value), pickle.HIGHEST_PROTOCOL))
 
 
 def send_frame(control: socket.socket, data: bytes) -> None:

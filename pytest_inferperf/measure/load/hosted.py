@@ -6,34 +6,15 @@ where the load was asked for does. One that loses whoever holds the other end of
 
 from __future__ import annotations
 
-import pickle
 import signal
 import socket
 import sys
-from dataclasses import dataclass
 
-from pytest_inferperf.engines.openai.endpoint import Endpoint
+from pytest_inferperf.errors import EngineError
 from pytest_inferperf.measure.load.framing import frames
-from pytest_inferperf.measure.load.plan import LoadPlan
-from pytest_inferperf.measure.load.processes import Bodies, send_part
-
-__all__ = ["Letter"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Letter:
-    """What one process has to send. It goes to another machine: no API key is in it, which that machine has itself."""
-
-    endpoint: Endpoint
-    plan: LoadPlan
-    """Of the whole load."""
-
-    index: int
-    processes: int
-    """Of all hosts."""
-
-    bodies: Bodies
-    is_shown: bool
+from pytest_inferperf.measure.load.letters import read_letter
+from pytest_inferperf.measure.load.messages import Trouble, say
+from pytest_inferperf.measure.load.processes import send_part
 
 
 def _main(descriptor: int) -> None:
@@ -47,11 +28,16 @@ def _main(descriptor: int) -> None:
             if not data:
                 return
             received += data
-        letter = pickle.loads(found[0])  # noqa: S301 (what our own driver wrote)
+        try:
+            letter = read_letter(found[0])
+            bodies = letter.parcel.open(letter.endpoint)
+        except EngineError as error:
+            say(control, "error", Trouble.of(error, who="a load process"))
+            return
         send_part(
             letter.endpoint,
             letter.plan,
-            lambda _: letter.bodies,
+            lambda _: bodies,
             letter.index,
             letter.processes,
             letter.is_shown,
@@ -60,7 +46,4 @@ def _main(descriptor: int) -> None:
 
 
 if __name__ == "__main__":
-    # By its full name, which is the one that is pickled.
-    from pytest_inferperf.measure.load import hosted
-
-    hosted._main(int(sys.argv[1]))
+    _main(int(sys.argv[1]))

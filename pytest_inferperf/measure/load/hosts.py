@@ -8,7 +8,6 @@ puts what it timed on its own (see `skew`). A load that lost a part is no load: 
 
 from __future__ import annotations
 
-import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -18,8 +17,9 @@ from typing import Any
 from pytest_inferperf.engines.load_hosts import LoadHost
 from pytest_inferperf.engines.openai.endpoint import Endpoint
 from pytest_inferperf.errors import EngineError, InvalidRun, NodeLost, SettingsError
-from pytest_inferperf.measure.load.hosted import Letter
 from pytest_inferperf.measure.load.interrupt import Interrupt
+from pytest_inferperf.measure.load.letters import Letter, write_letter
+from pytest_inferperf.measure.load.messages import read_message
 from pytest_inferperf.measure.load.parcels import pack
 from pytest_inferperf.measure.load.parts import Part, whole_run
 from pytest_inferperf.measure.load.plan import LoadPlan, LoadRun
@@ -70,7 +70,7 @@ def run_on_hosts(
         try:
             crew = _Crew(hosts, processes)
             for index in range(count):
-                texts = pack(bodies(index), _share(plan, index, count))
+                parcel = pack(bodies(index), _share(plan, index, count))
                 # At once: another slice of the same texts changes what this one would write.
                 crew.write(
                     Letter(
@@ -78,7 +78,7 @@ def run_on_hosts(
                         plan=plan,
                         index=index,
                         processes=count,
-                        bodies=texts,
+                        parcel=parcel,
                         is_shown=live is not None,
                     )
                 )
@@ -139,7 +139,7 @@ class _Crew:
 
     def write(self, letter: Letter) -> None:
         """Write the letter of the next process."""
-        self._letters.append(pickle.dumps(letter, pickle.HIGHEST_PROTOCOL))
+        self._letters.append(write_letter(letter))
 
     def start(self) -> None:
         """Start all processes."""
@@ -175,15 +175,15 @@ class _Crew:
             if isinstance(said, int):
                 if index not in self.parts:
                     how = f"was killed by signal {-said}" if said < 0 else f"ended with exit status {said}"
-                    raise EngineError(f"{self._where(index, host)} {how} in mid-run.")
+                    raise EngineError(f"{self._where(index, host)}, {how} in mid-run.")
                 continue
             self._heard[index] = time.monotonic()
-            what, value = pickle.loads(said)  # noqa: S301 (what our own process wrote)
+            what, value = read_message(said, who=self._where(index, host))
             self._take(index, host, what, value)
         for index, heard in enumerate(self._heard):
             if index not in self.parts and time.monotonic() - heard > _SILENT_S:
                 host = self.hosts[index // self.processes]
-                raise EngineError(f"{self._where(index, host)} has said nothing for {_SILENT_S:g} s: it hangs.")
+                raise EngineError(f"{self._where(index, host)}, has said nothing for {_SILENT_S:g} s: it hangs.")
 
     def _said(self) -> Iterator[tuple[int, LoadHost, bytes | int]]:
         for number, host in enumerate(self.hosts):
@@ -201,13 +201,11 @@ class _Crew:
             self.ended += 1
         elif what == "part":
             self.parts[index] = value
-        elif isinstance(value, (EngineError, SettingsError)):
-            raise type(value)(f"{host.name}: {value}")
         else:
-            raise RuntimeError(f"{host.name}: {value}")
+            raise value.error(where=host.name)
 
     def _where(self, index: int, host: LoadHost) -> str:
-        return f"load process {index + 1} of {self.count}, on {host.name},"
+        return f"load process {index + 1} of {self.count}, on {host.name}"
 
 
 def _share(plan: LoadPlan, index: int, count: int) -> int:

@@ -5,28 +5,64 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from pytest_inferperf.errors import SettingsError
+from pytest_inferperf.engines.openai.endpoint import Endpoint
+from pytest_inferperf.errors import EngineError, SettingsError
 from pytest_inferperf.measure.load.processes import Bodies
-from pytest_inferperf.measure.load.prompts import SyntheticBodies
+from pytest_inferperf.measure.load.prompts import Drawing, SyntheticBodies
 
-__all__ = ["Written", "pack"]
+__all__ = ["DrawnParcel", "WrittenParcel", "pack"]
 
 
-def pack(bodies: Bodies, count: int) -> Bodies:
-    """Return what a process says as a value that can be pickled; at least `count` of its requests are sent.
+@dataclass(frozen=True, kw_only=True)
+class DrawnParcel:
+    """Prompts that are drawn where they are sent."""
+
+    drawing: Drawing
+
+    def open(self, endpoint: Endpoint) -> Bodies:
+        """Return what the requests to an endpoint say. Raises `EngineError` for what nobody draws."""
+        try:
+            return Bodies(make_body=SyntheticBodies.of_drawing(endpoint, self.drawing))
+        except (OverflowError, ValueError, SettingsError) as error:
+            raise EngineError(f"prompts of a load that cannot be drawn: {error}.") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrittenParcel:
+    """Requests that were written where the load was asked for."""
+
+    bodies: tuple[bytes, ...]
+    sizes: tuple[tuple[int, int], ...] | None
+    """Tokens that each sends and must get."""
+
+    def open(self, endpoint: Endpoint) -> Bodies:
+        """Return them, and then more like them. Raises `EngineError` for what no request says."""
+        try:
+            if len(self.bodies) < 2 or (self.sizes is not None and len(self.sizes) != len(self.bodies)):
+                raise ValueError(f"{len(self.bodies)} of them")
+            for body in self.bodies:
+                _units(json.loads(body))
+        except (LookupError, TypeError, ValueError) as error:
+            raise EngineError(f"requests of a load that are none: {error!r}.") from None
+        written = Written(self.bodies, self.sizes)
+        return Bodies(make_body=written, sizes_of=written.sizes if self.sizes is not None else None)
+
+
+def pack(bodies: Bodies, count: int) -> DrawnParcel | WrittenParcel:
+    """Return what a process says as a value that goes to another machine; at least `count` of its requests are sent.
 
     Raises `SettingsError` for what a file holds, whose other requests only the file can tell.
     """
     if bodies.make_spare is not None:
         raise SettingsError("what a file holds goes out from one host.")
     if isinstance(bodies.make_body, SyntheticBodies):
-        return bodies
+        return DrawnParcel(drawing=bodies.make_body.drawing())
     numbers = range(max(2, count))
-    sizes = [bodies.sizes_of(index) for index in numbers] if bodies.sizes_of is not None else None
-    written = Written([bodies.make_body(index) for index in numbers], sizes)
-    return Bodies(make_body=written, sizes_of=written.sizes if sizes is not None else None)
+    sizes = tuple(bodies.sizes_of(index) for index in numbers) if bodies.sizes_of is not None else None
+    return WrittenParcel(bodies=tuple(bodies.make_body(index) for index in numbers), sizes=sizes)
 
 
 class Written:

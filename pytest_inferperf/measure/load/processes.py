@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import pickle
 import selectors
 import signal
 import socket
@@ -28,9 +27,10 @@ from pytest_inferperf.engines.openai.endpoint import Endpoint
 from pytest_inferperf.errors import EngineError, SettingsError
 from pytest_inferperf.measure.load.clock import ClockMeter
 from pytest_inferperf.measure.load.conductor import Conductor
-from pytest_inferperf.measure.load.framing import frames, say
+from pytest_inferperf.measure.load.framing import frames
 from pytest_inferperf.measure.load.generator import run_part
 from pytest_inferperf.measure.load.interrupt import Interrupt
+from pytest_inferperf.measure.load.messages import Trouble, read_message, say
 from pytest_inferperf.measure.load.parts import Part, whole_run
 from pytest_inferperf.measure.load.plan import LoadPlan, LoadRun
 from pytest_inferperf.measure.load.state import LoadState, joint_state
@@ -104,7 +104,7 @@ def run_together(
                     elif what == "part":
                         parts[index] = value
                     else:
-                        raise value
+                        raise value.error()
                 if ready == processes and not stopped:
                     if watch is not None:
                         watch(shares)
@@ -184,7 +184,7 @@ class _Crew:
             received = self._received[index]
             received += data
             for data in frames(received):
-                message = pickle.loads(data)  # noqa: S301 (what our own fork wrote)
+                message = read_message(data, who=f"load process {index + 1} of {len(self._pids)}")
                 if message[0] == "part":
                     self._received[index] = _FINISHED
                 yield index, message
@@ -247,10 +247,8 @@ def send_part(
         supply = Supply(endpoint, mine, texts.make_body, texts.sizes_of, texts.make_spare)
         conductor = _Follower(control, index=index, processes=processes, is_shown=is_shown)
         part = run_part(endpoint, mine, supply, conductor, Interrupt())
-    except (EngineError, SettingsError) as error:
-        say(control, "error", error)
     except Exception as error:
-        say(control, "error", RuntimeError(f"load process {index + 1} of {processes}: {error!r}"))
+        say(control, "error", Trouble.of(error, who=f"load process {index + 1} of {processes}"))
     else:
         say(control, "part", part)
 

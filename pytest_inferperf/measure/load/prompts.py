@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from pytest_inferperf.engines.openai.chat import CHAT_WORDS
 from pytest_inferperf.engines.openai.endpoint import Endpoint
 from pytest_inferperf.errors import SettingsError
 from pytest_inferperf.measure.load.processes import Bodies
 
-__all__ = ["SyntheticBodies"]
+__all__ = ["Drawing", "SyntheticBodies"]
 
 _DRAWN = 8192
 """Numbers that are drawn at once: one at a time they would cost more than all the rest of a request."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """How prompts go on from here, for whoever draws them on another machine."""
+
+    isl: int
+    osl: int
+    vocab_size: int
+    state: int
+    """Of numpy's PCG64 generator, as the next ones."""
+
+    increment: int
+    has_half: int
+    half: int
+    drawn: bytes
+    """What was drawn, and is not sent yet."""
 
 
 class SyntheticBodies:
@@ -28,7 +47,7 @@ class SyntheticBodies:
             raise SettingsError(f"vocabulary of {vocab_size}: must be at least 20 tokens.")
         import numpy as np
 
-        self._isl, self._seed = isl, seed
+        self._isl, self._osl, self._seed, self._vocab_size = isl, osl, seed, vocab_size
         self._random = np.random.default_rng(seed)
         if endpoint.chat:
             units = [f"{word} " for word in CHAT_WORDS]
@@ -50,6 +69,35 @@ class SyntheticBodies:
             self._random = np.random.default_rng((self._seed, of, index))
             self._drawn, self._at = b"", 0
         return Bodies(make_body=self)
+
+    def drawing(self) -> Drawing:
+        """Return what `of_drawing` goes on from, with the same prompts as this one would write next."""
+        state = self._random.bit_generator.state
+        return Drawing(
+            isl=self._isl,
+            osl=self._osl,
+            vocab_size=self._vocab_size,
+            state=state["state"]["state"],
+            increment=state["state"]["inc"],
+            has_half=state["has_uint32"],
+            half=state["uinteger"],
+            drawn=self._drawn[self._at :],
+        )
+
+    @classmethod
+    def of_drawing(cls, endpoint: Endpoint, drawing: Drawing) -> SyntheticBodies:
+        """Inverse of `drawing`. Raises `ValueError`, or what `__init__` does, for what no drawing is."""
+        found = cls(endpoint, isl=drawing.isl, osl=drawing.osl, seed=0, vocab_size=drawing.vocab_size)
+        if len(drawing.drawn) % (drawing.isl * found._units.itemsize):
+            raise ValueError(f"{len(drawing.drawn)} bytes are no whole prompts")
+        found._random.bit_generator.state = {
+            "bit_generator": "PCG64",
+            "state": {"state": drawing.state, "inc": drawing.increment},
+            "has_uint32": drawing.has_half,
+            "uinteger": drawing.half,
+        }
+        found._drawn = drawing.drawn
+        return found
 
     def __call__(self, index: int) -> bytes:
         """Return the body of the next request; `index` is its number, which the order already gives."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import pickle
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from pytest_inferperf.errors import SettingsError
-from pytest_inferperf.measure.load.parcels import pack
+from pytest_inferperf.errors import EngineError, SettingsError
+from pytest_inferperf.measure.load.parcels import DrawnParcel, WrittenParcel, pack
+from pytest_inferperf.measure.load.plain import read, write
 from pytest_inferperf.measure.load.processes import Bodies
 from pytest_inferperf.measure.load.prompts import SyntheticBodies
 from tests.measure.load.conftest import endpoint
@@ -21,13 +22,17 @@ WORDS = [
 CHATS = [{"model": "m", "messages": [{"role": "user", "content": item["prompt"].strip()}]} for item in WORDS]
 
 
+def delivered(parcel: DrawnParcel | WrittenParcel) -> DrawnParcel | WrittenParcel:
+    found: DrawnParcel | WrittenParcel = read(DrawnParcel | WrittenParcel, write(parcel), "parcel")
+    return found
+
+
 def sent_away(asked: list[dict[str, Any]], count: int = 3) -> Bodies:
     """Return the requests as they arrive on another machine."""
     bodies = Bodies(
         make_body=lambda number: json.dumps(asked[number]).encode(), sizes_of=lambda number: (11 + number, 4)
     )
-    found: Bodies = pickle.loads(pickle.dumps(pack(bodies, count)))
-    return found
+    return delivered(pack(bodies, count)).open(endpoint(1))
 
 
 def units(body: bytes) -> list[Any]:
@@ -69,9 +74,28 @@ def test_one_that_needs_a_single_request_still_tells_what_is_shared() -> None:
 
 def test_drawn_prompts_are_drawn_where_they_are_sent() -> None:
     texts = SyntheticBodies(endpoint(1), isl=8, osl=4, seed=5)
-    packed = [pickle.loads(pickle.dumps(pack(texts.slice(index, 2), 10_000))) for index in range(2)]
-    assert [item.make_body(0) for item in packed] == [texts.slice(index, 2).make_body(0) for index in range(2)]
-    assert len(pickle.dumps(packed[0])) < 1_000_000
+    packed = [delivered(pack(texts.slice(index, 2), 10_000)).open(endpoint(1)) for index in range(2)]
+    for index, item in enumerate(packed):
+        here = texts.slice(index, 2)
+        assert [item.make_body(number) for number in range(3000)] == [here.make_body(number) for number in range(3000)]
+    assert len(write(pack(texts.slice(0, 2), 10_000))) < 1_000
+
+
+def test_one_process_elsewhere_goes_on_where_this_one_is() -> None:
+    texts = SyntheticBodies(endpoint(1), isl=8, osl=4, seed=5)
+    here = texts.slice(0, 1)
+    sent = [here.make_body(number) for number in range(3)]
+    there = delivered(pack(texts.slice(0, 1), 4)).open(endpoint(1))
+    more = [there.make_body(number) for number in range(3000)]
+    assert more == [here.make_body(number) for number in range(3000)]
+    assert not set(sent) & set(more)
+
+
+@pytest.mark.parametrize("change", [{"isl": 0}, {"vocab_size": 3}, {"drawn": b"1,"}, {"state": -1}])
+def test_a_drawing_that_is_none(change: dict[str, Any]) -> None:
+    drawing = SyntheticBodies(endpoint(1), isl=8, osl=4, seed=5).drawing()
+    with pytest.raises(EngineError, match=r"^prompts of a load that cannot be drawn: "):
+        DrawnParcel(drawing=replace(drawing, **change)).open(endpoint(1))
 
 
 def test_what_a_file_holds_goes_out_from_one_host() -> None:
