@@ -11,8 +11,6 @@ from pytest_inferperf.simulate.server import serve_in_thread
 from tests.plugin.conftest import PERFORMANCE, Project
 from tests.plugin.test_output_agreement import on, served
 
-pytestmark = pytest.mark.newest
-
 importlib.import_module("pytest_inferperf.measure.audit")
 __all__ = ["served"]
 GATE = "throughput_floor(output_throughput=0.1)"

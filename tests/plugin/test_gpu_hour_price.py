@@ -6,8 +6,6 @@ import pytest
 
 from tests.plugin.conftest import PERFORMANCE, Project
 
-pytestmark = pytest.mark.newest
-
 GATE = "latency_ceiling(cost_per_million_tokens={limit})"
 SCRIPT = {"hardware": "NVIDIA B200", "kind": "gpu", "ttft_ms": 10_000.0, "tpot_ms": 1000.0}
 HOUR = ("-o", "inferperf_gpu_hour_price=4")

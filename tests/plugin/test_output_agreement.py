@@ -11,8 +11,6 @@ from pytest_inferperf.simulate.behaviour import Behaviour
 from pytest_inferperf.simulate.server import serve_in_thread
 from tests.plugin.conftest import PERFORMANCE, Project
 
-pytestmark = pytest.mark.newest
-
 for _name in ("launch", "openai.engine", "openai.served"):
     importlib.import_module(f"pytest_inferperf.engines.{_name}")
 for _name in ("load.rounds", "load.honesty", "agreement", "witness"):
