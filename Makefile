@@ -15,16 +15,14 @@ TESTS := $(BIN)/pytest tests
 
 LOWEST := PYTHONPATH=$(VENV)/lowest $(VENV)/lowest/bin/pytest -p no:xdist
 
-.PHONY: ci demo test check unit cluster unit-lowest install chromium clean
-
-# Everything, on a machine of two cores: an engine of the demo computes on one, so that the other is free.
-ci: install chromium $(VENV)/lowest
-	$(MAKE) --no-print-directory -k -j 2 --output-sync=target demo check unit-lowest cluster unit
+.PHONY: demo test check unit cluster unit-lowest install chromium clean
 
 demo: install
 	$(BIN)/python suites/embedded/demo.py
 
-test: check unit cluster unit-lowest
+# Last two runs side by side: the cluster mostly waits, and without xdist the lowest pytest has one core.
+test: check unit $(VENV)/lowest
+	$(MAKE) --no-print-directory -j 2 --output-sync=target cluster unit-lowest
 
 check: install
 	$(BIN)/ruff check .
