@@ -15,6 +15,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection as Pipe
 from typing import Any
 
+from pytest_inferperf.cluster.pipe import receive, written
 from pytest_inferperf.errors import ClusterLost, EngineError, HardwareError, InferperfError
 
 __all__ = ["Driver", "LateAnswer", "NoAnswer"]
@@ -73,8 +74,8 @@ class Driver:
             )
         self._pipe = Pipe(ours.detach())
         try:
-            self._pipe.send(connection)
-            kind, text = self._pipe.recv()
+            self._pipe.send_bytes(written(connection))
+            kind, text = receive(self._pipe)
         except (EOFError, OSError):
             kind, text = "failed", self._last_words()
         except BaseException:
@@ -176,22 +177,26 @@ class Driver:
             self._send((None, method, args))
 
     def _send(self, message: object) -> None:
+        content = written(message)
         # Where it is gone, `_listen` sees it too.
         with self._sending, suppress(OSError):
-            self._pipe.send(message)
+            self._pipe.send_bytes(content)
 
     def _listen(self) -> None:
         """Hand out answers until the process is gone."""
-        with suppress(EOFError, OSError):
+        try:
             while True:
-                number, kind, value = self._pipe.recv()
+                number, kind, value = receive(self._pipe)
                 with self._lock:
                     answer = self._waiting.get(number)
                 if answer is not None:
                     answer.kind, answer.value = kind, value
                     answer.is_there.set()
-        self._process.wait()
-        self._give_up(self._last_words())
+        except (EOFError, OSError):
+            self._process.wait()
+            self._give_up(self._last_words())
+        except (TypeError, ValueError) as error:
+            self._give_up(f"the process that is connected to it says what is no answer: {error}")
 
     def _give_up(self, why: str) -> None:
         """Let every call that waits, and that comes, say that the cluster is lost."""

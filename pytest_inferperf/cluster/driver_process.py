@@ -1,7 +1,7 @@
 """The process that holds the connection to Ray, and does there what pytest asks for: `main(DESCRIPTOR)`.
 
 Ray ends the process of a driver whose head is gone, and some of its calls never return once it is: so both happen here, and
-not in pytest. What is asked for comes as `(number, method, arguments)` and is answered, in any order, with `(number, kind,
+not in pytest. What is asked for, JSON, comes as `(number, method, arguments)` and is answered, in any order, with `(number, kind,
 value)`; what has no number is not answered. It ends with the connection to pytest, and takes with it what the run had.
 """
 
@@ -17,6 +17,8 @@ from contextlib import suppress
 from importlib import import_module
 from multiprocessing.connection import Connection as Pipe
 from typing import Any
+
+from pytest_inferperf.cluster.pipe import receive, written
 
 __all__ = ["main"]
 
@@ -35,32 +37,32 @@ def main(descriptor: int) -> None:
     try:
         import ray
 
-        ray.init(**pipe.recv())
+        ray.init(**receive(pipe))
     except Exception as error:
         _leave(pipe, ("failed", f"{error}".strip() or type(error).__name__))
-    pipe.send(("connected", ""))
+    pipe.send_bytes(written(("connected", "")))
     calls = _Calls()
     lock = threading.Lock()
 
     def answer(number: int | None, method: str, arguments: Sequence[Any]) -> None:
         try:
-            found = ("found", getattr(calls, method)(*arguments))
+            said = written((number, "found", getattr(calls, method)(*arguments)))
         except ray.exceptions.RayTaskError as error:
-            found = ("failed", str(error.cause or error))
+            said = written((number, "failed", str(error.cause or error)))
         except ray.exceptions.GetTimeoutError:
-            found = ("late", "")
+            said = written((number, "late", ""))
         except Exception as error:
             if not ray.is_initialized():
                 # A client of a server elsewhere is told so, where a driver is ended.
                 _leave(pipe, None, why=str(error))
-            found = ("gone", f"{type(error).__name__}: {error}")
+            said = written((number, "gone", f"{type(error).__name__}: {error}"))
         if number is not None:
             with lock, suppress(OSError):
-                pipe.send((number, *found))
+                pipe.send_bytes(said)
 
     pool = ThreadPoolExecutor(max_workers=_THREADS)
     with suppress(EOFError, OSError):
-        while (asked := pipe.recv()) is not None:
+        while (asked := receive(pipe)) is not None:
             pool.submit(answer, *asked)
     _leave(pipe, None)
 
@@ -73,7 +75,7 @@ def _leave(pipe: Pipe, said: tuple[str, str] | None, *, why: str = "") -> None:
         print(why, file=sys.stderr, flush=True)
     if said is not None:
         with suppress(OSError):
-            pipe.send(said)
+            pipe.send_bytes(written(said))
     threading.Timer(_END_S, os._exit, [1]).start()
     with suppress(Exception):
         ray.shutdown()

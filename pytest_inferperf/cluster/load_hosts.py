@@ -207,8 +207,7 @@ class _NodeHost(LoadHost):
 
     def hear(self) -> list[tuple[int, bytes | int]]:
         """See `LoadHost.hear`."""
-        found: list[tuple[int, bytes | int]] = self._ask("hear")
-        return found
+        return [(place, said) for place, said in self._ask("hear")]
 
     def end(self) -> None:
         """See `LoadHost.end`."""

@@ -24,7 +24,7 @@ from pytest_inferperf.measure.load.parcels import pack
 from pytest_inferperf.measure.load.parts import Part, whole_run
 from pytest_inferperf.measure.load.plan import LoadPlan, LoadRun
 from pytest_inferperf.measure.load.processes import MOMENT, STOP, Bodies
-from pytest_inferperf.measure.load.records import Records
+from pytest_inferperf.measure.load.records import MEASURED, Records
 from pytest_inferperf.measure.load.skew import HostClock, Offset, measure_offset
 from pytest_inferperf.measure.load.state import LoadState, joint_state
 from pytest_inferperf.measure.progress import Live, watched
@@ -96,7 +96,7 @@ def run_on_hosts(
 
 
 def _conduct(plan: LoadPlan, crew: _Crew, interrupt: Interrupt, watch: Callable[[list[float]], None] | None) -> LoadRun:
-    while crew.ready < crew.count:
+    while len(crew.ready) < crew.count:
         crew.hear()
         if interrupt.seen:
             raise KeyboardInterrupt
@@ -109,10 +109,12 @@ def _conduct(plan: LoadPlan, crew: _Crew, interrupt: Interrupt, watch: Callable[
             continue
         if watch is not None:
             watch(crew.shares)
-        if crew.ended == crew.count or interrupt.seen:
+        if len(crew.ended) == crew.count or interrupt.seen:
             crew.tell(STOP)
             stopped = True
-    complete = crew.ended == crew.count
+    complete = len(crew.ended) == crew.count
+    if complete:
+        _check_whole(plan, crew)
     after = crew.offsets()
     clocks = tuple(
         HostClock.of(host.name, crew.processes, *found) for host, *found in zip(crew.hosts, before, after, strict=True)
@@ -122,13 +124,25 @@ def _conduct(plan: LoadPlan, crew: _Crew, interrupt: Interrupt, watch: Callable[
     return replace(run, hosts=clocks)
 
 
+def _check_whole(plan: LoadPlan, crew: _Crew) -> None:
+    """Raise `InvalidRun` where a process has not measured just the requests that were its own."""
+    for index in range(crew.count):
+        asked, found = len(range(index, plan.num_requests, crew.count)), crew.parts[index].records.kind.count(MEASURED)
+        if found != asked:
+            raise InvalidRun(
+                f"{crew.where(index)}, has measured {found} requests where {asked} were its own: a part of the load is missing, "
+                "or there twice. Run it again."
+            )
+
+
 class _Crew:
     """The processes on the hosts, and what they have said so far."""
 
     def __init__(self, hosts: Sequence[LoadHost], processes: int) -> None:
         self.hosts, self.processes = hosts, processes
         self.count = len(hosts) * processes
-        self.ready = self.ended = 0
+        self.ready: set[int] = set()
+        self.ended: set[int] = set()
         self.shares = [0.0] * self.count
         """Of its core, what each process has used for what could not wait."""
 
@@ -157,7 +171,7 @@ class _Crew:
         moment = time.perf_counter() + _LEAD_S
         for host, offset in zip(self.hosts, offsets, strict=True):
             late_s = host.tell(MOMENT.pack(moment + offset.offset_s)) - offset.offset_s - moment
-            if late_s > 0:
+            if not late_s <= 0:
                 raise InvalidRun(
                     f"{host.name} heard of the beginning of the load {1000 * late_s:.0f} ms too late, {_LEAD_S:g} s after it "
                     "was told: the cluster, or the way there, is busy. Run it again."
@@ -175,15 +189,14 @@ class _Crew:
             if isinstance(said, int):
                 if index not in self.parts:
                     how = f"was killed by signal {-said}" if said < 0 else f"ended with exit status {said}"
-                    raise EngineError(f"{self._where(index, host)}, {how} in mid-run.")
+                    raise EngineError(f"{self.where(index)}, {how} in mid-run.")
                 continue
             self._heard[index] = time.monotonic()
-            what, value = read_message(said, who=self._where(index, host))
+            what, value = read_message(said, who=f"{self.where(index)},")
             self._take(index, host, what, value)
         for index, heard in enumerate(self._heard):
             if index not in self.parts and time.monotonic() - heard > _SILENT_S:
-                host = self.hosts[index // self.processes]
-                raise EngineError(f"{self._where(index, host)}, has said nothing for {_SILENT_S:g} s: it hangs.")
+                raise EngineError(f"{self.where(index)}, has said nothing for {_SILENT_S:g} s: it hangs.")
 
     def _said(self) -> Iterator[tuple[int, LoadHost, bytes | int]]:
         for number, host in enumerate(self.hosts):
@@ -192,20 +205,21 @@ class _Crew:
 
     def _take(self, index: int, host: LoadHost, what: str, value: Any) -> None:
         if what == "ready":
-            self.ready += 1
+            self.ready.add(index)
         elif what == "at":
             self.shares[index], state = value
             if state is not None:
                 self.states[index] = state
         elif what == "ended":
-            self.ended += 1
+            self.ended.add(index)
         elif what == "part":
             self.parts[index] = value
         else:
             raise value.error(where=host.name)
 
-    def _where(self, index: int, host: LoadHost) -> str:
-        return f"load process {index + 1} of {self.count}, on {host.name}"
+    def where(self, index: int) -> str:
+        """Name a process."""
+        return f"load process {index + 1} of {self.count}, on {self.hosts[index // self.processes].name}"
 
 
 def _share(plan: LoadPlan, index: int, count: int) -> int:

@@ -62,6 +62,7 @@ def whole_run(plan: LoadPlan, parts: Sequence[Part], *, interrupted: bool) -> Lo
         flying = [sent for sent in everything if 0 < sent < stop]
         fillers -= len(everything) - len(flying)
     held, requests, tokens = in_window(records, flying, start, stop)
+    begun = min([start, *(part.first_measured for part in parts if part.first_measured is not None)])
     failures: dict[str, Failure] = {}
     sources: dict[str, int] = {}
     for part in parts:
@@ -91,5 +92,6 @@ def whole_run(plan: LoadPlan, parts: Sequence[Part], *, interrupted: bool) -> Lo
         interrupted=interrupted,
         clock=ClockMeter.joined([part.meter for part in parts]).report(),
         clocks=tuple(part.meter.report() for part in parts),
+        held_measured=in_window(records, flying, begun, stop)[0] if len(parts) > 1 else None,
         outputs=drawn([output for part in parts for output in part.outputs], plan.kept),
     )

@@ -120,6 +120,10 @@ class LoadRun:
     outputs: tuple[Output, ...] = ()
     """The answers that were kept."""
 
+    held_measured: float | None = None
+    """Requests in flight, mean from when the first measured one was due to the end of the window: less than `held` where a
+    process began late, while others had less competition than was asked for. None for a single process."""
+
     hosts: tuple[HostClock, ...] = ()
     """The other machines that sent it, in the order of `clocks`, each with as many of them as it has processes; none where
     this one did."""

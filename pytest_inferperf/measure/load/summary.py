@@ -97,6 +97,12 @@ def check_load(
             f"{run.held:.2f} requests were in flight in the mean, where {asked} were asked for and "
             f"{min_held_share * asked:g} are the least: figures at this concurrency were not measured"
         )
+    if asked and run.held_measured is not None and run.held_measured < min_held_share * asked:
+        return (
+            f"from the first measured request on, {run.held_measured:.2f} requests were in flight in the mean, where {asked} were "
+            f"asked for and {min_held_share * asked:g} are the least: a process began later than the others, whose latencies "
+            "are those of a smaller load. Measure for longer, or on machines with less to do"
+        )
     if run.plan.arrivals is not None:
         return _rate_not_held(run.plan.arrivals.rate, columns, measured, min_held_share)
     return ""

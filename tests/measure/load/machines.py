@@ -25,18 +25,18 @@ class Machine(LoadHost):
     def __init__(self, name: str, site: Path, *, ahead_s: float = 0.0, rate: float = 1.0, way_s: float = 0.0) -> None:
         self.name = name
         (site / "sitecustomize.py").write_text(_OTHER_CLOCK)
-        self._site, self._ahead_s, self._rate, self._way_s = site, ahead_s, rate, way_s
+        self._site, self.ahead_s, self._rate, self._way_s = site, ahead_s, rate, way_s
         self.load = NodeLoad()
 
     def _clock(self, ours: float) -> float:
-        return self._rate * ours + self._ahead_s
+        return self._rate * ours + self.ahead_s
 
     def start(self, letters: Sequence[bytes]) -> None:
         before = dict(os.environ)
         os.environ |= {
             "PYTHONPATH": str(self._site),
             "CLOCK_RATE": repr(self._rate),
-            "CLOCK_AHEAD": repr(self._ahead_s),
+            "CLOCK_AHEAD": repr(self.ahead_s),
         }
         try:
             self.load.start(letters)

@@ -19,7 +19,10 @@ from pytest_inferperf.errors import EngineError, InvalidRun, NodeLost, SettingsE
 from pytest_inferperf.measure.load import hosts as hosts_module
 from pytest_inferperf.measure.load.arrivals import Arrivals
 from pytest_inferperf.measure.load.hosts import run_on_hosts
+from pytest_inferperf.measure.load.messages import read_message
+from pytest_inferperf.measure.load.plain import write
 from pytest_inferperf.measure.load.plan import LoadPlan, LoadRun
+from pytest_inferperf.measure.load.processes import MOMENT, STOP
 from pytest_inferperf.measure.load.prompts import SyntheticBodies
 from pytest_inferperf.measure.load.records import MEASURED, WARMUP
 from pytest_inferperf.measure.load.skew import measure_offset
@@ -29,6 +32,7 @@ from pytest_inferperf.simulate.server import SimulatedServer, serve_in_thread
 from tests.measure.load.conftest import endpoint
 from tests.measure.load.machines import Machine
 
+HOSTED = "pytest_inferperf.measure.load.hosted"
 ISL, OSL = 8, 4
 QUICK = Behaviour(ttft_ms=60, itl_ms=10)
 
@@ -92,6 +96,110 @@ def test_a_clock_that_goes_wrong_makes_the_run_invalid(tmp_path: Path) -> None:
     assert cause.startswith("clock skew: moments of node b are known within ")
     with pytest.raises(InvalidRun, match=r"^clock skew: moments of node b"):
         summarise_load(run, isl=ISL)
+
+
+def test_a_clock_that_jumps_in_mid_run_makes_it_invalid_however_long_it_is(two: tuple[Machine, Machine]) -> None:
+    def jump(_shares: list[float]) -> None:
+        two[1].ahead_s = 123_456.05
+
+    with serve_in_thread(Behaviour(ttft_ms=200, itl_ms=20)) as server:
+        run = together(server, *two, watch=jump, plan={"num_requests": 24})
+    assert [host.jump_ms for host in run.hosts] == [0, pytest.approx(50, abs=20)]
+    # As in a window of a minute, of which 25 ms are little.
+    long = replace(run, start=run.start - 60)
+    assert check_load(long, isl=ISL, min_held_share=0.0).startswith(
+        "clock skew: the clock of node b jumped in the run "
+    )
+
+
+def test_a_host_that_begins_late_makes_the_run_invalid(
+    two: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tell(message: bytes, before: Callable[[bytes], float] = two[1].tell) -> float:
+        later = MOMENT.pack(MOMENT.unpack(message)[0] + 2.0) if message != STOP else message
+        return before(later)
+
+    monkeypatch.setattr(two[1], "tell", tell)
+    with serve_in_thread(QUICK) as server:
+        run = together(server, *two)
+    # Once both send, the load is what was asked for; but one of them had measured half of it by then.
+    assert run.held == pytest.approx(6, rel=0.1)
+    assert run.held_measured == pytest.approx(4, rel=0.15)
+    cause = check_load(run, isl=ISL, min_held_share=0.85)
+    assert cause.startswith("from the first measured request on, "), cause
+    assert "a process began later than the others" in cause
+
+
+def test_a_host_that_says_all_twice_is_heard_once(
+    two: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hear(before: Callable[[], list[Any]] = two[0].hear) -> list[Any]:
+        return [item for item in before() for _ in range(2)]
+
+    monkeypatch.setattr(two[0], "hear", hear)
+    with serve_in_thread(QUICK) as server:
+        run = together(server, *two, plan={"num_requests": 12})
+        assert server.stats()["peak_active"] == 6
+    assert not run.interrupted
+    assert int((run.records.columns()["kind"] == MEASURED).sum()) == 12
+
+
+def test_a_part_that_lacks_a_request_makes_the_run_invalid(
+    two: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking(said: bytes | int) -> bytes | int:
+        if isinstance(said, int):
+            return said
+        word, value = read_message(said, who="node b")
+        if word == "part":
+            value.records.kind[value.records.kind.index(MEASURED)] = WARMUP
+        return write([word, value])
+
+    def hear(before: Callable[[], list[Any]] = two[1].hear) -> list[Any]:
+        return [(place, lacking(said)) for place, said in before()]
+
+    monkeypatch.setattr(two[1], "hear", hear)
+    with (
+        serve_in_thread(QUICK) as server,
+        pytest.raises(
+            InvalidRun, match=r"^load process 2 of 2, on node b, has measured 5 requests where 6 were its own: "
+        ),
+    ):
+        together(server, *two, plan={"num_requests": 12})
+
+
+def test_a_host_that_says_what_is_no_message(two: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(two[1], "hear", lambda: [(0, b"\x80\x05K\x01.")])
+    with (
+        serve_in_thread(QUICK) as server,
+        pytest.raises(
+            EngineError, match=r"^load process 2 of 2, on node b, said something that is no message of a load: "
+        ),
+    ):
+        together(server, *two)
+
+
+def test_a_host_that_is_lost_once_all_is_sent_gives_no_figure(
+    two: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def clock(before: Callable[[], float] = two[1].clock) -> float:
+        if server.stats()["requests"]:
+            raise NodeLost("the load is lost on node b (ActorDiedError)")
+        return before()
+
+    monkeypatch.setattr(two[1], "clock", clock)
+    with serve_in_thread(QUICK) as server, pytest.raises(EngineError, match=r"lost on node b .*, in mid-run: what the"):
+        together(server, *two, plan={"num_requests": 12})
+
+
+def test_no_two_hosts_send_the_same_prompt_nor_one_that_went_out_before(two: tuple[Machine, Machine]) -> None:
+    with serve_in_thread(QUICK) as server:
+        run = together(server, *two, plan={"kept": 60})
+    target = endpoint(server.port)
+    alone = SyntheticBodies(target, isl=ISL, osl=OSL, seed=1).slice(0, 1)
+    bodies = {output.body for output in run.outputs}
+    assert len(bodies) == 60
+    assert not bodies & {alone.make_body(number) for number in range(1000)}
 
 
 def test_a_host_that_is_far_away_makes_the_run_invalid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,17 +301,22 @@ def test_the_key_of_an_api_is_read_on_each_host_and_not_sent(
     two: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     letters: list[bytes] = []
+    lines: list[str] = []
 
     def start(sent: Sequence[bytes], begin: Callable[[Sequence[bytes]], None] = two[1].load.start) -> None:
         letters.extend(sent)
         begin(sent)
+        # `ps` shows these to all users of that machine.
+        lines.extend(str(process.args) for process in two[1].load._processes)
 
     monkeypatch.setattr(two[1].load, "start", start)
     monkeypatch.setenv("LOAD_KEY", "sk-not-to-be-shipped")
     with serve_in_thread(QUICK) as server:
         run = together(server, *two, api_key_env="LOAD_KEY", plan={"num_requests": 12})
     assert b"LOAD_KEY" in letters[0]
-    assert b"sk-not" not in letters[0]
+    assert not any(b"sk-not" in letter for letter in letters)
+    assert HOSTED in lines[0]
+    assert not any("sk-not" in line for line in lines)
     assert not run.failures
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 
 import pytest
 
+from pytest_inferperf.errors import EngineError
 from pytest_inferperf.measure.load.clock import ClockLimits
 from pytest_inferperf.measure.load.skew import HostClock, Offset, measure_offset, out_of_step
 
@@ -65,8 +67,10 @@ def test_a_clock_that_goes_wrong_in_the_run_is_seen_afterwards() -> None:
 
 
 def clock(*, bound_ms: float = 0.2, drift_ms: float = 0.0) -> HostClock:
-    before = Offset(offset_s=5.0, bound_s=bound_ms / 2000)
-    return HostClock.of("node b", 1, before, Offset(offset_s=5.0 + drift_ms / 1000, bound_s=bound_ms / 1000))
+    """Return the clock of a host, asked twice with 10 s in between."""
+    before = Offset(offset_s=5.0, bound_s=bound_ms / 2000, at_s=50.0)
+    after = Offset(offset_s=5.0 + drift_ms / 1000, bound_s=bound_ms / 1000, at_s=60.0)
+    return HostClock.of("node b", 1, before, after)
 
 
 def cause(found: HostClock, *, window_s: float = 10.0, ttft_ms: float = 200.0, open_loop: bool = False) -> str:
@@ -74,7 +78,7 @@ def cause(found: HostClock, *, window_s: float = 10.0, ttft_ms: float = 200.0, o
 
 
 @pytest.mark.parametrize(
-    "found", [clock(), clock(bound_ms=9.9), clock(drift_ms=-15)], ids=["well known", "far away", "drifts a little"]
+    "found", [clock(), clock(bound_ms=9.9), clock(drift_ms=-8)], ids=["well known", "far away", "drifts a little"]
 )
 def test_a_clock_that_is_known_well_enough(found: HostClock) -> None:
     assert not cause(found)
@@ -91,6 +95,27 @@ def test_a_host_so_far_away_that_its_clock_is_not_known() -> None:
 
 def test_a_clock_that_was_set_in_the_run() -> None:
     assert "drift in the run -300.000" in cause(clock(drift_ms=-300))
+
+
+def test_a_clock_that_jumped_makes_latencies_wrong_by_all_of_it_however_long_the_window() -> None:
+    assert cause(clock(drift_ms=-15), window_s=1000) == (
+        "clock skew: the clock of node b jumped in the run (drift -15.000 ms, of which 9.700 is more than a clock goes wrong "
+        "by that runs), and latencies that it timed are wrong by as much. See to that host's clock, or to what stopped the "
+        "machine, and run it again."
+    )
+    # A share of a TTFT that long.
+    assert not cause(clock(drift_ms=-15), window_s=1000, ttft_ms=600)
+
+
+@pytest.mark.parametrize("time_s", [math.nan, math.inf])
+def test_what_is_no_time(time_s: float) -> None:
+    with pytest.raises(EngineError, match=r"^a host that sends load says that its clock is at (nan|inf): no time\.$"):
+        measure_offset(lambda: time_s)
+
+
+def test_an_error_that_is_no_number_is_none_that_is_allowed() -> None:
+    assert cause(clock(bound_ms=math.nan)).startswith("clock skew: ")
+    assert cause(clock(drift_ms=math.nan)).startswith("clock skew: ")
 
 
 def test_hosts_that_send_one_arrival_process_may_be_no_further_apart_than_a_send_may_be_late() -> None:
