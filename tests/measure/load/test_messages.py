@@ -48,7 +48,16 @@ def sample(*values_ms: float) -> Sample:
 def part(**changes: Any) -> Part:
     records = Records()
     records.add(
-        kind=MEASURED, ok=True, intended=1.5, sent=1.5, done=2.25, first=1.75, last=2.25, tokens=3, prompt_tokens=9
+        kind=MEASURED,
+        ok=True,
+        intended=1.5,
+        sent=1.5,
+        done=2.25,
+        first=1.75,
+        last=2.25,
+        tokens=3,
+        prompt_tokens=9,
+        turn=2,
     )
     records.add(kind=MEASURED, ok=False, intended=1.5, sent=0.0, done=2.5)
     meter = ClockMeter()

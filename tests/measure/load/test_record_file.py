@@ -32,6 +32,7 @@ def records() -> Records:
         tokens=4,
         first_tokens=4,
         prompt_tokens=9,
+        turn=2,
     )
     found.add(kind=FILLER, ok=False, intended=52.0, sent=0.0, done=53.0)
     return found
@@ -40,6 +41,7 @@ def records() -> Records:
 ROWS = [
     {
         "kind": "warmup",
+        "turn": None,
         "ok": True,
         "due_s": 0.0,
         "sent_s": 0.0,
@@ -52,6 +54,7 @@ ROWS = [
     },
     {
         "kind": "measured",
+        "turn": 2,
         "ok": True,
         "due_s": 1.0,
         "sent_s": 1.25,
@@ -64,6 +67,7 @@ ROWS = [
     },
     {
         "kind": "filler",
+        "turn": None,
         "ok": False,
         "due_s": 2.0,
         "sent_s": None,
