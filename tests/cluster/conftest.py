@@ -10,9 +10,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.cluster.runs import Project, is_running, wait_for
@@ -36,6 +38,7 @@ class Raylets:
         self.environment = {**os.environ, **ENVIRONMENT, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "CI", "RAY_ADDRESS"):
             self.environment.pop(name, None)
+        self._headless = False
         self.folder = Path(tempfile.mkdtemp(prefix="ifp-"))
         self.environment["RAY_TMPDIR"] = str(self.folder)
         with (self.folder / "stderr").open("w") as log:
@@ -70,6 +73,15 @@ class Raylets:
         """Kill a node as a power cut does."""
         self._tell(f"kill {number}")
 
+    def behead(self) -> None:
+        """Kill what all nodes and drivers are connected to; nothing else may be asked for after it."""
+        (head,) = [process for process in self._processes() if process.name() == "gcs_server"]
+        head.kill()
+        self._headless = True
+
+    def _processes(self) -> list[psutil.Process]:
+        return psutil.Process(self._process.pid).children(recursive=True)
+
     def add(self, cpus: int) -> None:
         """Add a node."""
         self._tell(f"add {cpus}")
@@ -90,6 +102,11 @@ class Raylets:
         return json.loads(self._process.stdout.readline())
 
     def close(self) -> None:
+        if self._headless:
+            # Nothing of Ray ends in order without its head.
+            for process in [*self._processes(), self._process]:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
         try:
             self._process.communicate(timeout=60)
         except subprocess.TimeoutExpired:

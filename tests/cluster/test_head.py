@@ -33,17 +33,17 @@ def _losing(address: str, folder: Path, scratch: Path) -> Iterator[tuple[Project
     project = Project(folder, environment)
     project.test(HEAD)
     arguments = ["--inferperf-json=found.json", "--junit-xml=found.xml", "--inferperf-update=new", "-rA"]
-    run = project.start(*arguments, ray=address, tmp=scratch, **({RECONNECT: "3"} if cluster is not None else {}))
-    # It is launched for each session: the third launch has one of the second test behind it.
-    wait_for(lambda: len(project.engines()) == 3 or run.poll() is not None)
-    assert run.poll() is None, project.end(run)
-    started = psutil.Process(run.pid).children(recursive=True)
-    if cluster is not None:
-        cluster.kill(0)
-    else:
-        (head,) = [process for process in started if process.name() == "gcs_server"]
-        head.kill()
     try:
+        run = project.start(*arguments, ray=address, tmp=scratch, **({RECONNECT: "3"} if cluster is not None else {}))
+        # It is launched for each session: the third launch has one of the second test behind it.
+        wait_for(lambda: len(project.engines()) == 3 or run.poll() is not None)
+        assert run.poll() is None, project.end(run)
+        started = psutil.Process(run.pid).children(recursive=True)
+        if cluster is not None:
+            cluster.behead()
+        else:
+            (head,) = [process for process in started if process.name() == "gcs_server"]
+            head.kill()
         yield project, project.end(run)
         assert run.returncode == 1
         # Nothing is left of the run, nor of a cluster that it had started.
