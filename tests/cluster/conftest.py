@@ -104,7 +104,7 @@ class Raylets:
     def close(self) -> None:
         if self._headless:
             # Nothing of Ray ends in order without its head.
-            for process in [*self._processes(), self._process]:
+            for process in [*self._processes(), psutil.Process(self._process.pid)]:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
         try:
