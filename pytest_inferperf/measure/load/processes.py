@@ -25,6 +25,7 @@ from typing import Any
 
 from pytest_inferperf.engines.openai.endpoint import Endpoint
 from pytest_inferperf.errors import EngineError, SettingsError
+from pytest_inferperf.hiding import hider
 from pytest_inferperf.measure.load.clock import ClockMeter
 from pytest_inferperf.measure.load.conductor import Conductor
 from pytest_inferperf.measure.load.framing import frames
@@ -236,7 +237,11 @@ def send_part(
     is_shown: bool,
     control: socket.socket,
 ) -> None:
-    """Send one process's part of a load, as the other end of `control` says, and say there what came of it."""
+    """Send one process's part of a load, as the other end of `control` says, and say there what came of it.
+
+    A server may repeat the key of its caller in an error, and that of this host is unknown to the machine where it is shown.
+    """
+    hide = hider(also=[endpoint.api_key_env] if endpoint.api_key_env else [])
     try:
         mine = replace(
             plan,
@@ -247,8 +252,11 @@ def send_part(
         supply = Supply(endpoint, mine, texts.make_body, texts.sizes_of, texts.make_spare)
         conductor = _Follower(control, index=index, processes=processes, is_shown=is_shown)
         part = run_part(endpoint, mine, supply, conductor, Interrupt())
+        for failure in part.failures.values():
+            failure.example = hide(failure.example)
     except Exception as error:
-        say(control, "error", Trouble.of(error, who=f"load process {index + 1} of {processes}"))
+        trouble = Trouble.of(error, who=f"load process {index + 1} of {processes}")
+        say(control, "error", replace(trouble, message=hide(trouble.message)))
     else:
         say(control, "part", part)
 
