@@ -36,13 +36,16 @@ def judge_item(item: pytest.Item, run: Inferperf, *, invalid: str = "", body_fai
     from pytest_inferperf.gates.performance import stale_verdict
     from pytest_inferperf.judging import judge_case
     from pytest_inferperf.model.injection import shown
+    from pytest_inferperf.model.sharing import with_place
     from pytest_inferperf.model.verdicts import Status, worst
     from pytest_inferperf.report.junit import junit_properties
     from pytest_inferperf.report.lines import INJECTED, failure_message
     from pytest_inferperf.waiving import today, with_notes
 
     settings = state_of(item.config).settings
-    result = replace(run.result, invalid=invalid) if invalid else run.result
+    placed = state_of(item.config).placement
+    result = with_place(run.result, placed() if placed is not None else None)
+    result = replace(result, invalid=invalid) if invalid else result
     gates = run.bound.gates
     failed = [failed_requests(gates, point.performance, point.comparisons) for point in result.points()]
     reason = result.invalid or next(filter(None, failed), "")
@@ -73,13 +76,12 @@ def judge_item(item: pytest.Item, run: Inferperf, *, invalid: str = "", body_fai
     verdicts = tuple(replace(verdict, notes=(*verdict.notes, *run.notes)) for verdict in verdicts)
     verdicts = with_notes(verdicts, item.nodeid, settings.waivers, today())
     status = worst(verdicts) if verdicts else None
-    placed = state_of(item.config).placement
     # A test that is run again reports its last attempt.
     item.user_properties[:] = [pair for pair in item.user_properties if not pair[0].startswith("inferperf.")]
     item.user_properties.extend(junit_properties(result, verdicts))
     item.stash[RECORD] = ResultRecord(
         nodeid=item.nodeid,
-        result=replace(result, invalid=body_failed or reason, placement=placed() if placed is not None else None),
+        result=replace(result, invalid=body_failed or reason),
         gates=gates,
         verdicts=verdicts,
         status=status,

@@ -13,6 +13,7 @@ from pytest_inferperf.baselines.entries import AccuracyEntry, Missing, Performan
 from pytest_inferperf.baselines.store import lookup_accuracy, lookup_performance
 from pytest_inferperf.gates.frontier import FrontierPoint, judge_frontier
 from pytest_inferperf.gates.judge import Baselines, judge
+from pytest_inferperf.gates.sharing import on_shared_node
 from pytest_inferperf.model.case import Case
 from pytest_inferperf.model.gates import ErrorRateCeiling, FrontierFloor, Gate, PerformanceGate
 from pytest_inferperf.model.results import CaseResult
@@ -59,6 +60,7 @@ def judge_case(
         ]
         for gate in whole:
             verdict = judge_frontier(gate, points, gates, default_tolerance=tolerance, alpha=alpha)
+            verdict = on_shared_node(gate, verdict, result)
             rows.append(verdict if against is None else _without_files(verdict, against, result.case))
         return tuple(rows)
     case = result.case

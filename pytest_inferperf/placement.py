@@ -10,6 +10,7 @@ import pytest
 
 from pytest_inferperf.engines.needs import on_ray
 from pytest_inferperf.errors import EngineError, HardwareError, MarkError
+from pytest_inferperf.model.gates import SpeedupFloor
 from pytest_inferperf.panel import tell
 from pytest_inferperf.selection import bound_of
 from pytest_inferperf.session import state_of
@@ -147,7 +148,7 @@ def _replicas(session: pytest.Session) -> int:
 
 
 def _request(session: pytest.Session, spec: EngineSpec) -> Request:
-    """Ask for what the engine needs, and for a whole node where one of its tests measures speed and says nothing else."""
+    """Ask for what the engine needs, and for a whole node where one of its tests measures speed and may not share it."""
     from pytest_inferperf.cluster.rules import Request, one_anyway
     from pytest_inferperf.collection import need_of, spec_of
     from pytest_inferperf.engines.needs import implied_need, joint_need
@@ -160,8 +161,10 @@ def _request(session: pytest.Session, spec: EngineSpec) -> Request:
             continue
         bound = bound_of(item)
         if bound is not None and bound.case.workload is not None:
-            # What is recorded holds for whoever has the node alone, too.
-            timed = timed or records or not bound.case.workload.share_node
+            # What is recorded holds for whoever has the node alone, too; and a neighbour of a reference engine would make
+            # the candidate look better.
+            compared = bound.against is not None or any(isinstance(gate, SpeedupFloor) for gate in bound.gates)
+            timed = timed or records or compared or not bound.case.workload.share_node
         with suppress(MarkError):
             # A wrong mark is the failure of its own test, and so is what no node has.
             need = need_of(item)

@@ -23,6 +23,7 @@ from pytest_inferperf.model.gates import rules_of
 from pytest_inferperf.model.injection import CONTEXT_KEY
 from pytest_inferperf.model.metrics import parse_metric
 from pytest_inferperf.model.results import AccuracyResult, PerformanceResult
+from pytest_inferperf.model.sharing import ALONE, shared_words
 from pytest_inferperf.model.verdicts import Status
 
 __all__ = [
@@ -198,6 +199,9 @@ def why_unusable(record: ResultRecord) -> str:
             f"the evaluation stopped after {len(answers.outcomes)} of {answers.planned} questions, and a baseline needs "
             "all: evaluate with --inferperf-set=early_stop=false"
         )
+    shared = shared_words(result)
+    if shared:
+        return f"{shared}, and a neighbour may have slowed it; measure it with {ALONE}"
     if result.performance is not None and result.engine is None:
         return "the result does not say which hardware it ran on"
     find = finder()

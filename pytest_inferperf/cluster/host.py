@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_inferperf import __version__
+from pytest_inferperf.cluster.neighbours import taken_by_others
 from pytest_inferperf.engines.devices import DeviceLease, lease_devices
 from pytest_inferperf.engines.hardware import cpu_hardware, find_gpus, look_at_gpus
 from pytest_inferperf.engines.supervisor import GRACE_S, WorkerProcess
@@ -90,12 +91,16 @@ class Host:
         from pytest_inferperf.model.results import Hardware
 
         devices = self._lease.uuids if self._lease is not None else ()
+        self._others = taken_by_others()
         self._telemetry = Telemetry(Hardware(**json.loads(hardware)), devices=devices).__enter__()
 
     def watched(self) -> str:
         """Stop to watch, and return what the node did meanwhile."""
         self._telemetry.__exit__(None, None, None)
-        return json.dumps(dict(self._telemetry.figures))
+        now = taken_by_others()
+        # Known at both ends, or not known.
+        others = {name: max(now[name], before) for name, before in self._others.items() if name in now}
+        return json.dumps({**self._telemetry.figures, **others})
 
     def start(self, number: int, what: str, python: str) -> str:
         """Start an engine process; returns its process id, or why it could not be started."""

@@ -133,6 +133,7 @@ class Seat:
             asked=self._asked.isoformat(timespec="seconds"),
             granted=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             waited_s=round(time.monotonic() - self._since, 1),
+            shared=not place.request.whole_node,
         )
 
     def release(self) -> None:

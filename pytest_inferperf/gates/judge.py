@@ -10,6 +10,7 @@ from pytest_inferperf.gates.accuracy import judge_floor, judge_loss
 from pytest_inferperf.gates.errors import count_requests, judge_errors
 from pytest_inferperf.gates.looks import ALPHA
 from pytest_inferperf.gates.performance import judge_performance
+from pytest_inferperf.gates.sharing import on_shared_node, why_not_comparable
 from pytest_inferperf.gates.speedup import judge_speedup
 from pytest_inferperf.model.gates import (
     AccuracyFloor,
@@ -61,7 +62,7 @@ def judge(gates: Sequence[Gate], result: CaseResult, baselines: Baselines) -> tu
         )
     verdicts: list[GateVerdict] = []
     for gate in gates:
-        verdicts += _judge_one(gate, result, baselines)
+        verdicts += [on_shared_node(gate, verdict, result) for verdict in _judge_one(gate, result, baselines)]
     return tuple(_with_context(verdict, result, baselines) for verdict in verdicts)
 
 
@@ -81,6 +82,8 @@ def _judge_one(gate: Gate, result: CaseResult, baselines: Baselines) -> list[Gat
         compared = next((item for item in result.comparisons if item.reference == gate.reference and item.blocks), None)
         if compared is None:
             return [_not_measured(gate, "measure()")]
+        if why := why_not_comparable(gate, result):
+            return [_invalid(gate, why)]
         tolerance, alpha = baselines.default_tolerance, baselines.alpha
         return [judge_speedup(gate, compared, result, default_tolerance=tolerance, alpha=alpha)]
     if result.accuracy is None:

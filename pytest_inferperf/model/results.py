@@ -380,6 +380,8 @@ class Placement:
     """When it had it."""
 
     waited_s: float
+    shared: bool = False
+    """Whether others were let onto the node; False where all of it was taken."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ from pytest_inferperf.gates.intervals import outdone
 from pytest_inferperf.model.case import Case
 from pytest_inferperf.model.gates import AccuracyLossCeiling, PerformanceGate
 from pytest_inferperf.model.metrics import parse_metric
-from pytest_inferperf.model.results import Repeat
+from pytest_inferperf.model.results import Placement, Repeat
 from pytest_inferperf.model.verdicts import GateVerdict, Status
 
 Make = Callable[..., ResultRecord]
@@ -286,6 +286,23 @@ def test_runs_that_cannot_be_trusted(root: Path, speed: Make) -> None:
         "c: 2 requests failed\n  Repeat the run",
     )
     assert plan.files == ()
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "whole"])
+def test_what_was_measured_beside_others_loosens_nothing(root: Path, speed: Make, shared: bool) -> None:
+    """Its result file may be all there is of it: a run that records takes the whole node."""
+    where = Placement(engine="x", node="a", gpus=1, asked="22:00", granted="22:01", waited_s=0.0, shared=shared)
+    record = speed(output_throughput=1.0, nodeid="a")
+    plan = run(root, replace(record, result=replace(record.result, placement=where)))
+    assert bool(plan.files) is not shared
+    assert plan.refusals == (
+        (
+            "a: others were let onto its node, and nobody knows whether any came, and a neighbour may have slowed it; "
+            "measure it with --inferperf-set=share_node=false\n  Repeat the run",
+        )
+        if shared
+        else ()
+    )
 
 
 def test_not_measured(root: Path, speed: Make) -> None:

@@ -90,6 +90,24 @@ def test_a_node_killed_in_mid_session_begins_the_session_again_elsewhere(project
     raylets.add(2)
 
 
+def test_a_measurement_beside_others_says_who_was_there(project: Project, raylets: Raylets) -> None:
+    project.test(EVALUATION.format(questions=4000, replicas=3))
+    neighbour = project.start()
+    # Three of four CPUs are theirs: whoever has the fourth has a neighbour.
+    wait_for(lambda: len(project.engines()) == 3)
+    project.test(SESSIONS.replace("isl=8", "share_node=True, isl=8"))
+    output = project.end(project.start("--inferperf-json=found.json"))
+    neighbour.kill()
+    project.end(neighbour)
+    wait_for(lambda: not raylets.held())
+    assert "1 passed" in output, output
+    result = project.records("found.json")["test_sessions"]
+    assert result["placement"]["shared"]
+    figures = [session["telemetry"] for session in result["performance"]["sessions"]]
+    assert [(item["node.cpus_of_others"], item["node.gpus_of_others"]) for item in figures] == [(1, 0), (1, 0)]
+    assert result["notes"] == ["BF16 tiny-llama: it shared its node with others, who had 1 CPU of it"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["kill", "ctrl-c"])
 def test_a_run_that_ends_early_gives_everything_back(
     project: Project, raylets: Raylets, number: signal.Signals

@@ -24,7 +24,7 @@ def node(name: str) -> Node:
 class Place:
     """Stands in for a place, whose node is lost."""
 
-    request = SimpleNamespace(what="engine x")
+    request = SimpleNamespace(what="engine x", whole_node=False)
     devices = ("GPU-1",)
 
     def __init__(self, name: str) -> None:
@@ -104,7 +104,7 @@ def test_a_seat_says_where_it_is_and_how_long_it_waited(cluster: Cluster) -> Non
     seat = seat_of(cluster)
     timer.join()
     found = seat.placement
-    assert (found.engine, found.node, found.gpus) == ("engine x", "a", 1)
+    assert (found.engine, found.node, found.gpus, found.shared) == ("engine x", "a", 1, True)
     assert 0.2 <= found.waited_s < 60
     assert found.asked <= found.granted
     # The second place is the one that counts: what ran on the first is lost.
