@@ -98,6 +98,7 @@ def test_a_measurement_beside_others_says_who_was_there(project: Project, raylet
     project.test(SESSIONS.replace("isl=8", "share_node=True, isl=8"))
     output = project.end(project.start("--inferperf-json=found.json"))
     neighbour.kill()
+    project.end(neighbour)
     wait_for(lambda: not raylets.held())
     assert "1 passed" in output, output
     result = project.records("found.json")["test_sessions"]
