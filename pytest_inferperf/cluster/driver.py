@@ -149,7 +149,8 @@ class Driver:
         """See `driver_process`. Waits for nothing and never raises."""
         self._tell("kill", actor)
 
-    def _call(self, method: str, *args: object, limit_s: float = SILENCE_S) -> Any:
+    def _call(self, method: str, *args: object, limit_s: float | None = None) -> Any:
+        limit_s = SILENCE_S if limit_s is None else limit_s
         number, answer = next(self._numbers), _Answer()
         with self._lock:
             if self._lost:
