@@ -47,12 +47,19 @@ def on_cluster(item: pytest.Item) -> bool:
 
 
 def lacking_on_cluster(session: pytest.Session, need: GpuRequirement | None) -> str:
-    """Say that no node of the cluster has the GPUs of a test; "" where one has. Raises `HardwareError`."""
-    from pytest_inferperf.cluster.rules import Request, why_unplaceable
+    """Say that no node of the cluster has ever had the GPUs of a test; "" where one has.
+
+    Raises `HardwareError` where those that had them are lost: a gate that is skipped for it would let the run pass.
+    """
+    from pytest_inferperf.cluster.rules import Request, why_lost, why_unplaceable
 
     if need is None:
         return ""
-    return why_unplaceable(Request(what="the test", need=need), _connection(session).nodes())
+    request, connection = Request(what="the test", need=need), _connection(session)
+    nodes = connection.nodes()
+    if lost := why_lost(request, nodes, connection.known):
+        raise HardwareError(lost)
+    return why_unplaceable(request, nodes)
 
 
 def why_not_on_cluster(spec: EngineSpec) -> str:
@@ -80,7 +87,7 @@ def kind_of_engine(
     raises `HardwareError` where there is no seat.
     """
     from pytest_inferperf.cluster.engine import ClusterEngine
-    from pytest_inferperf.cluster.rules import why_unplaceable
+    from pytest_inferperf.cluster.rules import why_lost, why_unplaceable
     from pytest_inferperf.cluster.seat import Seat
 
     config = session.config
@@ -88,7 +95,8 @@ def kind_of_engine(
         raise EngineError(problem)
     connection = _connection(session)
     request = _request(session, spec)
-    lacking = why_unplaceable(request, connection.nodes())
+    nodes = connection.nodes()
+    lacking = why_lost(request, nodes, connection.known) or why_unplaceable(request, nodes)
     if lacking and _SEAT not in config.stash:
         raise HardwareError(lacking)
 
@@ -149,11 +157,14 @@ def _replicas(session: pytest.Session) -> int:
 
 def _request(session: pytest.Session, spec: EngineSpec) -> Request:
     """Ask for what the engine needs, and for a whole node where one of its tests measures speed and may not share it."""
-    from pytest_inferperf.cluster.rules import Request, one_anyway
+    from pytest_inferperf.cluster.rules import Request, one_anyway, why_unplaceable
     from pytest_inferperf.collection import need_of, spec_of
     from pytest_inferperf.engines.needs import implied_need, joint_need
 
-    nodes = _connection(session).nodes()
+    connection = _connection(session)
+    connection.nodes()
+    # With those that were lost: without them the engine would go on elsewhere, without its GPUs.
+    nodes = connection.known
     records = state_of(session.config).settings.update is not None
     needs, timed = [implied_need(spec)], False
     for item in session.items:
@@ -168,6 +179,7 @@ def _request(session: pytest.Session, spec: EngineSpec) -> Request:
         with suppress(MarkError):
             # A wrong mark is the failure of its own test, and so is what no node has.
             need = need_of(item)
-            needs += [need] if need is not None and not lacking_on_cluster(session, need) else []
+            if need is not None and not why_unplaceable(Request(what="the test", need=need), nodes):
+                needs.append(need)
     need = joint_need(needs) or one_anyway(spec, nodes)
     return Request(what=f"{spec.precision} {spec.served_model_name}", need=need, whole_node=timed)

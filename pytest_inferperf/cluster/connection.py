@@ -64,6 +64,11 @@ class Connection:
             self._known |= {node_id: _node(alive[node_id], text) for node_id, text in _probe(self.driver, new).items()}
         return tuple(self._known[node_id] for node_id in alive if node_id in self._known)
 
+    @property
+    def known(self) -> tuple[Node, ...]:
+        """Every node that `nodes` has ever returned: those that were lost since are among them."""
+        return tuple(self._known.values())
+
     def free_words(self) -> str:
         """Say what nobody has taken: `3 CPUs, 0 of 8 GPUs`."""
         total, free = self.driver.resources()

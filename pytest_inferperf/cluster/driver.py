@@ -7,7 +7,6 @@ import os
 import re
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
@@ -16,11 +15,10 @@ from multiprocessing.connection import Connection as Pipe
 from typing import Any
 
 from pytest_inferperf.cluster.pipe import receive, written
+from pytest_inferperf.cluster.starting import command_of
 from pytest_inferperf.errors import ClusterLost, EngineError, HardwareError, InferperfError
 
 __all__ = ["Driver", "LateAnswer", "NoAnswer"]
-
-_START = "import sys; from pytest_inferperf.cluster.driver_process import main; main(int(sys.argv[1]))"
 
 SILENCE_S = 120.0
 """Time after which a head that answers nothing counts as gone: Ray alone would wait for ever where it is not refused."""
@@ -63,7 +61,7 @@ class Driver:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _START, str(theirs.fileno())],
+                command_of("pytest_inferperf.cluster.driver_process", theirs.fileno()),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._said,

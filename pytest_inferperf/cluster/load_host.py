@@ -8,12 +8,12 @@ from __future__ import annotations
 import queue
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 
+from pytest_inferperf.cluster.starting import command_of
 from pytest_inferperf.measure.load.framing import frames, send_frame
 
 __all__ = ["NodeLoad"]
@@ -36,7 +36,7 @@ class NodeLoad:
             ours, theirs = socket.socketpair()
             with theirs:
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "pytest_inferperf.measure.load.hosted", str(theirs.fileno())],
+                    command_of("pytest_inferperf.measure.load.hosted", theirs.fileno()),
                     stdin=subprocess.DEVNULL,
                     pass_fds=(theirs.fileno(),),
                     start_new_session=True,

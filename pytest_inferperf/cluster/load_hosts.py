@@ -15,7 +15,7 @@ from pytest_inferperf.cluster.rules import Node, Request
 from pytest_inferperf.engines.interface import Progress
 from pytest_inferperf.engines.load_hosts import LoadHost, LoadHosts
 from pytest_inferperf.engines.openai.endpoint import Endpoint
-from pytest_inferperf.errors import EngineError, HardwareError
+from pytest_inferperf.errors import EngineError, HardwareError, NodeLost
 
 if TYPE_CHECKING:
     from pytest_inferperf.cluster.connection import Connection
@@ -107,15 +107,19 @@ class ClusterLoadHosts(LoadHosts):
             self.close()
             # Those that are short of cores are no help.
             among = [node for node in nodes if node.cpus >= processes]
-            held.places = take_places(
-                self._connect(),
-                LoadRequest(hosts=hosts, cpus=processes),
-                hosts,
-                resources={"CPU": float(processes)},
-                among=_first(among, hosts),
-                timeout_s=self._timeout_s,
-                progress=self._progress,
-            )
+            try:
+                held.places = take_places(
+                    self._connect(),
+                    LoadRequest(hosts=hosts, cpus=processes),
+                    hosts,
+                    resources={"CPU": float(processes)},
+                    among=_first(among, hosts),
+                    timeout_s=self._timeout_s,
+                    progress=self._progress,
+                )
+            except NodeLost as error:
+                # An engine would be moved, and a server that stands elsewhere cannot be.
+                raise EngineError(f"{error}: nothing was sent. Run it again.") from None
             held.shape = (hosts, processes)
         try:
             yield [_NodeHost(place) for place in held.places]

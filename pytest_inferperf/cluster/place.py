@@ -78,7 +78,7 @@ class Place:
     @property
     def where(self) -> str:
         """Its node in words: `node gpu-07 (3f2a9c01)`."""
-        return f"node {self.node.name} ({self.node.node_id[:8]})"
+        return self.node.where
 
     def release(self) -> None:
         """End everything that runs here and give the resources back."""

@@ -12,7 +12,17 @@ from dataclasses import dataclass
 from pytest_inferperf.engines.hardware import Gpu, gpu_words, need_words, why_missing
 from pytest_inferperf.model.case import EngineSpec, GpuRequirement
 
-__all__ = ["Node", "Request", "bundle", "cluster_words", "fitting", "one_anyway", "same_kind", "why_unplaceable"]
+__all__ = [
+    "Node",
+    "Request",
+    "bundle",
+    "cluster_words",
+    "fitting",
+    "one_anyway",
+    "same_kind",
+    "why_lost",
+    "why_unplaceable",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +44,11 @@ class Node:
 
     gpus: tuple[Gpu, ...] = ()
     """GPUs that Ray hands out."""
+
+    @property
+    def where(self) -> str:
+        """It in words: `node gpu-07 (3f2a9c01)`."""
+        return f"node {self.name} ({self.node_id[:8]})"
 
     @property
     def kind(self) -> tuple[object, ...]:
@@ -98,6 +113,13 @@ def why_unplaceable(request: Request, nodes: Sequence[Node]) -> str:
     if fitting(request, nodes):
         return ""
     return f"{request.what} needs {request.words}; the cluster has {cluster_words(nodes)}"
+
+
+def why_lost(request: Request, nodes: Sequence[Node], known: Sequence[Node]) -> str:
+    """Say which nodes are lost of all `known` that had what the request asks for; "" where one is left, or none had it."""
+    gone = [node.where for node in known if node not in nodes and not _lacks(request, node)]
+    lacking = why_unplaceable(request, nodes)
+    return f"{lacking}; lost since the run began: {', '.join(gone)}" if lacking and gone else ""
 
 
 def cluster_words(nodes: Sequence[Node]) -> str:

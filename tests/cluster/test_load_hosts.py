@@ -9,7 +9,7 @@ from pytest_inferperf.cluster.load_hosts import ClusterLoadHosts, LoadRequest, h
 from pytest_inferperf.cluster.rules import Node
 from pytest_inferperf.engines.hardware import Gpu
 from pytest_inferperf.engines.openai.endpoint import Endpoint
-from pytest_inferperf.errors import HardwareError
+from pytest_inferperf.errors import EngineError, HardwareError, NodeLost
 
 B200 = Gpu(name="NVIDIA B200", memory_gib=178, sm=100)
 
@@ -93,3 +93,18 @@ def test_what_is_asked_for_in_words(hosts: int, cpus: int, words: str) -> None:
 @pytest.mark.parametrize(("address", "ours"), [("127.0.0.1", True), ("192.0.2.7", False), ("2001:db8::7", False)])
 def test_addresses_of_this_machine(address: str, ours: bool) -> None:
     assert has_address(address) is ours
+
+
+def test_a_node_that_is_lost_when_it_is_to_send_is_an_error_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a `NodeLost`: whoever measures would launch the engine again, which here is somebody else's server."""
+
+    def take_places(*_: object, **__: object) -> None:
+        raise NodeLost("the node that the load was given did not start it within 120 s")
+
+    monkeypatch.setattr(load_hosts, "take_places", take_places)
+    hosts = hosts_of(monkeypatch, node("a"), node("server"), server="server")
+    with pytest.raises(
+        EngineError, match=r"did not start it within 120 s: nothing was sent\. Run it again\.$"
+    ) as caught:
+        hosts.taken(FAR, 1, 1).__enter__()
+    assert not isinstance(caught.value, NodeLost)

@@ -16,8 +16,11 @@ from pytest_inferperf.measure.load.letters import read_letter
 from pytest_inferperf.measure.load.messages import Trouble, say
 from pytest_inferperf.measure.load.processes import send_part
 
+__all__ = ["main"]
 
-def _main(descriptor: int) -> None:
+
+def main(descriptor: int) -> None:
+    """Read the letter, and do what it says."""
     # Ctrl-C is for whoever asked for the load, who then says what is to be done.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -46,4 +49,4 @@ def _main(descriptor: int) -> None:
 
 
 if __name__ == "__main__":
-    _main(int(sys.argv[1]))
+    main(int(sys.argv[1]))

@@ -239,7 +239,7 @@ def _here(part: Part, offset_s: float) -> Part:
     return replace(
         part,
         records=_records_here(part.records, offset_s),
-        flying=tuple(sent - offset_s for sent in part.flying),
+        flying=tuple(sent - offset_s if sent else 0.0 for sent in part.flying),
         warmed=moved(part.warmed),
         first_measured=moved(part.first_measured),
         last=part.last - offset_s,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from pytest_inferperf.measure.load.clock import ClockMeter
+from pytest_inferperf.measure.load.hosts import _here
 from pytest_inferperf.measure.load.parts import Part, whole_run
 from pytest_inferperf.measure.load.plan import LoadPlan
 from pytest_inferperf.measure.load.records import FILLER, MEASURED, Records, Sample
@@ -51,3 +53,10 @@ def test_what_was_in_flight_at_the_end_is_a_stream_that_was_held() -> None:
     rows = [(MEASURED, 10.0, 15.0), (FILLER, 15.0, 25.0)]
     run = whole_run(plan, [part(*rows), part((MEASURED, 10.0, 20.0))], interrupted=False)
     assert (run.held, run.cut) == (2.0, 1)
+
+
+def test_what_was_never_sent_has_no_moment_on_another_clock_either() -> None:
+    there = replace(part((MEASURED, 10.0, 20.0), (FILLER, 0.0, 20.1)), flying=(0.0, 19.0))
+    here = _here(there, -1000.0)
+    assert here.flying == (0.0, 1019.0)
+    assert list(here.records.sent) == [1010.0, 0.0]
