@@ -4,7 +4,8 @@
 
 Cases and their times come from result files (`--inferperf-json`); without any, from the mix that `MIX` describes. The rules
 are those that place engines (`pytest_inferperf.cluster.rules`), on nodes of 8 equal GPUs. Two costs of the cluster are
-added to each case: what the head does one case after the other, and what a node does before the engine starts.
+added to each case: what the head does one case after the other, and what a node does before the engine starts. With
+`--order longest` the longest case is placed first; a run with `-n` deals so too, but engine by engine.
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from xdist.scheduler import LoadScopeScheduling
+from xdist.scheduler import LoadScheduling, LoadScopeScheduling
 
-from pytest_inferperf.planning.order import end_of, next_of
+from pytest_inferperf.planning.order import LEAST_S, end_of, next_of
 
 if TYPE_CHECKING:
     import pytest
@@ -21,17 +21,24 @@ __all__ = ["LongestFirst"]
 
 
 class LongestFirst(LoadScopeScheduling):  # type: ignore[misc]
-    """What waits for workers: the tests of one engine, or those of a module that have none.
+    """What waits for workers: the tests of one engine in the order of the suite, or one test that has none.
 
     A worker begins a test only once it knows what comes next. So what is dealt ahead is what the worker would have taken
     in any case, by the times that are expected, and it is dealt as late as can be.
     """
 
-    def __init__(self, config: pytest.Config, log: Any, times: Callable[[], Mapping[str, tuple[str, float]]]) -> None:
-        """`times` says, once the workers have collected, to what each test of ours belongs and how long it takes."""
+    def __init__(
+        self, config: pytest.Config, log: Any, times: Callable[[], Mapping[str, tuple[str, float]] | None]
+    ) -> None:
+        """`times` says, once the workers have collected, to what each test of ours belongs and how long it takes.
+
+        None where no worker could tell: modules are dealt then, since their tests mostly share an engine.
+        """
         super().__init__(config, log)
+        self._log = log
         self._read_times = times
         self._times: Mapping[str, tuple[str, float]] = {}
+        self._told = False
         self._since: dict[WorkerController, float] = {}
         """When each worker began what it does now."""
 
@@ -40,9 +47,24 @@ class LongestFirst(LoadScopeScheduling):  # type: ignore[misc]
     def schedule(self) -> None:
         """Deal what waits; called again for a worker that joins."""
         if self.collection is None:
-            self._times = self._read_times()
+            tests = next(iter(self.registered_collections.values()))
+            if len(set(tests)) != len(tests):
+                # Units are kept by node id, so that a test given twice would run once.
+                self._hand_over()
+                return
+            times = self._read_times()
+            self._told, self._times = times is not None, times or {}
         super().schedule()
         self._foresee()
+
+    def _hand_over(self) -> None:
+        plain = LoadScheduling(self.config, self._log)
+        for node in self.nodes:
+            plain.add_node(node)
+        for node, tests in self.registered_collections.items():
+            plain.add_node_collection(node, tests)
+        self.config.pluginmanager.getplugin("dsession").sched = plain
+        plain.schedule()
 
     def mark_test_complete(self, node: WorkerController, item_index: int, duration: float = 0) -> None:
         """See that a worker goes on to its next test."""
@@ -78,38 +100,45 @@ class LongestFirst(LoadScopeScheduling):  # type: ignore[misc]
         return str(left[0])
 
     def _split_scope(self, nodeid: str) -> str:
-        return self._times[nodeid][0] if nodeid in self._times else str(super()._split_scope(nodeid))
+        if nodeid in self._times:
+            return self._times[nodeid][0]
+        return nodeid if self._told else str(super()._split_scope(nodeid))
 
     def _reschedule(self, node: WorkerController) -> None:
-        if self.workqueue and not node.shutting_down:
-            if self._pending_of(self.assigned_work[node]) > 1:
-                return
-            if self._choose(node) is None:
-                # Others will be free before, and do the rest.
-                node.shutdown()
-                return
+        if self.workqueue and self._pending_of(self.assigned_work[node]) > 1:
+            return
         super()._reschedule(node)
 
     def _assign_work_unit(self, node: WorkerController) -> None:
-        scope = self._choose(node)
-        if scope is not None:
-            self.workqueue.move_to_end(scope, last=False)
+        self.workqueue.move_to_end(self._choose(node), last=False)
         self._since.setdefault(node, time.monotonic())
         super()._assign_work_unit(node)
 
-    def _choose(self, node: WorkerController) -> str | None:
-        """Return what a worker takes next, by what is expected; None where nothing is left for it."""
+    def _choose(self, node: WorkerController) -> str:
+        """Return what a worker takes next, by what is expected.
+
+        The shortest where others should have taken all of it by then: a worker that is sent home comes back no more, and
+        the others may hang.
+        """
         waiting = sorted(((self._seconds(unit), scope) for scope, unit in self.workqueue.items()), key=_longest)
         free_s = {one: self._free_s(one) for one in self.nodes if not one.shutting_down}
         number = next_of(node, free_s, [seconds for seconds, _ in waiting])
-        return None if number is None else waiting[number][1]
+        return waiting[-1 if number is None else number][1]
 
     def _free_s(self, node: WorkerController) -> float:
-        left = sum(map(self._seconds, self.assigned_work[node].values()))
-        return max(0.0, left - (time.monotonic() - self._since.get(node, time.monotonic())))
+        units = self.assigned_work[node].values()
+        now = next((self._expected(nodeid) for unit in units for nodeid, done in unit.items() if not done), None)
+        if now is None:
+            return 0.0
+        left = now - (time.monotonic() - self._since.get(node, time.monotonic()))
+        # What is overdue takes as long again as it is late: it may hang.
+        return sum(map(self._seconds, units)) - now + abs(left)
 
     def _seconds(self, unit: Mapping[str, bool]) -> float:
-        return sum(self._times.get(nodeid, ("", 0.0))[1] for nodeid, done in unit.items() if not done)
+        return sum(self._expected(nodeid) for nodeid, done in unit.items() if not done)
+
+    def _expected(self, nodeid: str) -> float:
+        return max(LEAST_S, self._times[nodeid][1]) if nodeid in self._times else LEAST_S
 
 
 def _longest(item: tuple[float, str]) -> float:

@@ -142,7 +142,7 @@ def add_options(parser: pytest.Parser) -> None:
     )
     parser.addini(
         "inferperf_order",
-        "Which case runs first on Ray: the one that took longest in past results (longest), or the first (suite)",
+        "Which engine is dealt first on Ray with -n: the longest by past results (longest), or as xdist does (suite)",
         default="longest",
     )
     parser.addini("inferperf_past", "Past results for plans, relative to the rootdir", default="")

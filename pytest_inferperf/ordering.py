@@ -1,7 +1,7 @@
-"""The longest case first, with --inferperf-ray: in the order of the tests, and in what xdist deals to its workers.
+"""The longest engine first, with --inferperf-ray and -n: in what xdist deals to its workers.
 
-The controller reads past results and hands them to its workers, so that all of them order alike. They collect, and tell it
-which tests one engine runs.
+The tests keep the order of the suite: others count on it. The controller reads past results and hands them to its workers;
+they collect, and tell it which tests one engine runs.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from pytest_inferperf.baselines.past import Took, read_past
 from pytest_inferperf.collection import spec_of
 from pytest_inferperf.errors import ResultFileError
 from pytest_inferperf.panel import Panel
-from pytest_inferperf.planning.order import Waiting, expected, longest_first
-from pytest_inferperf.report.lines import plural
+from pytest_inferperf.planning.order import Waiting, expected
 from pytest_inferperf.selection import bound_of
 from pytest_inferperf.session import state_of
 
@@ -38,12 +37,16 @@ __all__ = ["Order", "register_order"]
 _PAST = "inferperf_took"
 _FOLDER = "inferperf_folder"
 _DEALT = "dealt.json"
+_ORDERED = ("stepwise", "failedfirst", "newfirst")
+"""Options that say themselves which test runs first."""
 
 
 def register_order(config: pytest.Config) -> None:
-    """Show what waits, and put the longest case first unless the ini file says otherwise: for a run on Ray."""
+    """Show what waits, and deal the longest engine first unless somebody says otherwise: for a run on Ray."""
     settings = state_of(config).settings
-    order = Order(config) if settings.order == "longest" else None
+    several = hasattr(config, "workerinput") or config.getoption("dist", "no") == "load"
+    ordered = any(config.getoption(name, False) for name in _ORDERED)
+    order = Order(config) if several and not ordered and settings.order == "longest" else None
     if order is not None:
         config.pluginmanager.register(order, "inferperf-order")
     if not hasattr(config, "workerinput"):
@@ -55,7 +58,7 @@ def _unknown() -> None:
 
 
 class Order:
-    """Orders the tests of ours by how long they took; all others stay where they are."""
+    """Has the tests of one engine dealt to one worker, by how long they took."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
@@ -80,27 +83,18 @@ class Order:
 
     @pytest.hookimpl
     def pytest_report_header(self) -> str:
-        """Say by what the tests are ordered."""
-        if self._problem:
-            words = f"tests in the order of the suite, since past results cannot be read: {self._problem}"
-        elif not self._past:
-            words = "tests in the order of the suite, since no past results say how long they take (--inferperf-past)"
-        else:
-            words = f"longest case first, by past results of {plural(len(self._past), 'test')}"
+        """Say why engines are not dealt by past results that were named."""
+        if not self._problem:
+            return ""
+        words = f"engines dealt in the order of the suite, since past results cannot be read: {self._problem}"
         return state_of(self._config).hide(f"inferperf: {words}")
 
-    # Last, after the plugin's own: tests of one engine stand together by then.
-    @pytest.hookimpl(trylast=True)
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Put the tests of ours in order, in the places that they have."""
-        places = [number for number, item in enumerate(items) if spec_of(item) is not None]
-        tests = [_waiting(items[number]) for number in places]
-        if self._past:
-            ours = [items[number] for number in places]
-            for place, number in zip(places, longest_first(tests, self._past), strict=True):
-                items[place] = ours[number]
+    # First: the controller deals once xdist's own has told it what there is.
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Tell the controller of the tests of ours."""
         if self._folder is not None:
-            self._tell(self._folder, tests)
+            self._tell(self._folder, [_waiting(item) for item in session.items if spec_of(item) is not None])
 
     def _tell(self, folder: Path, tests: list[Waiting]) -> None:
         """Tell the controller to which engine each test belongs, and how long it takes; every worker tells the same."""
@@ -120,7 +114,7 @@ class Order:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: WorkerController) -> None:
-        """Hand over to a worker what all of them order by."""
+        """Hand over to a worker how long tests took."""
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="inferperf-"))
             self._config.add_cleanup(self._remove)
@@ -141,11 +135,13 @@ class Order:
         """Return the seconds that the run will take yet; None where no past results say so."""
         return self._dealer.left_s() if self._dealer is not None and self._past else None
 
-    def _dealt(self) -> Mapping[str, tuple[str, float]]:
+    def _dealt(self) -> Mapping[str, tuple[str, float]] | None:
+        if self._folder is None:
+            return None
         try:
-            rows = json.loads((self._folder / _DEALT).read_text()) if self._folder is not None else {}
+            rows = json.loads((self._folder / _DEALT).read_text())
         except (OSError, ValueError):
-            rows = {}
+            return None
         return {nodeid: (name, seconds) for nodeid, (name, seconds) in rows.items()}
 
     def _remove(self) -> None:

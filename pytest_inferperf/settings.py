@@ -110,7 +110,7 @@ class Settings:
     """The Ray cluster that engines run on: `auto`, `local`, `ray://HOST:PORT`; "" for this machine without Ray."""
 
     order: Literal["longest", "suite"]
-    """Which of several tests runs first on Ray: the one that takes longest, or the first of the suite."""
+    """Which engine is dealt first on Ray with -n: the one that takes longest, or as xdist does."""
 
     power: float
     """The probability with which a plan wants losses to be found."""

@@ -101,8 +101,7 @@ def alone(*seconds: float) -> dict[str, tuple[str, float]]:
 def test_the_longest_run_first_and_nobody_is_promised_what_others_begin_before(monkeypatch: pytest.MonkeyPatch) -> None:
     # Dealt in pairs as they come, the two longest would run one after the other, until 190.
     night = Night(monkeypatch, alone(10, 100, 10, 10, 90, 10), workers=3)
-    assert night.scheduler.left_s() == 100
-    assert night.end() == 100
+    assert night.end() <= 110
     assert night.scheduler.left_s() is None
     assert [worker.ran[0] for worker in night.workers] == ["t1", "t4", "t0"]
 
@@ -133,17 +132,25 @@ def test_a_guess_that_was_wrong_costs_little(monkeypatch: pytest.MonkeyPatch) ->
     assert night.end() <= 300
 
 
-def test_tests_of_others_run_in_their_order_module_by_module(monkeypatch: pytest.MonkeyPatch) -> None:
-    others = [f"test_{module}.py::test_{n}" for module in "ab" for n in range(3)]
-    night = Night(monkeypatch, alone(10, 20), workers=2, others=others)
+def test_tests_of_others_are_dealt_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = [f"test_a.py::test_{n}" for n in range(6)]
+    night = Night(monkeypatch, {}, workers=2, others=others)
+    night.actual = dict.fromkeys(others, 10.0)
+    assert night.end() == 30
+
+
+def test_the_tests_of_an_engine_keep_the_order_of_the_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {f"test_{m}.py::test_{n}": ("e", 10.0 * n) for m in "ab" for n in range(3)}
+    night = Night(monkeypatch, times, workers=1)
     night.end()
-    for module in "ab":
-        (ran,) = [
-            [name for name in worker.ran if f"test_{module}.py" in name]
-            for worker in night.workers
-            if any(f"test_{module}.py" in name for name in worker.ran)
-        ]
-        assert ran == [name for name in others if f"test_{module}.py" in name]
+    assert night.workers[0].ran == list(times)
+
+
+def test_a_worker_beside_one_that_hangs_does_all_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    night = Night(monkeypatch, alone(100, 90, 80, 70, 60, 50, 40), workers=2)
+    night.actual["t0"] = 1e6
+    night.end()
+    assert [len(worker.ran) for worker in night.workers] == [2, 5]
 
 
 def test_more_workers_than_work_end_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The longest first, as values: how long a test takes by its result, in which order tests run, and who gets which."""
+"""The longest first, as values: how long a test takes by its result, and who gets which."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pytest_inferperf.baselines.past import Past, Took, took
 from pytest_inferperf.baselines.result_file import ResultFile, ResultRecord
 from pytest_inferperf.model.case import Case, EngineSpec, ReferenceEngine, Task, Workload
 from pytest_inferperf.model.results import AccuracyResult, CaseResult, Comparison, PerformanceResult, Session
-from pytest_inferperf.planning.order import Waiting, end_of, expected, longest_first, next_of
+from pytest_inferperf.planning.order import Waiting, end_of, expected, next_of
 from tests.values import engine_info, one_round
 
 LLAMA = EngineSpec(model="m", served_model_name="llama")
@@ -73,24 +73,6 @@ def test_an_unknown_test_takes_as_long_as_the_longest_of_its_kind() -> None:
     )
     past = {"a": quick(10), "b": quick(30), "c": quick(90)}
     assert [item.work_s for item in expected(tests, past)] == [10, 30, 90, 30, 90]
-
-
-def test_the_engine_with_most_to_do_runs_first_and_its_longest_test_before_the_others() -> None:
-    tests = waiting(("a1", "a", "k"), ("b1", "b", "k"), ("a2", "a", "k"), ("b2", "b", "k"), ("c1", "c", "k"))
-    past = {"a1": quick(1), "a2": quick(2), "b1": quick(5), "b2": quick(50), "c1": quick(20)}
-    assert [tests[n].nodeid for n in longest_first(tests, past)] == ["b2", "b1", "c1", "a2", "a1"]
-
-
-def test_an_engine_is_loaded_once_for_all_of_its_tests() -> None:
-    tests = waiting(("a1", "a", "k"), ("a2", "a", "k"), ("b1", "b", "k"))
-    slow = Took(load_s=100.0, work_s=10.0)
-    # 120 s, and not 220 s.
-    assert longest_first(tests, {"a1": slow, "a2": slow, "b1": quick(150)}) == [2, 0, 1]
-
-
-def test_without_past_results_the_order_stays() -> None:
-    tests = waiting(("a", "1", "k"), ("b", "2", "k"), ("c", "3", "j"))
-    assert longest_first(tests, {}) == [0, 1, 2]
 
 
 def test_a_worker_is_promised_what_it_would_take_once_it_is_free() -> None:

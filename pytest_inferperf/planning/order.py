@@ -9,9 +9,9 @@ from typing import TypeVar
 
 from pytest_inferperf.baselines.past import Took
 
-__all__ = ["Waiting", "end_of", "expected", "longest_first", "next_of"]
+__all__ = ["LEAST_S", "Waiting", "end_of", "expected", "next_of"]
 
-_LEAST_S = 1.0
+LEAST_S = 1.0
 """No test takes no time: of those that did, a worker would be given any number."""
 
 _Worker = TypeVar("_Worker", bound=Hashable)
@@ -40,25 +40,8 @@ def expected(tests: Sequence[Waiting], past: Mapping[str, Took]) -> list[Took]:
     for kind, took in known:
         for name in (kind, ""):
             longest[name] = max(longest.get(name, took), took, key=lambda item: item.total_s)
-    guess = longest.get("", Took(load_s=0.0, work_s=_LEAST_S))
+    guess = longest.get("", Took(load_s=0.0, work_s=LEAST_S))
     return [past.get(test.nodeid) or longest.get(test.kind, guess) for test in tests]
-
-
-def longest_first(tests: Sequence[Waiting], past: Mapping[str, Took]) -> list[int]:
-    """Return the order in which tests run, as numbers of `tests`; stable where nothing is known.
-
-    Tests of one engine stay together, the engine with most to do first, and within it the longest first.
-    """
-    took = expected(tests, past)
-    groups: dict[Hashable, list[int]] = {}
-    for number, test in enumerate(tests):
-        groups.setdefault(test.engine, []).append(number)
-
-    def seconds(group: Sequence[int]) -> float:
-        return max(took[n].load_s for n in group) + sum(took[n].work_s for n in group)
-
-    ordered = sorted(groups.values(), key=seconds, reverse=True)
-    return [n for group in ordered for n in sorted(group, key=lambda n: took[n].work_s, reverse=True)]
 
 
 def end_of(free_s: Sequence[float], waiting_s: Sequence[float]) -> float:
@@ -82,5 +65,5 @@ def next_of(worker: _Worker, free_s: Mapping[_Worker, float], waiting_s: Sequenc
         at, turn, one = free[0]
         if one == worker:
             return number
-        heapq.heapreplace(free, (at + max(seconds, _LEAST_S), turn, one))
+        heapq.heapreplace(free, (at + max(seconds, LEAST_S), turn, one))
     return None

@@ -1,4 +1,4 @@
-"""The longest case first with `--inferperf-ray`, here with engines that a hook brings: none of them needs a cluster."""
+"""The longest engine first with `--inferperf-ray`, here with engines that a hook brings: none of them needs a cluster."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.plugin.conftest import Project
 
 RAY = "--inferperf-ray=auto"
 SECONDS = {"test_short": 10.0, "test_long": 500.0, "test_fp8": 90.0}
-LONGEST_FIRST = ["test_of_others", "test_long", "test_short", "test_fp8", "test_of_others_too"]
+SUITE = ["test_of_others", "test_fp8", "test_short", "test_long", "test_of_others_too"]
 
 TESTS = """
 import pytest
@@ -67,36 +67,38 @@ def ran(result: pytest.RunResult) -> list[str]:
     return [line.partition("::")[2].partition("[")[0].split()[0] for line in result.outlines if "PASSED" in line]
 
 
-def test_the_longest_runs_first_and_tests_of_others_stay_where_they_are(night: Project) -> None:
-    result = night.run("-v", RAY, "--inferperf-past=past.json")
-    assert ran(result) == LONGEST_FIRST
-    assert "inferperf: longest case first, by past results of 3 tests" in result.outlines
-
-
-def test_what_nobody_knows_runs_first_with_the_longest(night: Project) -> None:
-    took(night, {"test_short": 10.0, "test_fp8": 30.0})
-    # The unknown one takes 30 s, so that NVFP4 has 40 s to do.
-    assert ran(night.run("-v", RAY, "--inferperf-past=past.json")) == LONGEST_FIRST
+@pytest.mark.parametrize(
+    "arguments",
+    [(), (RAY, "--inferperf-past=past.json"), (RAY, "--inferperf-past=past.json", "--ff")],
+    ids=["no ray", "ray", "failed first"],
+)
+def test_without_workers_the_order_of_the_suite_stays(night: Project, arguments: tuple[str, ...]) -> None:
+    assert ran(night.run("-v", *arguments)) == SUITE
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ((), ""),
-        ((RAY, "-o", "inferperf_order=suite", "--inferperf-past=past.json"), ""),
-        ((RAY,), "no past results say how long they take (--inferperf-past)"),
-        ((RAY, "--inferperf-past=broken.json"), "past results cannot be read: *broken.json*"),
-    ],
-    ids=["no ray", "said so", "no past", "broken past"],
+    "arguments", [("--ff",), ("--nf",), ("--sw",), ("-o", "inferperf_order=suite")], ids=["ff", "nf", "sw", "suite"]
 )
-def test_the_order_of_the_suite_stays(night: Project, arguments: tuple[str, ...], said: str) -> None:
+def test_who_asks_for_an_order_is_dealt_by_xdist(night: Project, arguments: tuple[str, ...]) -> None:
+    result = night.pytester.runpytest_subprocess("-v", "-n1", "-p", "no:benchmark", RAY, *arguments)
+    result.assert_outcomes(passed=5)
+    result.stdout.fnmatch_lines(["scheduling tests via LoadScheduling"])
+
+
+def test_a_test_given_twice_runs_twice(night: Project) -> None:
+    result = night.pytester.runpytest_subprocess(
+        "-n2", "-p", "no:benchmark", RAY, "--keep-duplicates", "test_night.py", "test_night.py"
+    )
+    result.assert_outcomes(passed=10)
+
+
+def test_past_results_that_cannot_be_read_are_said(night: Project) -> None:
     (night.path / "broken.json").write_text("{")
-    result = night.run("-v", *arguments)
-    assert ran(result) == ["test_of_others", "test_fp8", "test_short", "test_long", "test_of_others_too"]
-    if said:
-        result.stdout.fnmatch_lines([f"inferperf: tests in the order of the suite, since {said}"])
-    else:
-        result.stdout.no_fnmatch_line("inferperf: *order*")
+    result = night.pytester.runpytest_subprocess("-n1", "-p", "no:benchmark", RAY, "--inferperf-past=broken.json")
+    result.assert_outcomes(passed=5)
+    result.stdout.fnmatch_lines(
+        ["inferperf: engines dealt in the order of the suite, since past results cannot be read: *"]
+    )
 
 
 def test_an_order_that_there_is_not(night: Project) -> None:
@@ -105,8 +107,8 @@ def test_an_order_that_there_is_not(night: Project) -> None:
     result.stderr.fnmatch_lines(["ERROR: inferperf_order = random in the ini file is not one of: longest, suite."])
 
 
-def test_workers_order_alike_and_each_engine_is_one_workers(night: Project) -> None:
-    arguments = ("-v", "-p", "no:benchmark", RAY, "--inferperf-past=past.json")
+def test_with_workers_each_engine_is_one_workers(night: Project) -> None:
+    arguments = ("-v", "-p", "cacheprovider", "-p", "stepwise", "-p", "no:benchmark", RAY, "--inferperf-past=past.json")
     result = night.pytester.runpytest_subprocess("-n2", *arguments)
     result.assert_outcomes(passed=5)
     workers: dict[str, list[str]] = {}
@@ -116,17 +118,29 @@ def test_workers_order_alike_and_each_engine_is_one_workers(night: Project) -> N
             workers.setdefault(worker.split("]")[0], []).append(name.partition("::")[2].partition("[")[0].strip())
     (nvfp4,) = [names for names in workers.values() if "test_long" in names]
     (fp8,) = [names for names in workers.values() if "test_fp8" in names]
-    assert [name for name in nvfp4 if "others" not in name] == ["test_long", "test_short"]
-    assert fp8[0] == "test_fp8"
+    assert [name for name in nvfp4 if "others" not in name] == ["test_short", "test_long"]
+    assert nvfp4 != fp8
     assert len([line for line in night.engines() if line.startswith("build ")]) == 2 + 2
 
 
 def test_another_dist_deals_as_it_says(night: Project) -> None:
-    arguments = ("-v", "-p", "no:benchmark", RAY, "--inferperf-past=past.json", "--dist", "loadfile")
+    arguments = (
+        "-v",
+        "-p",
+        "cacheprovider",
+        "-p",
+        "stepwise",
+        "-p",
+        "no:benchmark",
+        RAY,
+        "--inferperf-past=past.json",
+        "--dist",
+        "loadfile",
+    )
     result = night.pytester.runpytest_subprocess("-n2", *arguments)
     result.assert_outcomes(passed=5)
     names = [line.partition("::")[2].partition("[")[0].strip() for line in result.outlines if "PASSED" in line]
-    assert names == LONGEST_FIRST
+    assert names == SUITE
 
 
 @pytest.mark.parametrize("verbosity", [(), ("-q",)], ids=["normal", "quiet"])
