@@ -120,7 +120,9 @@ class LongestFirst(LoadScopeScheduling):  # type: ignore[misc]
         The shortest where others should have taken all of it by then: a worker that is sent home comes back no more, and
         the others may hang.
         """
-        waiting = sorted(((self._seconds(unit), scope) for scope, unit in self.workqueue.items()), key=_longest)
+        waiting: list[tuple[float, str]] = sorted(
+            ((self._seconds(unit), scope) for scope, unit in self.workqueue.items()), key=_longest
+        )
         free_s = {one: self._free_s(one) for one in self.nodes if not one.shutting_down}
         number = next_of(node, free_s, [seconds for seconds, _ in waiting])
         return waiting[-1 if number is None else number][1]

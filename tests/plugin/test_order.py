@@ -108,7 +108,7 @@ def test_an_order_that_there_is_not(night: Project) -> None:
 
 
 def test_with_workers_each_engine_is_one_workers(night: Project) -> None:
-    arguments = ("-v", "-p", "cacheprovider", "-p", "stepwise", "-p", "no:benchmark", RAY, "--inferperf-past=past.json")
+    arguments = ("-v", "-p", "no:benchmark", RAY, "--inferperf-past=past.json")
     result = night.pytester.runpytest_subprocess("-n2", *arguments)
     result.assert_outcomes(passed=5)
     workers: dict[str, list[str]] = {}
@@ -124,19 +124,7 @@ def test_with_workers_each_engine_is_one_workers(night: Project) -> None:
 
 
 def test_another_dist_deals_as_it_says(night: Project) -> None:
-    arguments = (
-        "-v",
-        "-p",
-        "cacheprovider",
-        "-p",
-        "stepwise",
-        "-p",
-        "no:benchmark",
-        RAY,
-        "--inferperf-past=past.json",
-        "--dist",
-        "loadfile",
-    )
+    arguments = ("-v", "-p", "no:benchmark", RAY, "--inferperf-past=past.json", "--dist", "loadfile")
     result = night.pytester.runpytest_subprocess("-n2", *arguments)
     result.assert_outcomes(passed=5)
     names = [line.partition("::")[2].partition("[")[0].strip() for line in result.outlines if "PASSED" in line]
