@@ -18,6 +18,9 @@ def taken_by_others() -> dict[str, float]:
         import ray
         from ray._private import state
 
+        if not ray.is_initialized():
+            # Asked all the same, Ray would start a cluster of this machine.
+            return {}
         context = ray.get_runtime_context()
         node_id = context.get_node_id()
         total = state.total_resources_per_node()[node_id]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
 
 import pytest
@@ -38,8 +39,9 @@ def test_a_node_without_gpus_has_none_of_others() -> None:
 
 
 def test_where_ray_says_nothing_nothing_is_known() -> None:
-    """This process is no actor: absence, and not 0."""
+    """This process is no actor: absence, and not 0, nor a cluster that starts because somebody asks."""
     assert taken_by_others() == {}
+    assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
 
 
 @pytest.mark.parametrize(

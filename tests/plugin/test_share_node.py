@@ -154,7 +154,7 @@ def test_what_records_or_compares_takes_the_whole_node_whatever_its_mark_says(
     project: Project, monkeypatch: pytest.MonkeyPatch, marks: tuple[str, ...], option: str, whole: bool
 ) -> None:
     node = Node(node_id="a", name="a", cpus=2, cpu_name="cpu", cores=2)
-    monkeypatch.setattr(placement, "_connection", lambda _: SimpleNamespace(nodes=lambda: (node,)))
+    monkeypatch.setattr(placement, "_connection", lambda _: SimpleNamespace(nodes=lambda: (node,), known=(node,)))
     with (project.path / "conftest.py").open("a") as conftest:
         conftest.write(
             "\n\ndef pytest_collection_finish(session):\n"

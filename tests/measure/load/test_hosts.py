@@ -262,14 +262,14 @@ def test_a_host_that_is_lost_is_an_error_and_never_a_figure_of_the_rest(
 
 
 def test_a_host_that_hangs_is_an_error(two: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hosts_module, "_SILENT_S", 2.0)
+    monkeypatch.setattr(hosts_module, "_SILENT_S", 6.0)
 
     def hang(_shares: list[float]) -> None:
         os.kill(two[0].load._processes[0].pid, signal.SIGSTOP)
 
     with (
         serve_in_thread(QUICK) as server,
-        pytest.raises(EngineError, match=r"^load process 1 of 2, on node a, has said nothing for 2 s: it hangs\.$"),
+        pytest.raises(EngineError, match=r"^load process 1 of 2, on node a, has said nothing for 6 s: it hangs\.$"),
     ):
         together(server, *two, watch=hang, plan={"num_requests": 100_000})
 
