@@ -30,10 +30,10 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-# The newest pytest. A quarter of the time is spent waiting, for servers and processes: three workers for two cores. Each gets
-# neighbours, which share what a module or a folder prepares, until one has none left.
+# The newest pytest, two workers: a third made tests of real time late, and the run no shorter. Each gets neighbours, which share
+# what a module or a folder prepares, until one has none left.
 unit: install chromium
-	$(TESTS) -n 3 --dist worksteal -m "not cluster"
+	$(TESTS) -n 2 --dist worksteal -m "not cluster"
 
 # A Ray cluster of three nodes on this machine: beside nothing that would start another.
 cluster: install
