@@ -20,9 +20,7 @@ LOWEST := PYTHONPATH=$(VENV)/lowest $(VENV)/lowest/bin/pytest -p no:xdist
 demo: install
 	$(BIN)/python suites/embedded/demo.py
 
-# Last two runs side by side: the cluster mostly waits, and without xdist the lowest pytest has one core.
-test: check unit $(VENV)/lowest
-	$(MAKE) --no-print-directory -j 2 --output-sync=target cluster unit-lowest
+test: check unit cluster unit-lowest
 
 check: install
 	$(BIN)/ruff check .

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.cluster.runs import Project, is_running, wait_for
+from tests.cluster.runs import Project, head_of, is_running, wait_for
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -75,8 +75,7 @@ class Raylets:
 
     def behead(self) -> None:
         """Kill what all nodes and drivers are connected to; nothing else may be asked for after it."""
-        (head,) = [process for process in self._processes() if process.name() == "gcs_server"]
-        head.kill()
+        head_of(self._processes()).kill()
         self._headless = True
 
     def _processes(self) -> list[psutil.Process]:

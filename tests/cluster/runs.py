@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,16 @@ def wait_for(what: Callable[[], bool]) -> None:
     while not what():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)
+
+
+def head_of(processes: Iterable[psutil.Process]) -> psutil.Process:
+    """Return the head of a cluster among processes, of which some may be gone by now."""
+    found = []
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            found += [process] if process.name() == "gcs_server" else []
+    (head,) = found
+    return head
 
 
 def is_running(pid: int) -> bool:

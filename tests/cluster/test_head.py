@@ -12,7 +12,7 @@ import pytest
 
 from tests.cluster.conftest import Raylets
 from tests.cluster.project import HEAD
-from tests.cluster.runs import Project, is_running, wait_for
+from tests.cluster.runs import Project, head_of, is_running, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
 
@@ -45,8 +45,7 @@ def _losing(address: str, folder: Path, scratch: Path) -> Iterator[tuple[Project
         if cluster is not None:
             cluster.behead()
         else:
-            (head,) = [process for process in started if process.name() == "gcs_server"]
-            head.kill()
+            head_of(started).kill()
         yield project, project.end(run)
         assert run.returncode == 1
         # Nothing is left of the run, nor of a cluster that it had started.

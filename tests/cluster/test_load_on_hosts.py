@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -89,8 +90,10 @@ class Client:
         """Whether the load has begun on both hosts; remembers who sends it."""
         for raylet in self.raylets.pids():
             for process in psutil.Process(raylet).children(recursive=True):
-                if "pytest_inferperf.measure.load.hosted" in process.cmdline():
-                    self.senders.add(process)
+                # Ray starts processes that are gone again before they are asked.
+                with suppress(psutil.NoSuchProcess):
+                    if "pytest_inferperf.measure.load.hosted" in process.cmdline():
+                        self.senders.add(process)
         return len(self.senders) == 2 and self.stats()["active"] == 32
 
     def close(self) -> None:
