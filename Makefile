@@ -28,8 +28,8 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-# The newest pytest, two workers: a third made tests of real time late, and the run no shorter. Each gets neighbours, which share
-# what a module or a folder prepares, until one has none left.
+# The newest pytest, one worker for each of two cores: a test of real time was late with a third. Each gets neighbours, which
+# share what a module or a folder prepares, until one has none left.
 unit: install chromium
 	$(TESTS) -n 2 --dist worksteal -m "not cluster"
 

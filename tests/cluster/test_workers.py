@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cluster.conftest import Raylets
-from tests.cluster.runs import Project, is_running, wait_for
+from tests.cluster.runs import Project
 from tests.cluster.test_on_cluster import SUITE
 
 pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
@@ -36,16 +33,9 @@ def test_answers(inferperf):
 
 
 @pytest.fixture
-def project(tmp_path: Path, raylets: Raylets) -> Iterator[Project]:
-    found = Project(tmp_path, raylets.environment)
-    found.test(TESTS.replace("TASK", repr(str(SUITE / "tasks" / "embedded_facts.yaml"))))
-    yield found
-    for process in found.running:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
-    wait_for(lambda: not raylets.held())
-    wait_for(lambda: not any(map(is_running, found.engines())))
+def project(project: Project) -> Project:
+    project.test(TESTS.replace("TASK", repr(str(SUITE / "tasks" / "embedded_facts.yaml"))))
+    return project
 
 
 def records(project: Project, name: str) -> dict[str, Any]:
