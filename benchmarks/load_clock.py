@@ -5,7 +5,9 @@ of the repeats. Targets, for 2 cores with the server beside: at 256 streams mean
 within 0.5 %, 99 % of the concurrency held, under 0.15 core; under stress 99 % of the ideal tokens/s and mean TTFT within
 2 %. `sustained` is an open loop at the rates that are asked for, 10,000 requests/s of one token and 150,000 tokens/s of
 64: VALID means that every request went out when it was due. `rate` is a closed loop that asks for all there is. The server's
-own lateness stands in each row: an error below it is not the client's.
+own lateness stands in each row: an error below it is not the client's. What a core gives differs from machine to machine, so
+after each closed loop `floor_client.py`, which neither reads nor checks what it gets, sends the same load: its share of a
+core, and how many times that this client used, in the median of the repeats.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pytest_inferperf.engines.openai.endpoint import Endpoint
@@ -63,6 +66,7 @@ POINTS = (
     Point(name="rate", ttft_ms=0, itl_ms=0, osl=1, streams=256, requests=60_000),
     Point(name="rate", ttft_ms=0, itl_ms=0, osl=64, streams=256, requests=15_000),
 )
+FLOOR = Path(__file__).with_name("floor_client.py")
 NAMES = tuple(dict.fromkeys(point.name for point in POINTS))
 COLUMNS = (
     ("point", 9),
@@ -82,6 +86,8 @@ COLUMNS = (
     ("cores", 6),
     ("busy", 6),
     ("us/tok", 7),
+    ("floor", 6),
+    ("x floor", 7),
     ("server late", 12),
     ("its cores", 10),
     ("valid", 6),
@@ -110,12 +116,22 @@ def stats(endpoint: Endpoint) -> dict[str, float]:
     return found
 
 
+def floor_cores(url: str, point: Point, requests: int) -> float:
+    """Return the share of a core that the least client takes for the load of a point."""
+    load = ["--streams", str(point.streams), "--requests", str(requests), "--osl", str(point.osl)]
+    command = [sys.executable, str(FLOOR), url, *load]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    cores: float = json.loads(done.stdout)["cores"]
+    return cores
+
+
 def measure(point: Point, requests: int) -> dict[str, Any]:
     """Measure a point once."""
     with server(point) as url:
         endpoint = Endpoint.parse(url, model="simulated")
         run = run_load(endpoint, point.plan(requests), SyntheticBodies(endpoint, isl=128, osl=point.osl, seed=0))
         truth = stats(endpoint)
+        floor = floor_cores(url, point, requests) if point.streams else 0.0
     metrics = summarise_load(run, isl=128, check=False).metrics
     cycle_s = (point.ttft_ms + (point.osl - 1) * point.itl_ms) / 1000
     ideal_tokens = point.osl * (point.rate or (point.streams / cycle_s if cycle_s else 0.0))
@@ -132,6 +148,8 @@ def measure(point: Point, requests: int) -> dict[str, Any]:
         "cores": run.clock.cpu_share,
         "busy": run.clock.cpu_share - run.clock.idle_share,
         "us": 1e6 * run.clock.cpu_share / metrics["output_throughput"],
+        "floor": floor,
+        "ratio": run.clock.cpu_share / floor if floor else 0.0,
         "late": truth["lateness_mean_ms"],
         "server": truth["cpu_s"] / truth["since_s"],
         "invalid": check_load(run),
@@ -172,6 +190,8 @@ def main() -> None:
             f"{middle['cores']:.3f}",
             f"{middle['busy']:.3f}",
             f"{middle['us']:.2f}",
+            f"{middle['floor']:.3f}" if point.streams else "-",
+            f"{middle['ratio']:.2f}" if point.streams else "-",
             f"{middle['late']:.3f}",
             f"{middle['server']:.3f}",
             f"{sum(not run['invalid'] for run in runs)}/{len(runs)}",
