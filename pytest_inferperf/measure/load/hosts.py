@@ -1,7 +1,7 @@
 """A load that several hosts send together: one plan, begun at one moment, put together as one run.
 
-What a process does on its host is what a fork of this one does (see `processes`): it has every nth request, says when its
-connections are open, begins when it is told, and sends fillers until the measured requests of all have ended. This process
+What a process does on its host is what a fork of this one does (see `processes`): it has every nth request, or every nth
+conversation with all its turns, says when its connections are open, begins when it is told, and sends fillers until the measured requests of all have ended. This process
 asks each host for its clock before the beginning and after the end, tells it the moment of the beginning on that clock, and
 puts what it timed on its own (see `skew`). A load that lost a part is no load: it ends with an error, and gives no figure.
 """
@@ -60,11 +60,12 @@ def run_on_hosts(
     streams than processes, and where a host lacks the API key.
     """
     count = len(hosts) * processes
-    least = min(plan.num_requests, plan.concurrency or plan.num_requests)
-    if count > least:
+    if count > plan.most_parts:
+        fewer = plan.most_parts // processes
+        advice = f"Ask for {fewer} host{'' if fewer == 1 else 's'}" if fewer else "Ask for fewer processes on each"
         raise SettingsError(
-            f"{len(hosts)} hosts with {processes} processes each: there may be {least} processes at most, so that each has a "
-            "request to send."
+            f"{len(hosts)} hosts with {processes} processes each: there may be {plan.most_parts} processes at most, so that "
+            f"{plan.each_has}. {advice}."
         )
     with Interrupt() as interrupt:
         try:
@@ -127,7 +128,7 @@ def _conduct(plan: LoadPlan, crew: _Crew, interrupt: Interrupt, watch: Callable[
 def _check_whole(plan: LoadPlan, crew: _Crew) -> None:
     """Raise `InvalidRun` where a process has not measured just the requests that were its own."""
     for index in range(crew.count):
-        asked, found = len(range(index, plan.num_requests, crew.count)), crew.parts[index].records.kind.count(MEASURED)
+        asked, found = plan.part(index, crew.count).num_requests, crew.parts[index].records.kind.count(MEASURED)
         if found != asked:
             raise InvalidRun(
                 f"{crew.where(index)}, has measured {found} requests where {asked} were its own: a part of the load is missing, "

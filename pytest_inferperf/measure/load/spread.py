@@ -89,7 +89,7 @@ class _Ladder:
 
     def __init__(self, endpoint: Endpoint, plan: LoadPlan, processes: int | None, hosts: LoadHosts | None) -> None:
         self._endpoint = endpoint
-        self._most = min(plan.num_requests, plan.concurrency or plan.num_requests)
+        self._most = plan.most_parts
         wanted = hosts.wanted if hosts is not None else 0
         if processes is not None:
             shapes = [Shape(processes, hosts=wanted)]
@@ -170,6 +170,7 @@ def _run(
         alone.make_body,
         sizes_of=alone.sizes_of,
         make_spare=alone.make_spare,
+        talk_of=alone.talk_of,
         live=live,
         watch=watch,
     )
@@ -183,7 +184,7 @@ def most_processes(endpoint: Endpoint, plan: LoadPlan) -> int:
     cores = len(os.sched_getaffinity(0))
     if _is_here(endpoint):
         cores -= 1
-    return max(1, min(cores, plan.num_requests, plan.concurrency or cores))
+    return max(1, min(cores, plan.most_parts))
 
 
 def _is_here(endpoint: Endpoint) -> bool:
