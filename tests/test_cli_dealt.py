@@ -146,6 +146,16 @@ def test_each_turn_waits_for_its_answer_and_the_think_time(measure: Measurement)
         assert row["sent_s"] >= ends[row["request"], row["turn"] - 1] + 0.1 - 1e-6
 
 
+def test_an_open_loop_begins_conversations_from_all_processes(measure: Measurement) -> None:
+    rate = ("--request-rate", "40", "--arrival", "constant", "--think-time", "0.05")
+    assert measure(*CHATS[:-4], "--compare", "0", *rate, "--processes", "3") == 0
+    sent = own(measure.sent)
+    assert (max(sent.values()), sent.total()) == (1, len(measure.measured))
+    begun = [row["due_s"] / 0.025 for row in measure.rows if row["turn"] in (None, 1)]
+    assert begun == pytest.approx([round(place) for place in begun], abs=1e-3)
+    assert len({round(place) for place in begun}) == len(begun)
+
+
 def test_a_request_of_a_trace_is_due_at_its_time_whoever_sends_it(measure: Measurement) -> None:
     rows = [json.loads(line) for line in (FILES / "mooncake.jsonl").read_text().splitlines()]
     times_s = [(row["timestamp"] - rows[0]["timestamp"]) / 1000 for row in rows]
@@ -285,9 +295,11 @@ def test_more_than_there_is_to_send(
 def test_more_hosts_than_there_is_to_send(
     measure: Measurement, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    monkeypatch.setattr(load_hosts, "ClusterLoadHosts", lambda _connect, **_: Machines(tmp_path, count=3, wanted=3))
+    hosts = Machines(tmp_path, count=3, wanted=3)
+    monkeypatch.setattr(load_hosts, "ClusterLoadHosts", lambda _connect, **_: hosts)
     assert measure(*CHATS, "--ray", "auto", "--hosts", "3", "--processes", "2") == 2
     assert capsys.readouterr().err == (
         "inferperf: 3 hosts with 2 processes each: there may be 4 processes at most, so that each has a conversation to send: "
         "4 are in flight. Ask for 2 hosts.\n"
     )
+    assert hosts.taken_so_far == []

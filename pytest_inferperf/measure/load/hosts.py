@@ -29,7 +29,7 @@ from pytest_inferperf.measure.load.skew import HostClock, Offset, measure_offset
 from pytest_inferperf.measure.load.state import LoadState, joint_state
 from pytest_inferperf.measure.progress import Live, watched
 
-__all__ = ["run_on_hosts"]
+__all__ = ["check_hosts", "run_on_hosts"]
 
 _LEAD_S = 0.5
 """From the last process that is ready to the beginning: time for all hosts to hear of it, one after the other."""
@@ -59,14 +59,8 @@ def run_on_hosts(
     and where a host is lost; `InvalidRun` where one heard of the beginning too late; `SettingsError` for fewer requests or
     streams than processes, and where a host lacks the API key.
     """
+    check_hosts(plan, len(hosts), processes)
     count = len(hosts) * processes
-    if count > plan.most_parts:
-        fewer = plan.most_parts // processes
-        advice = f"Ask for {fewer} host{'' if fewer == 1 else 's'}" if fewer else "Ask for fewer processes on each"
-        raise SettingsError(
-            f"{len(hosts)} hosts with {processes} processes each: there may be {plan.most_parts} processes at most, so that "
-            f"{plan.each_has}. {advice}."
-        )
     with Interrupt() as interrupt:
         try:
             crew = _Crew(hosts, processes)
@@ -94,6 +88,18 @@ def run_on_hosts(
         finally:
             for host in hosts:
                 host.end()
+
+
+def check_hosts(plan: LoadPlan, hosts: int, processes: int) -> None:
+    """Refuse hosts, with so many processes each, some of which would have nothing to send. Raises `SettingsError`."""
+    if hosts * processes <= plan.most_parts:
+        return
+    fewer = plan.most_parts // processes
+    advice = f"Ask for {fewer} host{'' if fewer == 1 else 's'}" if fewer else "Ask for fewer processes on each"
+    raise SettingsError(
+        f"{hosts} hosts with {processes} processes each: there may be {plan.most_parts} processes at most, so that "
+        f"{plan.each_has}. {advice}."
+    )
 
 
 def _conduct(plan: LoadPlan, crew: _Crew, interrupt: Interrupt, watch: Callable[[list[float]], None] | None) -> LoadRun:

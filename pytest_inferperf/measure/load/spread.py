@@ -12,7 +12,7 @@ from typing import Protocol
 from pytest_inferperf.engines.load_hosts import LoadHosts
 from pytest_inferperf.engines.openai.endpoint import Endpoint
 from pytest_inferperf.measure.load.generator import run_load
-from pytest_inferperf.measure.load.hosts import run_on_hosts
+from pytest_inferperf.measure.load.hosts import check_hosts, run_on_hosts
 from pytest_inferperf.measure.load.plan import LoadPlan, LoadRun
 from pytest_inferperf.measure.load.processes import Bodies, run_together
 from pytest_inferperf.measure.progress import Live
@@ -144,6 +144,8 @@ def _run(
 ) -> LoadRun:
     if shape.hosts:
         assert hosts is not None
+        # A cluster that is full would first be waited for.
+        check_hosts(plan, shape.hosts, shape.processes)
         with hosts.taken(endpoint, shape.hosts, shape.processes) as taken:
             return run_on_hosts(
                 endpoint,
