@@ -62,10 +62,8 @@ def check_measure(arguments: argparse.Namespace) -> None:
         raise SettingsError("--audit repeats prompts whose answers were kept for --compare, which is 0.")
     if arguments.retries < 0:
         raise SettingsError(f"--retries {arguments.retries}: must be at least 0.")
-    if arguments.processes not in (None, 1) and (arguments.dataset or arguments.trace):
-        raise SettingsError(
-            f"--processes {arguments.processes}: what a file holds goes out from one process. Leave it out."
-        )
+    if arguments.processes is not None and arguments.processes < 1:
+        raise SettingsError(f"--processes {arguments.processes}: must be at least 1.")
     _check_hosts(arguments)
     if not arguments.timeout > 0:
         raise SettingsError(f"--timeout {arguments.timeout:g}: must be above 0 seconds.")
@@ -82,8 +80,6 @@ def _check_hosts(arguments: argparse.Namespace) -> None:
         raise SettingsError(f"--hosts {arguments.hosts}: they are nodes of a Ray cluster; say which: --ray=auto.")
     if arguments.hosts < 1:
         raise SettingsError(f"--hosts {arguments.hosts}: must be at least 1.")
-    if arguments.dataset or arguments.trace:
-        raise SettingsError(f"--hosts {arguments.hosts}: what a file holds goes out from one host. Leave it out.")
 
 
 def measure_once(arguments: argparse.Namespace, workload: Workload, *, live: Live | None = None) -> Measured:
@@ -107,7 +103,7 @@ def measure_once(arguments: argparse.Namespace, workload: Workload, *, live: Liv
         assert serving is not None
         # A seed that is given repeats a run, prompts and all.
         serving = replace(serving, fresh_prompts=arguments.seed is None, hosts=hosts)
-        found = _send(arguments, workload, engine, serving, live)
+        found = _with_more(_send(arguments, workload, engine, serving, live))
         return _look_again(arguments, workload, engine, found) if not found.invalid and arguments.compare else found
 
 
@@ -169,6 +165,18 @@ def _send(
         live=live,
     )
     return Measured(run=sent.run, isl=sent.isl, invalid=sent.check(max_failed_share=arguments.allow_failed))
+
+
+def _with_more(found: Measured) -> Measured:
+    """Say how more processes are asked for where one had too much to do, and there was none that could be had unasked."""
+    more = 2 * max(1, len(found.run.clocks))
+    if "client-bound: " not in found.invalid or found.run.hosts or more > found.run.plan.most_parts:
+        return found
+    return replace(
+        found,
+        invalid=f"{found.invalid} Where there are cores for more processes, write --processes {more}; on other machines, "
+        "--ray ADDRESS --hosts N.",
+    )
 
 
 def _is_plain(workload: Workload, serving: Serving) -> bool:

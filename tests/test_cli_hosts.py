@@ -16,6 +16,7 @@ from pytest_inferperf.simulate.server import serve_in_thread
 from tests.measure.load.machines import Machines
 
 Capture = pytest.CaptureFixture[str]
+FILES = Path(__file__).parent / "plugin" / "datasets"
 SIZES = ("--model", "simulated", "--isl", "8", "--osl", "4", "--compare", "0")
 
 
@@ -48,14 +49,28 @@ def test_the_hosts_and_their_clocks_are_said(capsys: Capture, tmp_path: Path, mo
     assert len(found["clock"]["processes"]) == 2
 
 
-def test_a_file_and_hosts_in_a_mark() -> None:
+@pytest.mark.parametrize(
+    ("keywords", "most", "why"),
+    [
+        ({"dataset": "prompts.jsonl", "concurrency": 2}, 2, "2 are in flight"),
+        ({"dataset": "prompts.jsonl", "request_rate": 5.0, "num_requests": 3}, 3, "a round has 3"),
+        ({"trace": "mooncake.jsonl"}, 12, "a round has 12"),
+        ({"isl": 8, "osl": 4}, 1, "1 are in flight"),
+    ],
+)
+def test_hosts_in_a_mark_have_something_to_send(keywords: dict[str, Any], most: int, why: str) -> None:
     from pytest_inferperf.errors import MarkError
-    from pytest_inferperf.marks.recorded import check_only_file
+    from pytest_inferperf.marks.origin import Origin
+    from pytest_inferperf.marks.workloads import make_workload
 
-    with pytest.raises(
-        MarkError, match=r"^inferperf: hosts=2: what a file holds goes out from one host\. Leave it out\.$"
-    ):
-        check_only_file({"dataset": "prompts.jsonl", "hosts": 2})
+    origin = Origin(folder=FILES)
+    once: dict[str, Any] = {**keywords, "rounds": 1, "warmup_rounds": 0}
+    assert make_workload({**once, "hosts": most}, origin).hosts == most
+    with pytest.raises(MarkError) as caught:
+        make_workload({**once, "hosts": most + 1}, origin)
+    assert str(caught.value) == (
+        f"inferperf: hosts={most + 1}: each host needs a request to send, and {why}. hosts={most} would do."
+    )
 
 
 @pytest.mark.parametrize(
@@ -72,13 +87,6 @@ def test_a_file_and_hosts_in_a_mark() -> None:
 def test_what_cannot_be(capsys: Capture, options: tuple[str, ...], message: str) -> None:
     assert measure("http://127.0.0.1:1", "--concurrency", "2", *options) == 2
     assert message in capsys.readouterr().err
-
-
-def test_what_a_file_holds_goes_out_from_one_host(capsys: Capture) -> None:
-    prompts = Path(__file__).parent / "plugin" / "datasets" / "prompts.jsonl"
-    options = ("--dataset", str(prompts), "--concurrency", "2", "--ray", "auto", "--hosts", "2")
-    assert main(["measure", "--url", "http://127.0.0.1:1", "--model", "m", *options]) == 2
-    assert "--hosts 2: what a file holds goes out from one host. Leave it out." in capsys.readouterr().err
 
 
 def test_no_cluster_is_no_measurement(capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

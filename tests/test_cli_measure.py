@@ -173,7 +173,7 @@ def test_a_tokenizer_counts_what_the_server_does_not(capsys: Capture, monkeypatc
         (("--trace", "TRACE", "--compare", "-1"), "--compare -1: must be at least 0."),
         (("--trace", "TRACE", "--compare", "0", "--audit"), "--audit repeats prompts whose answers were kept for --compare"),
         (("--trace", "TRACE", "--vocab-size", "9"), "--vocab-size 9: must be at least 20 tokens."),
-        (("--trace", "TRACE", "--processes", "2"), "--processes 2: what a file holds goes out from one process. Leave"),
+        (("--trace", "TRACE", "--processes", "0"), "--processes 0: must be at least 1."),
         (("--trace", "TRACE", "--retries", "-1"), "--retries -1: must be at least 0."),
         (("--trace", "TRACE", "--timeout", "0"), "--timeout 0: must be above 0 seconds."),
     ],

@@ -46,8 +46,6 @@ def check_only_file(values: Mapping[str, Any]) -> str:
         if not values["trace_speed"] > 0:
             raise MarkError(f"inferperf: trace_speed={values['trace_speed']!r} must be above 0; 2 is twice as fast.")
     _check_turns(values)
-    if found and "hosts" in values:
-        raise MarkError(f"inferperf: hosts={values['hosts']}: what a file holds goes out from one host. Leave it out.")
     for keyword in found:
         why, others = _TOLD[keyword]
         for name in others:

@@ -58,9 +58,21 @@ def make_workload(values: Mapping[str, Any], origin: Origin) -> Workload:
             f"inferperf: num_requests={values['num_requests']} is below concurrency={concurrency}: that concurrency "
             "would never be held."
         )
-    if from_file:
-        return {"dataset": with_dataset, "trace": with_trace}[from_file](values, origin)
-    return Workload(**values)
+    workload = (
+        {"dataset": with_dataset, "trace": with_trace}[from_file](values, origin) if from_file else Workload(**values)
+    )
+    _check_hosts(workload)
+    return workload
+
+
+def _check_hosts(workload: Workload) -> None:
+    """Refuse hosts that would have nothing to send. Raises `MarkError`."""
+    most = workload.concurrency or workload.requests_per_round
+    if workload.hosts > most:
+        why = f"{most} are in flight" if workload.concurrency else f"a round has {most}"
+        raise MarkError(
+            f"inferperf: hosts={workload.hosts}: each host needs a request to send, and {why}. hosts={most} would do."
+        )
 
 
 def _lengths(name: str, value: int | str) -> int | str:

@@ -45,10 +45,10 @@ class Client:
         self.senders: set[psutil.Process] = set()
         self._running: list[subprocess.Popen[str]] = []
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, sizes: tuple[str, ...] = SIZES) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "pytest_inferperf.cli", "measure", "--url", self.url, "--model", "simulated"]
         process = subprocess.Popen(
-            [*command, *SIZES, "--compare", "0", "--json", "out.json", "--records", "out.jsonl", *arguments],
+            [*command, *sizes, "--compare", "0", "--json", "out.json", "--records", "out.jsonl", *arguments],
             cwd=self._folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -130,6 +130,31 @@ def test_two_hosts_measure_what_one_machine_does(client: Client) -> None:
         measured = [row for row in records if row["kind"] == "measured"]
         assert len(measured) == 160
         assert median(row["ttft_ms"] for row in measured) == pytest.approx(TRUTH_MS, rel=0.1)
+
+
+def test_conversations_of_a_file_go_out_from_two_hosts_each_turn_once(client: Client) -> None:
+    path = Path(__file__).parents[1] / "plugin" / "datasets" / "chats.jsonl"
+    talks = [json.loads(line)["messages"] for line in path.read_text().splitlines()]
+    sizes = (
+        "--dataset",
+        str(path),
+        "--chat",
+        "--turns",
+        "3",
+        "--osl",
+        "8",
+        "--num-requests",
+        "12",
+        "--concurrency",
+        "4",
+    )
+    output = client.end(client.start("--ray", "auto", "--hosts", "2", sizes=sizes))
+    assert [host["processes"] for host in client.found()["hosts"]] == [1, 1], output
+    rows = [(row["request"], row["turn"], row["ok"]) for row in client.records() if row["kind"] == "measured"]
+    assert rows == sorted(rows)
+    assert {number for number, _, _ in rows} == set(range(1, 13))
+    assert len(rows) == sum(message["role"] == "user" for talk in talks for message in talk)
+    assert all(ok for _, _, ok in rows)
 
 
 SUITE = """

@@ -47,7 +47,13 @@ class Accounts:
                 failure.example = failure.example or str(problem)
             # Under closed loop a request is due when it is sent, and one that got no connection never was.
             self.records.add(
-                kind=kind, ok=False, intended=request.intended or done, sent=request.sent, done=done, turn=turn
+                kind=kind,
+                ok=False,
+                intended=request.intended or done,
+                sent=request.sent,
+                done=done,
+                turn=turn,
+                number=request.number,
             )
             return
         times, tokens = found.times, found.tokens
@@ -64,8 +70,6 @@ class Accounts:
                 )
             self.outputs.offer(request.payload, found)
             self.cached_tokens += found.cached_tokens
-            if request.talk is not None and not request.turn:
-                request.talk.first_tokens = found.prompt_tokens or 0
             self.sources[found.source] = self.sources.get(found.source, 0) + 1
         self.records.add(
             kind=kind,
@@ -80,6 +84,7 @@ class Accounts:
             prompt_tokens=-1 if found.prompt_tokens is None else found.prompt_tokens,
             asked_prompt=request.isl,
             turn=turn,
+            number=request.number,
         )
 
     def answer(self, reader: LateReader, osl: int) -> Decoded | None:
@@ -89,15 +94,15 @@ class Accounts:
         except StreamError:
             return None
 
-    def unasked(self, count: int, now: float, *, after: int) -> None:
-        """Count later turns of a conversation that nobody could ask, since turn `after` (from 1) failed."""
+    def unasked(self, count: int, now: float, *, after: int, number: int) -> None:
+        """Count later turns of conversation `number` that nobody could ask, since turn `after` (from 1) failed."""
         if not count:
             return
         failure = self.failures.setdefault("unasked", Failure())
         failure.count += count
         failure.example = failure.example or "the turn before it in the conversation failed"
         for turn in range(after + 1, after + count + 1):
-            self.records.add(kind=MEASURED, ok=False, intended=now, sent=0.0, done=now, turn=turn)
+            self.records.add(kind=MEASURED, ok=False, intended=now, sent=0.0, done=now, turn=turn, number=number)
 
     def _decode(self, reader: LateReader, osl: int) -> Decoded:
         """Read the answer in a response. Raises `StreamError` for anything but a whole one of the length asked for."""

@@ -41,7 +41,7 @@ def run_load(
     `make_body(i)` returns the body of request i, counted over warm-up, measured and fillers; `sizes_of(i)` says how many
     tokens its prompt has and its answer must have, where that is not `plan.osl` for all. With `make_spare` both are of
     measured requests alone, counted from 0, and it writes the others. `talk_of(i)` begins the conversation of one of them,
-    whose later turns are measured too, as many as `plan.follow_ups` in all. `live` is shown how far
+    whose later turns are measured too, as many as `plan.later_turns` says. `live` is shown how far
     the run is, and `watch([share])` some times a second what share of its core this process has used for what could not
     wait; it may raise to end the run. Ctrl-C ends the run and keeps what was measured. Raises `EngineError` where no connection can be opened, or the limit of open files is too low.
     """

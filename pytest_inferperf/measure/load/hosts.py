@@ -1,7 +1,7 @@
 """A load that several hosts send together: one plan, begun at one moment, put together as one run.
 
-What a process does on its host is what a fork of this one does (see `processes`): it has every nth request, says when its
-connections are open, begins when it is told, and sends fillers until the measured requests of all have ended. This process
+What a process does on its host is what a fork of this one does (see `processes`): it has every nth request, or every nth
+conversation with all its turns, says when its connections are open, begins when it is told, and sends fillers until the measured requests of all have ended. This process
 asks each host for its clock before the beginning and after the end, tells it the moment of the beginning on that clock, and
 puts what it timed on its own (see `skew`). A load that lost a part is no load: it ends with an error, and gives no figure.
 """
@@ -29,7 +29,7 @@ from pytest_inferperf.measure.load.skew import HostClock, Offset, measure_offset
 from pytest_inferperf.measure.load.state import LoadState, joint_state
 from pytest_inferperf.measure.progress import Live, watched
 
-__all__ = ["run_on_hosts"]
+__all__ = ["check_hosts", "run_on_hosts"]
 
 _LEAD_S = 0.5
 """From the last process that is ready to the beginning: time for all hosts to hear of it, one after the other."""
@@ -59,13 +59,8 @@ def run_on_hosts(
     and where a host is lost; `InvalidRun` where one heard of the beginning too late; `SettingsError` for fewer requests or
     streams than processes, and where a host lacks the API key.
     """
+    check_hosts(plan, len(hosts), processes)
     count = len(hosts) * processes
-    least = min(plan.num_requests, plan.concurrency or plan.num_requests)
-    if count > least:
-        raise SettingsError(
-            f"{len(hosts)} hosts with {processes} processes each: there may be {least} processes at most, so that each has a "
-            "request to send."
-        )
     with Interrupt() as interrupt:
         try:
             crew = _Crew(hosts, processes)
@@ -93,6 +88,18 @@ def run_on_hosts(
         finally:
             for host in hosts:
                 host.end()
+
+
+def check_hosts(plan: LoadPlan, hosts: int, processes: int) -> None:
+    """Refuse hosts, with so many processes each, some of which would have nothing to send. Raises `SettingsError`."""
+    if hosts * processes <= plan.most_parts:
+        return
+    fewer = plan.most_parts // processes
+    advice = f"Ask for {fewer} host{'' if fewer == 1 else 's'}" if fewer else "Ask for fewer processes on each"
+    raise SettingsError(
+        f"{hosts} hosts with {processes} processes each: there may be {plan.most_parts} processes at most, so that "
+        f"{plan.each_has}. {advice}."
+    )
 
 
 def _conduct(plan: LoadPlan, crew: _Crew, interrupt: Interrupt, watch: Callable[[list[float]], None] | None) -> LoadRun:
@@ -127,7 +134,7 @@ def _conduct(plan: LoadPlan, crew: _Crew, interrupt: Interrupt, watch: Callable[
 def _check_whole(plan: LoadPlan, crew: _Crew) -> None:
     """Raise `InvalidRun` where a process has not measured just the requests that were its own."""
     for index in range(crew.count):
-        asked, found = len(range(index, plan.num_requests, crew.count)), crew.parts[index].records.kind.count(MEASURED)
+        asked, found = plan.part(index, crew.count).num_requests, crew.parts[index].records.kind.count(MEASURED)
         if found != asked:
             raise InvalidRun(
                 f"{crew.where(index)}, has measured {found} requests where {asked} were its own: a part of the load is missing, "

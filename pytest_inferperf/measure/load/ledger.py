@@ -90,10 +90,10 @@ class Ledger:
             if not self._warming:
                 self._start = self._warmed
 
-    def end(self, talk: Talk, now: float, *, turn: int) -> None:
-        """End a conversation whose turn `turn` (from 0) failed: none that was to follow can be asked, and all of them have failed."""
+    def end(self, request: Request, talk: Talk, now: float) -> None:
+        """End a conversation whose last request failed: none that was to follow can be asked, and all of them have failed."""
         missing = talk.end()
-        self._accounts.unasked(missing, now, after=turn + 1)
+        self._accounts.unasked(missing, now, after=request.turn + 1, number=request.number)
         if missing:
             self._count_down(missing)
 
@@ -108,7 +108,7 @@ class Ledger:
             return None
         answer = self._accounts.answer(reader, request.osl)
         if answer is None:
-            self.end(talk, now, turn=request.turn)
+            self.end(request, talk, now)
         return answer
 
     def read_one(self) -> None:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from pytest_inferperf.engines.openai.endpoint import Endpoint
 from pytest_inferperf.errors import EngineError, SettingsError
-from pytest_inferperf.measure.load.parcels import DrawnParcel, WrittenParcel
+from pytest_inferperf.measure.load.hands import Hand
+from pytest_inferperf.measure.load.parcels import Parcel
 from pytest_inferperf.measure.load.plain import read, write
 from pytest_inferperf.measure.load.plan import LoadPlan
 
@@ -25,7 +26,7 @@ class Letter:
     processes: int
     """Of all hosts."""
 
-    parcel: DrawnParcel | WrittenParcel
+    parcel: Parcel
     is_shown: bool
 
 
@@ -40,6 +41,10 @@ def read_letter(data: bytes) -> Letter:
         found: Letter = read(Letter, data, "letter")
         if not 0 <= found.index < found.processes:
             raise ValueError(f"letter.index: {found.index} of {found.processes} processes")
+        if isinstance(found.parcel, Hand):
+            dealt, own = sum(map(len, found.parcel.conversations)), found.plan.part(found.index, found.processes)
+            if dealt != own.num_requests:
+                raise ValueError(f"letter.parcel: {dealt} requests where {own.num_requests} are its own")
     except (ValueError, SettingsError) as error:
         raise EngineError(
             f"what this host was given is no letter to a load process: {error}. Install the same pytest-inferperf on all hosts."

@@ -10,10 +10,11 @@ from typing import Any
 
 from pytest_inferperf.engines.openai.endpoint import Endpoint
 from pytest_inferperf.errors import EngineError, SettingsError
+from pytest_inferperf.measure.load.hands import Hand, Played
 from pytest_inferperf.measure.load.processes import Bodies
 from pytest_inferperf.measure.load.prompts import Drawing, SyntheticBodies
 
-__all__ = ["DrawnParcel", "WrittenParcel", "pack"]
+__all__ = ["DrawnParcel", "Parcel", "WrittenParcel", "pack"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +52,17 @@ class WrittenParcel:
         return Bodies(make_body=written, sizes_of=written.sizes if self.sizes is not None else None)
 
 
-def pack(bodies: Bodies, count: int) -> DrawnParcel | WrittenParcel:
+Parcel = DrawnParcel | WrittenParcel | Hand
+
+
+def pack(bodies: Bodies, count: int) -> Parcel:
     """Return what a process says as a value that goes to another machine; at least `count` of its requests are sent.
 
-    Raises `SettingsError` for what a file holds, whose other requests only the file can tell.
+    Of a file it is what was dealt to the process, no more.
     """
-    if bodies.make_spare is not None:
-        raise SettingsError("what a file holds goes out from one host.")
+    if isinstance(bodies.make_body, Played):
+        return bodies.make_body.hand
+    assert bodies.make_spare is None
     if isinstance(bodies.make_body, SyntheticBodies):
         return DrawnParcel(drawing=bodies.make_body.drawing())
     numbers = range(max(2, count))

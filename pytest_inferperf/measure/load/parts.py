@@ -48,21 +48,22 @@ def whole_run(plan: LoadPlan, parts: Sequence[Part], *, interrupted: bool) -> Lo
     stop = max(part.last for part in parts)
     warmed = [part.warmed for part in parts if part.warmed is not None]
     start = max(warmed) if len(warmed) == len(parts) else stop
-    if start >= stop:
-        # The measured requests were faster than the slowest of the warm-up.
-        start = min([stop, *(part.first_measured for part in parts if part.first_measured is not None)])
+    begins = [part.first_measured for part in parts if part.first_measured is not None]
+    if start >= stop or (plan.arrivals is not None and plan.arrivals.has_end):
+        # The measured requests were faster than the slowest of the warm-up, or there was none.
+        start = min([stop, *begins])
     flying = [sent for part in parts for sent in part.flying]
     fillers = sum(part.issued[FILLER] for part in parts)
-    records = parts[0].records
+    # Until the last has ended, the others send fillers, and all of them some more: those never were.
+    until = stop if len(parts) > 1 else float("inf")
+    records, late = Records.joined([part.records for part in parts], until)
     if len(parts) > 1:
-        # Until the last has ended, the others send fillers, and all of them some more: those never were.
-        records, late = Records.joined([part.records for part in parts], stop)
         everything = [*flying, *late]
         # One that had no connection yet was never sent.
         flying = [sent for sent in everything if 0 < sent < stop]
         fillers -= len(everything) - len(flying)
     held, requests, tokens = in_window(records, flying, start, stop)
-    begun = min([start, *(part.first_measured for part in parts if part.first_measured is not None)])
+    begun = min([start, *begins])
     failures: dict[str, Failure] = {}
     sources: dict[str, int] = {}
     for part in parts:

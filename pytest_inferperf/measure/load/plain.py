@@ -197,5 +197,5 @@ def _text(key: object) -> str:
     return key
 
 
-_DTYPES = {"b": "<i1", "h": "<i2", "q": "<i8", "d": "<f8"}
+_DTYPES = {"b": "<i1", "h": "<i2", "i": "<i4", "q": "<i8", "d": "<f8"}
 """By the type code of an array."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pytest_inferperf.errors import SettingsError
 from pytest_inferperf.measure.load.arrivals import Arrivals, TraceTimes
@@ -24,8 +24,9 @@ class LoadPlan:
     osl: int
     """Output tokens every request asks for, and must get."""
 
-    follow_ups: int = 0
-    """Of `num_requests`, the later turns of conversations, which come when the turns before them are answered."""
+    later_turns: tuple[int, ...] = ()
+    """Of each conversation, how many of `num_requests` are its later turns, which come when those before them are answered;
+    none where each is one turn."""
 
     concurrency: int = 0
     """Closed loop: requests in flight."""
@@ -50,6 +51,38 @@ class LoadPlan:
                 raise SettingsError(f"{name} {getattr(self, name)}: must be at least {low}.")
         if not self.timeout_s > 0:
             raise SettingsError(f"timeout {self.timeout_s:g} s: must be above 0.")
+        if self.later_turns and (len(self.later_turns) != self.begun or min(self.later_turns) < 0):
+            raise SettingsError(f"{len(self.later_turns)} conversations are not {self.num_requests} requests.")
+
+    @property
+    def begun(self) -> int:
+        """Measured requests that are no later turns."""
+        return self.num_requests - sum(self.later_turns)
+
+    @property
+    def most_parts(self) -> int:
+        """How many processes can send a part of it: each needs a request that begins, and under closed loop a stream."""
+        return min(self.begun, self.concurrency or self.begun)
+
+    @property
+    def each_has(self) -> str:
+        """What each of them then has, in words, and why there can be no more."""
+        what = "conversation" if self.later_turns else "request"
+        why = f"{self.concurrency} are in flight" if 0 < self.concurrency < self.begun else f"there are {self.begun}"
+        return f"each has a {what} to send: {why}"
+
+    def part(self, index: int, of: int) -> LoadPlan:
+        """Return the part of one of several processes: every nth request, with its later turns, and its share of the streams.
+
+        Arrivals stay those of all: the conductor deals them.
+        """
+        later_turns = self.later_turns[index::of]
+        return replace(
+            self,
+            num_requests=len(range(index, self.begun, of)) + sum(later_turns),
+            later_turns=later_turns,
+            concurrency=len(range(index, self.concurrency, of)),
+        )
 
 
 @dataclass(kw_only=True)

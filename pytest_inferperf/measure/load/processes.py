@@ -1,6 +1,7 @@
 """A load that several processes send together: begun at one moment, ended by the last, and put together as one run.
 
-Each process is a fork of this one, with a slice of the plan: every nth request, and its share of the concurrency. It opens
+Each process is a fork of this one, with a slice of the plan: every nth request, with the later turns of its conversation, and
+its share of the concurrency. It opens
 its connections, says so, and waits for the moment at which all begin. When its measured requests have ended it sends
 fillers until those of all have. This process only waits: it hears each of the others some times a second, and ends them
 all whatever happens. One that loses this process ends by itself.
@@ -35,7 +36,7 @@ from pytest_inferperf.measure.load.messages import Trouble, read_message, say
 from pytest_inferperf.measure.load.parts import Part, whole_run
 from pytest_inferperf.measure.load.plan import LoadPlan, LoadRun
 from pytest_inferperf.measure.load.state import LoadState, joint_state
-from pytest_inferperf.measure.load.supply import SizesOf, Spare, Supply
+from pytest_inferperf.measure.load.supply import SizesOf, Spare, Supply, TalkOf
 from pytest_inferperf.measure.progress import Live, watched
 
 __all__ = ["Bodies", "run_together", "send_part"]
@@ -60,6 +61,7 @@ class Bodies:
     make_body: Callable[[int], bytes]
     sizes_of: SizesOf | None = None
     make_spare: Spare | None = None
+    talk_of: TalkOf | None = None
 
 
 def run_together(
@@ -78,9 +80,10 @@ def run_together(
     Ctrl-C ends it and keeps what was measured. Raises `EngineError` where a process cannot connect, dies or hangs, and
     `SettingsError` for fewer requests or streams than processes.
     """
-    least = min(plan.num_requests, plan.concurrency or plan.num_requests)
-    if not 1 <= processes <= least:
-        raise SettingsError(f"{processes} processes: must be from 1 to {least}, so that each has a request to send.")
+    if not 1 <= processes <= plan.most_parts:
+        raise SettingsError(
+            f"{processes} processes: must be from 1 to {plan.most_parts}, so that {plan.each_has}. Ask for fewer."
+        )
     with Interrupt() as interrupt, _Crew() as crew:
         for index in range(processes):
             crew.start(partial(send_part, endpoint, plan, bodies, index, processes, live is not None))
@@ -243,13 +246,9 @@ def send_part(
     """
     hide = hider(also=[endpoint.api_key_env] if endpoint.api_key_env else [])
     try:
-        mine = replace(
-            plan,
-            num_requests=len(range(index, plan.num_requests, processes)),
-            concurrency=len(range(index, plan.concurrency, processes)),
-        )
+        mine = plan.part(index, processes)
         texts = bodies(index)
-        supply = Supply(endpoint, mine, texts.make_body, texts.sizes_of, texts.make_spare)
+        supply = Supply(endpoint, mine, texts.make_body, texts.sizes_of, texts.make_spare, texts.talk_of)
         conductor = _Follower(control, index=index, processes=processes, is_shown=is_shown)
         part = run_part(endpoint, mine, supply, conductor, Interrupt())
         for failure in part.failures.values():

@@ -34,10 +34,11 @@ def check_records_path(path: Path) -> None:
 
 
 def write_records(path: Path, records: Records) -> None:
-    """Write every request, in the order in which they ended. Raises `SettingsError` where the file cannot be written.
+    """Write every request, in the order of `Records.joined`. Raises `SettingsError` where the file cannot be written.
 
-    `kind` is warmup, measured or filler; `due_s` and `sent_s` count from when the first request was due; `turn` is that of
-    its conversation, from 1; a figure that a request does not have is null.
+    `kind` is warmup, measured or filler; `request` is which of the measured ones, in the order of the plan, from 1, and all
+    turns of a conversation have that of the first; `turn` is which turn of it, from 1; `due_s` and `sent_s` count from when the
+    first request was due; a figure that a request does not have is null.
     """
     try:
         if path.suffix == ".parquet":
@@ -59,6 +60,7 @@ def _write_parquet(path: Path, records: Records) -> None:
     schema = pa.schema(
         {
             "kind": pa.string(),
+            "request": count,
             "turn": count,
             "ok": pa.bool_(),
             "due_s": number,
@@ -89,6 +91,7 @@ def _tables(records: Records) -> Iterator[dict[str, list[Any]]]:
         tpot_ms = 1000 * (column["last"] - column["first"]) / np.maximum(later, 1)
         yield {
             "kind": [_KINDS[kind] for kind in column["kind"].tolist()],
+            "request": _or_none(column["number"] + 1, column["number"] >= 0),
             "turn": _or_none(column["turn"], column["turn"] > 0),
             "ok": ok.tolist(),
             "due_s": (due - start).tolist(),

@@ -134,7 +134,10 @@ class Sample:
 
 
 class Records:
-    """One row per request, in the order in which they ended. Times are seconds on the generator's clock."""
+    """One row per request. Times are seconds on the generator's clock.
+
+    One process has them in the order in which they ended, a run in that of its plan.
+    """
 
     def __init__(self) -> None:
         self.kind = array("b")
@@ -160,6 +163,10 @@ class Records:
         self.turn = array("h")
         """Which turn of its conversation it was, from 1; 0 for a request that was no part of one."""
 
+        self.number = array("i")
+        """Which measured request of the plan it was, from 0; all turns of a conversation have that of the first one. -1 for
+        warm-up and fillers."""
+
         self.asked_prompt = array("q")
         """Tokens of the prompt that was sent; -1 where the caller does not say."""
 
@@ -178,6 +185,7 @@ class Records:
         prompt_tokens: int = -1,
         asked_prompt: int = -1,
         turn: int = 0,
+        number: int = -1,
     ) -> None:
         """Add the row of one request."""
         self.kind.append(kind)
@@ -191,21 +199,29 @@ class Records:
         self.first_tokens.append(first_tokens)
         self.prompt_tokens.append(prompt_tokens)
         self.turn.append(turn)
+        self.number.append(number)
         self.asked_prompt.append(asked_prompt)
 
     @classmethod
     def joined(cls, records: Sequence[Records], stop: float) -> tuple[Records, list[float]]:
-        """Return the rows of several processes as one table, but for those that ended after `stop`: when these were sent."""
+        """Return the rows of several processes as one table, but for those that ended after `stop`: when these were sent.
+
+        First the warm-up, then the measured requests in the order of the plan, of which every nth is that of one process, then
+        fillers.
+        """
         import numpy as np
 
         tables = [item.columns() for item in records]
+        for place, item in enumerate(tables):
+            item["number"] = np.where(item["number"] < 0, -1, item["number"] * len(tables) + place)
         table = {name: np.concatenate([item[name] for item in tables]) for name in tables[0]}
-        inside = table["done"] <= stop
-        order = np.flatnonzero(inside)[np.argsort(table["done"][inside], kind="stable")]
+        inside = np.flatnonzero(table["done"] <= stop)
+        keys = [table[name][inside] for name in ("done", "turn", "number", "kind")]
+        order = inside[np.lexsort(keys)]
         found = cls()
         for name, column in vars(found).items():
             column.frombytes(table[name][order].astype(column.typecode).tobytes())
-        return found, table["sent"][~inside].tolist()
+        return found, table["sent"][table["done"] > stop].tolist()
 
     def __len__(self) -> int:
         return len(self.kind)
@@ -223,7 +239,7 @@ class Records:
 
         Each column is base64 of zlib of little-endian numbers: seconds since the first request was due (float64), seconds
         from there to the other moments (float32: within 0.1 µs up to a second), counts (int32), and one byte for flags;
-        turns (int16) only where there are conversations.
+        turns (int16) and which conversation each belongs to (int32) only where there are conversations.
         """
         import numpy as np
 
@@ -232,7 +248,7 @@ class Records:
         packed: dict[str, str | int] = {"requests": len(self)}
         for name, kind in _PACKED.items():
             column = columns[name]
-            if name == _TURN and not column.any():
+            if name in _OF_TALKS and not columns["turn"].any():
                 continue
             if name == "intended":
                 column = intended - (intended.min() if len(intended) else 0.0)
@@ -251,12 +267,12 @@ class Records:
         import numpy as np
 
         count = packed.get("requests")
-        if {*packed, _TURN} != {"requests", *_PACKED} or not isinstance(count, int) or count < 0:
+        if {*packed, *_OF_TALKS} != {"requests", *_PACKED} or not isinstance(count, int) or count < 0:
             raise ValueError(f"not packed records: {sorted(packed)}")
         columns: dict[str, Any] = {}
         for name, kind in _PACKED.items():
             if name not in packed:
-                columns[name] = np.zeros(count, dtype=kind)
+                columns[name] = np.full(count, _OF_TALKS[name], dtype=kind)
                 continue
             try:
                 data = zlib.decompress(base64.b64decode(packed[name], validate=True))
@@ -290,7 +306,9 @@ def latencies_ms(rows: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-_TURN = "turn"
+_OF_TALKS = {"turn": 0, "number": -1}
+"""Columns that are packed only where there are conversations, and what they hold where they are not."""
+
 _MOMENTS = ("sent", "first", "last", "done")
 _PACKED = {
     "kind": "<i1",
@@ -301,5 +319,6 @@ _PACKED = {
     "first_tokens": "<i4",
     "prompt_tokens": "<i4",
     "turn": "<i2",
+    "number": "<i4",
     "asked_prompt": "<i4",
 }

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from pytest_inferperf.engines.interface import GenerationRequest, Serving
-from pytest_inferperf.measure.load.supply import Spare, TalkOf
-from pytest_inferperf.measure.load.talks import Talk
-from pytest_inferperf.measure.recorded.requests import marked, reworded, shared_share
+from pytest_inferperf.measure.load.hands import Hand, Played
+from pytest_inferperf.measure.load.processes import Bodies
+from pytest_inferperf.measure.load.talks import WrittenTurn
+from pytest_inferperf.measure.recorded.requests import marked, shared_share
 from pytest_inferperf.measure.recorded.traces import trace_of
 from pytest_inferperf.model.case import Workload
 
@@ -31,30 +32,29 @@ def _spare_count(workload: Workload) -> int:
 class RoundPrompts(Protocol):
     """What the load generator asks of the prompts of a round."""
 
-    def known_share(self, counted: int) -> float:
-        """Return the share of `counted` prompt tokens, those of a whole run, that a prefix cache may know."""
+    def known_share(self, answered: Mapping[str, Any]) -> float:
+        """Return the share of the prompt tokens that a prefix cache may know, given the rows of all answered requests."""
 
-    @property
-    def spare(self) -> Spare | None:
-        """Writes warm-up requests and fillers; None where they come from the same stream, or there are none."""
-
-    @property
-    def talk(self) -> TalkOf | None:
-        """Begins the conversation of a request; None where each is one turn."""
-
-    def body(self, index: int) -> bytes:
-        """Return the body of request `index`."""
-
-    def sizes(self, index: int) -> tuple[int, int]:
-        """Return the tokens that it sends, -1 where only the server knows, and must get."""
+    def slice(self, index: int, of: int) -> Bodies:
+        """See `Texts.slice`."""
 
 
 def prompts_of(
-    serving: Serving, workload: Workload, requests: Sequence[GenerationRequest], *, round_index: int = 0
+    serving: Serving,
+    workload: Workload,
+    requests: Sequence[GenerationRequest],
+    *,
+    round_index: int = 0,
+    attempt: int = 0,
 ) -> RoundPrompts:
-    """Return the prompts of a round, those that are known to be needed already written."""
+    """Return the prompts of a round, those that are known to be needed already written.
+
+    From the second `attempt` at a load on they are others, which no cache knows from those that were given up.
+    """
+    if attempt:
+        serving = replace(serving, fresh_prompts=True)
     if workload.dataset:
-        return _RecordedPrompts(serving, workload, requests, round_index)
+        return _RecordedPrompts(serving, workload, requests, round_index, attempt)
     if workload.trace:
         return _TracePrompts(serving, workload, requests)
     return _SyntheticPrompts(serving, workload, requests)
@@ -62,9 +62,6 @@ def prompts_of(
 
 class _SyntheticPrompts:
     """The prompts of a round and ever more like them: warm-up and fillers come from the same stream."""
-
-    spare: Spare | None = None
-    talk: TalkOf | None = None
 
     def __init__(self, serving: Serving, workload: Workload, requests: Sequence[GenerationRequest]) -> None:
         self._serving = serving
@@ -80,104 +77,117 @@ class _SyntheticPrompts:
         self._sent.append(next(self._prompts))
         self._bodies.append(self._serving.body(self._sent[-1]))
 
-    def known_share(self, counted: int) -> float:
+    def known_share(self, answered: Mapping[str, Any]) -> float:
         """See `RoundPrompts.known_share`."""
         return self._shared_share
 
-    def body(self, index: int) -> bytes:
-        """See `RoundPrompts.body`."""
+    def slice(self, index: int, of: int) -> Bodies:
+        """See `RoundPrompts.slice`: every nth for each process."""
+        return Bodies(
+            make_body=lambda number: self._body(of * number + index),
+            sizes_of=lambda number: self._sizes(of * number + index),
+        )
+
+    def _body(self, index: int) -> bytes:
         while index >= len(self._bodies):
             self._write()
         return self._bodies[index]
 
-    def sizes(self, index: int) -> tuple[int, int]:
-        """See `RoundPrompts.sizes`: what the template of a chat adds to a prompt is the server's."""
+    def _sizes(self, index: int) -> tuple[int, int]:
+        """Return the tokens of a request. What the template of a chat adds to a prompt is the server's."""
         request = self._sent[index]
         return -1 if self._serving.endpoint.chat else len(request.prompt), request.max_tokens
 
 
-class _RecordedPrompts:
+class _DealtPrompts:
+    """Requests of a file: each goes out once, however many send them."""
+
+    def __init__(self, hand: Hand) -> None:
+        self._hand = hand
+        # Writing is not part of the load.
+        self._alone = Played(hand)
+
+    def slice(self, index: int, of: int) -> Bodies:
+        """See `RoundPrompts.slice`: whole conversations."""
+        return (self._alone if of == 1 else Played(self._hand.part(index, of))).bodies()
+
+
+class _RecordedPrompts(_DealtPrompts):
     """Every record of a round is measured, with all its turns; warm-up and fillers are the first turns in other words.
 
     Tests at other loads send the same records to the same server, and one that outlives the run may have seen them before:
-    every prompt begins with a mark of the workload and the occasion, and there of this process too.
+    every prompt begins with a mark of the workload, the occasion and the attempt, and there of this process too.
     """
 
     def __init__(
-        self, serving: Serving, workload: Workload, requests: Sequence[GenerationRequest], round_index: int
+        self,
+        serving: Serving,
+        workload: Workload,
+        requests: Sequence[GenerationRequest],
+        round_index: int,
+        attempt: int,
     ) -> None:
-        self._serving = serving
         seed = f"{_THIS_PROCESS if serving.fresh_prompts else ''}/{sorted(workload.identity().items())}"
         if serving.occasion:
             seed += f"/{serving.occasion}"
+        if attempt:
+            seed += f"/attempt {attempt}"
         mark = f"{random.Random(seed).getrandbits(32):08x}"
-        self._random = random.Random(f"{mark}/{requests[0].messages}")
         self._shared_share = shared_share(workload, requests, round_index=round_index, mark=mark)
-        self._requests = [marked(request, mark) for request in requests]
-        self._bodies = [serving.body(request) for request in self._requests]
-        self._talks: list[Talk] = []
-        self._think_time_s = workload.think_time
-        self.talk: TalkOf | None = self._begin if any(request.follow_ups for request in requests) else None
-        self._spares = [self._write_spare(index) for index in range(_spare_count(workload))]
+        self._later_turns = [len(request.follow_ups) for request in requests]
 
-    def body(self, index: int) -> bytes:
-        """See `RoundPrompts.body`."""
-        return self._bodies[index]
+        def written(request: GenerationRequest) -> WrittenTurn:
+            # The server reads text with a tokenizer and a template of its own.
+            return WrittenTurn(
+                body=serving.body(request), isl=-1, osl=request.max_tokens, messages=tuple(request.messages)
+            )
 
-    def sizes(self, index: int) -> tuple[int, int]:
-        """See `RoundPrompts.sizes`: the server reads text with a tokenizer and a template of its own."""
-        return -1, self._requests[index].max_tokens
+        super().__init__(
+            Hand(
+                conversations=tuple(
+                    (written(marked(request, mark)), *map(written, request.follow_ups)) for request in requests
+                ),
+                has_talks=any(self._later_turns),
+                think_time_s=workload.think_time,
+                spares=_spare_count(workload),
+                spare_seed=f"{mark}/{requests[0].messages}",
+            )
+        )
 
-    def spare(self, index: int) -> tuple[bytes, tuple[int, int]]:
-        """See `RoundPrompts.spare`."""
-        while index >= len(self._spares):
-            self._spares.append(self._write_spare(len(self._spares)))
-        return self._spares[index]
-
-    def known_share(self, counted: int) -> float:
+    def known_share(self, answered: Mapping[str, Any]) -> float:
         """See `RoundPrompts.known_share`: what first turns have in common, and what earlier turns of a conversation had."""
-        if self.talk is None:
+        if not any(self._later_turns):
             return self._shared_share
-        known = sum(talk.known_tokens + self._shared_share * talk.first_tokens for talk in self._talks)
-        return known / max(counted, 1)
+        import numpy as np
 
-    def _begin(self, index: int) -> Talk:
-        self._talks.append(Talk(self._requests[index], self._serving.body, think_time_s=self._think_time_s))
-        return self._talks[-1]
-
-    def _write_spare(self, index: int) -> tuple[bytes, tuple[int, int]]:
-        request = reworded(self._requests[index % len(self._requests)], self._random)
-        return self._serving.body(request), (-1, request.max_tokens)
+        prompts = np.maximum(answered["prompt_tokens"], 0)
+        turn = answered["turn"]
+        # All that was sent and received until then is part of the turn that follows.
+        followed = turn <= np.array(self._later_turns)[answered["number"]]
+        known = (prompts + answered["tokens"])[followed].sum() + self._shared_share * prompts[turn == 1].sum()
+        return float(known / max(prompts.sum(), 1))
 
 
-class _TracePrompts:
+class _TracePrompts(_DealtPrompts):
     """The requests of a trace. For a server that may know them every token is another one, the same for all."""
 
-    spare: Spare | None = None
-    talk: TalkOf | None = None
-
     def __init__(self, serving: Serving, workload: Workload, requests: Sequence[GenerationRequest]) -> None:
-        self._requests = requests
         if serving.fresh_prompts:
-            self._requests = _renamed(requests, random.Random())
+            requests = _renamed(requests, random.Random())
         elif serving.occasion:
-            self._requests = _renamed(requests, random.Random(f"{serving.occasion}/{requests[0].prompt}"))
-        self._chat = serving.endpoint.chat
-        self._bodies = [serving.body(request) for request in self._requests]
+            requests = _renamed(requests, random.Random(f"{serving.occasion}/{requests[0].prompt}"))
         self._shared_share = trace_of(workload).shared_share(len(requests))
 
-    def known_share(self, counted: int) -> float:
+        def written(request: GenerationRequest) -> WrittenTurn:
+            # What the template of a chat adds to a prompt is the server's.
+            isl = -1 if serving.endpoint.chat else len(request.prompt)
+            return WrittenTurn(body=serving.body(request), isl=isl, osl=request.max_tokens)
+
+        super().__init__(Hand(conversations=tuple((written(request),) for request in requests)))
+
+    def known_share(self, answered: Mapping[str, Any]) -> float:
         """See `RoundPrompts.known_share`."""
         return self._shared_share
-
-    def body(self, index: int) -> bytes:
-        """See `RoundPrompts.body`."""
-        return self._bodies[index]
-
-    def sizes(self, index: int) -> tuple[int, int]:
-        """See `RoundPrompts.sizes`: what the template of a chat adds to a prompt is the server's."""
-        request = self._requests[index]
-        return -1 if self._chat else len(request.prompt), request.max_tokens
 
 
 def _renamed(requests: Sequence[GenerationRequest], shuffle: random.Random) -> list[GenerationRequest]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from pytest_inferperf.engines.interface import GenerationRequest, Serving
 from pytest_inferperf.measure.load.plan import LoadPlan, LoadRun
-from pytest_inferperf.measure.load.processes import Bodies
 from pytest_inferperf.measure.load.round_prompts import RoundPrompts, prompts_of
 from pytest_inferperf.measure.load.spread import spread_load
 from pytest_inferperf.measure.progress import Live
@@ -23,31 +21,19 @@ def spread_round(
     prompts: RoundPrompts,
     plan: LoadPlan,
     *,
+    round_index: int = 0,
     processes: int | None = None,
     live: Live | None = None,
 ) -> LoadRun:
-    """Send a round of synthetic prompts: `prompts`, and where that is given up for more processes, shuffled ones.
+    """Send a round: `prompts`, and where that is given up for more processes, others that no prefix cache knows from it.
 
-    What files hold cannot be sent twice: a prefix cache would answer. Raises what `spread_load` does.
+    Drawn prompts are then shuffled; those of a data set begin with another mark, and in a trace every token is another one, as
+    where tests send one file to one server several times. Raises what `spread_load` does.
     """
 
-    def write(attempt: int) -> _Slices:
+    def write(attempt: int) -> RoundPrompts:
         if not attempt:
-            return _Slices(prompts)
-        return _Slices(prompts_of(replace(serving, fresh_prompts=True), workload, requests))
+            return prompts
+        return prompts_of(serving, workload, requests, round_index=round_index, attempt=attempt)
 
     return spread_load(serving.endpoint, plan, write, processes=processes, hosts=serving.hosts, live=live)
-
-
-class _Slices:
-    """The prompts of a round, every nth of them for each process."""
-
-    def __init__(self, prompts: RoundPrompts) -> None:
-        self._prompts = prompts
-
-    def slice(self, index: int, of: int) -> Bodies:
-        """See `Texts.slice`."""
-        return Bodies(
-            make_body=lambda number: self._prompts.body(of * number + index),
-            sizes_of=lambda number: self._prompts.sizes(of * number + index),
-        )

@@ -11,8 +11,8 @@ from pytest_inferperf.engines.interface import Engine, GenerationRequest, Servin
 from pytest_inferperf.errors import InvalidRun
 from pytest_inferperf.measure.interruption import MeasurementInterrupted
 from pytest_inferperf.measure.load.arrivals import ArrivalKind, Arrivals, TraceTimes
-from pytest_inferperf.measure.load.generator import LoadPlan, LoadRun, run_load
 from pytest_inferperf.measure.load.kept_records import keep_records
+from pytest_inferperf.measure.load.plan import LoadPlan, LoadRun
 from pytest_inferperf.measure.load.records import MEASURED
 from pytest_inferperf.measure.load.round_prompts import RoundPrompts, prompts_of
 from pytest_inferperf.measure.load.round_spread import spread_round
@@ -95,8 +95,8 @@ class SentRound:
     def check(self, *, max_failed_share: float) -> str:
         """Say why the round must not be judged; "" where it can be. What prompts have in common may come from a cache."""
         columns = self.run.records.columns()
-        counted = columns["prompt_tokens"][(columns["kind"] == MEASURED) & columns["ok"]]
-        known = self.prompts.known_share(int(counted[counted > 0].sum()))
+        answered = (columns["kind"] == MEASURED) & columns["ok"]
+        known = self.prompts.known_share({name: column[answered] for name, column in columns.items()})
         cause = check_load(self.run, max_failed_share=max_failed_share, max_cached_share=known + _CACHED)
         return cause or _uncounted(self.run, self.requests)
 
@@ -119,10 +119,10 @@ def send_round(
     Raises `EngineError` where the server cannot be reached, and `SettingsError` for values out of range.
     """
     prompts = prompts_of(serving, workload, requests, round_index=round_index)
-    follow_ups = sum(len(item.follow_ups) for item in requests)
+    later_turns = tuple(len(item.follow_ups) for item in requests)
     plan = LoadPlan(
-        num_requests=len(requests) + follow_ups,
-        follow_ups=follow_ups,
+        num_requests=len(requests) + sum(later_turns),
+        later_turns=later_turns if any(later_turns) else (),
         osl=max(item.max_tokens for request in requests for item in (request, *request.follow_ups)),
         concurrency=workload.concurrency,
         arrivals=arrivals_of(workload, round_index),
@@ -133,17 +133,15 @@ def send_round(
     runs: list[LoadRun] = []
 
     def target() -> None:
-        if not (workload.dataset or workload.trace):
-            runs.append(spread_round(serving, workload, requests, prompts, plan, processes=processes, live=live))
-            return
         runs.append(
-            run_load(
-                serving.endpoint,
+            spread_round(
+                serving,
+                workload,
+                requests,
+                prompts,
                 plan,
-                prompts.body,
-                sizes_of=prompts.sizes,
-                make_spare=prompts.spare,
-                talk_of=prompts.talk,
+                round_index=round_index,
+                processes=processes,
                 live=live,
             )
         )

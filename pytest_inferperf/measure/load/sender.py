@@ -265,7 +265,7 @@ class Sender:
         if request is not None:
             self._close_request(request, LateReader(), now, error)
             if request.talk is not None:
-                self._ledger.end(request.talk, now, turn=request.turn)
+                self._ledger.end(request, request.talk, now)
 
     def _give_back(self, slot: Slot) -> None:
         """Let a slot that has no request take the next one, or keep it connected for one."""
@@ -365,7 +365,7 @@ class Sender:
         slot.request = None
         self._close_request(request, reader, now, error)
         if request.talk is not None:
-            self._ledger.end(request.talk, now, turn=request.turn)
+            self._ledger.end(request, request.talk, now)
         if not self._ledger.stop:
             # Not at once: a server that refuses every connection must not recurse.
             if self._plan.arrivals is None:

@@ -27,7 +27,7 @@ _OPEN_LOOP_ROOM = 256
 class Request:
     """One request on its way."""
 
-    __slots__ = ("attempts", "fresh", "intended", "isl", "kind", "osl", "payload", "sent", "talk", "turn")
+    __slots__ = ("attempts", "fresh", "intended", "isl", "kind", "number", "osl", "payload", "sent", "talk", "turn")
 
     def __init__(self, kind: int, payload: bytes, intended: float, *, isl: int, osl: int) -> None:
         self.kind = kind
@@ -36,6 +36,9 @@ class Request:
         self.intended = intended
         self.sent = 0.0
         self.attempts = 0
+        self.number = -1
+        """Which of the measured requests of this process it is, later turns not counted, from 0; -1 for the others."""
+
         self.talk: Talk | None = None
         """The conversation that goes on when it is answered."""
 

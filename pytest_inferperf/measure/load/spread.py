@@ -12,7 +12,7 @@ from typing import Protocol
 from pytest_inferperf.engines.load_hosts import LoadHosts
 from pytest_inferperf.engines.openai.endpoint import Endpoint
 from pytest_inferperf.measure.load.generator import run_load
-from pytest_inferperf.measure.load.hosts import run_on_hosts
+from pytest_inferperf.measure.load.hosts import check_hosts, run_on_hosts
 from pytest_inferperf.measure.load.plan import LoadPlan, LoadRun
 from pytest_inferperf.measure.load.processes import Bodies, run_together
 from pytest_inferperf.measure.progress import Live
@@ -89,7 +89,7 @@ class _Ladder:
 
     def __init__(self, endpoint: Endpoint, plan: LoadPlan, processes: int | None, hosts: LoadHosts | None) -> None:
         self._endpoint = endpoint
-        self._most = min(plan.num_requests, plan.concurrency or plan.num_requests)
+        self._most = plan.most_parts
         wanted = hosts.wanted if hosts is not None else 0
         if processes is not None:
             shapes = [Shape(processes, hosts=wanted)]
@@ -144,6 +144,8 @@ def _run(
 ) -> LoadRun:
     if shape.hosts:
         assert hosts is not None
+        # A cluster that is full would first be waited for.
+        check_hosts(plan, shape.hosts, shape.processes)
         with hosts.taken(endpoint, shape.hosts, shape.processes) as taken:
             return run_on_hosts(
                 endpoint,
@@ -170,6 +172,7 @@ def _run(
         alone.make_body,
         sizes_of=alone.sizes_of,
         make_spare=alone.make_spare,
+        talk_of=alone.talk_of,
         live=live,
         watch=watch,
     )
@@ -183,7 +186,7 @@ def most_processes(endpoint: Endpoint, plan: LoadPlan) -> int:
     cores = len(os.sched_getaffinity(0))
     if _is_here(endpoint):
         cores -= 1
-    return max(1, min(cores, plan.num_requests, plan.concurrency or cores))
+    return max(1, min(cores, plan.most_parts))
 
 
 def _is_here(endpoint: Endpoint) -> bool:

@@ -52,7 +52,7 @@ class Supply:
         self._prepared: collections.deque[bytes] = collections.deque()
         self._bodies = 0
         self._make_spare, self._talk_of = make_spare, talk_of
-        self._begun = plan.num_requests - plan.follow_ups
+        self._begun = plan.begun
         """Measured requests that are no later turns."""
 
         self._follow_ups: list[tuple[float, int, Request]] = []
@@ -129,8 +129,10 @@ class Supply:
         index = self._bodies - len(self._prepared)
         isl, osl = self._sizes_of(index)
         request = Request(kind, self._prepared.popleft(), intended, isl=isl, osl=osl)
-        if self._talk_of is not None and kind == MEASURED:
-            request.talk = self._talk_of(index)
+        if kind == MEASURED:
+            request.number = issued[MEASURED] - 1
+            if self._talk_of is not None:
+                request.talk = self._talk_of(request.number)
         return request
 
     @property
@@ -144,7 +146,7 @@ class Supply:
         due = now + talk.think_time_s
         # Nobody but the server knows how long it is: its own answers are part of it.
         request = Request(MEASURED, self._request(body), due, isl=-1, osl=osl)
-        request.talk, request.turn = talk, last.turn + 1
+        request.talk, request.turn, request.number = talk, last.turn + 1, last.number
         self._serial += 1
         heapq.heappush(self._follow_ups, (due, self._serial, request))
 

@@ -2,31 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from pytest_inferperf.engines.interface import GenerationRequest
+from pytest_inferperf.engines.interface import Message
+from pytest_inferperf.engines.openai.chat import text_of
 from pytest_inferperf.engines.openai.sse import Decoded
 
-__all__ = ["Talk"]
+__all__ = ["Talk", "WrittenTurn"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrittenTurn:
+    """One turn of a conversation, or a request that is no part of one, as it is sent where nothing was said before it."""
+
+    body: bytes
+    isl: int
+    """Tokens that it sends; -1 where only the server knows."""
+
+    osl: int
+    """Tokens that it must get."""
+
+    messages: tuple[Message, ...] = ()
+    """What it says; none where its prompt is token ids."""
+
+    def saying(self, messages: Sequence[Message]) -> bytes:
+        """Return the body of a request that is as this one is, but says these messages."""
+        asked = json.loads(self.body)
+        if "messages" in asked:
+            asked["messages"] = [{"role": role, "content": content} for role, content in messages]
+        else:
+            asked["prompt"] = text_of(messages)
+        return json.dumps(asked, separators=(",", ":")).encode()
 
 
 class Talk:
     """A conversation under way: what was said, and what its user says next."""
 
-    def __init__(
-        self, request: GenerationRequest, write: Callable[[GenerationRequest], bytes], *, think_time_s: float = 0.0
-    ) -> None:
-        """Begin with a request; `write` makes the bodies of those that follow it, `think_time_s` after an answer."""
-        self._said = list(request.messages)
-        self._rest = list(request.follow_ups)
-        self._write = write
+    def __init__(self, turns: Sequence[WrittenTurn], *, think_time_s: float = 0.0) -> None:
+        """Begin with the first turn; each of the others follows an answer, `think_time_s` after it."""
+        first, *self._rest = turns
+        self._said = list(first.messages)
         self.think_time_s = think_time_s
-        self.first_tokens = 0
-        """Prompt tokens of the first turn, as the server counts them."""
-
-        self.known_tokens = 0
-        """Prompt tokens of the later turns that earlier turns had sent or received: a prefix cache may know them."""
 
     @property
     def left(self) -> int:
@@ -37,8 +55,7 @@ class Talk:
         """Return the body of the next turn, given the answer to the last one, and the tokens that it must get."""
         turn = self._rest.pop(0)
         self._said += [("assistant", answer.text), *turn.messages]
-        self.known_tokens += (answer.prompt_tokens or 0) + answer.num_tokens
-        return self._write(replace(turn, messages=tuple(self._said))), turn.max_tokens
+        return turn.saying(self._said), turn.osl
 
     def end(self) -> int:
         """Say no more; return how many turns were still to come."""

@@ -17,7 +17,16 @@ from pytest_inferperf.measure.recorded.datasets import Dataset, Turn, read_datas
 from pytest_inferperf.measure.serving import serving_of
 from pytest_inferperf.model.case import Workload
 
-__all__ = ["dataset_of", "dataset_requests", "marked", "new_from_file", "reworded", "shared_part", "shared_share"]
+__all__ = [
+    "dataset_of",
+    "dataset_requests",
+    "marked",
+    "new_from_file",
+    "other_words",
+    "reworded",
+    "shared_part",
+    "shared_share",
+]
 
 _Encode = Callable[[str], Sequence[int]]
 
@@ -107,6 +116,12 @@ def reworded(request: GenerationRequest, generator: random.Random) -> Generation
 
     System messages stay, so that what prompts share remains shared. `prompt` has the tokens in another order, too.
     """
+    prompt = tuple(generator.sample(request.prompt, len(request.prompt)))
+    return replace(request, prompt=prompt, messages=other_words(request.messages, generator), follow_ups=())
+
+
+def other_words(messages: Sequence[Message], generator: random.Random) -> tuple[Message, ...]:
+    """Return messages in which a user says the same words in another order, with a mark before them; see `reworded`."""
 
     def other(message: Message) -> Message:
         role, content = message
@@ -115,8 +130,7 @@ def reworded(request: GenerationRequest, generator: random.Random) -> Generation
         words = content.split()
         return role, " ".join([f"{generator.getrandbits(32):08x}", *generator.sample(words, len(words))])
 
-    prompt = tuple(generator.sample(request.prompt, len(request.prompt)))
-    return replace(request, prompt=prompt, messages=tuple(map(other, request.messages)), follow_ups=())
+    return tuple(map(other, messages))
 
 
 def shared_share(workload: Workload, requests: Sequence[GenerationRequest], *, round_index: int, mark: str) -> float:

@@ -58,6 +58,7 @@ def part(**changes: Any) -> Part:
         tokens=3,
         prompt_tokens=9,
         turn=2,
+        number=70_000,
     )
     records.add(kind=MEASURED, ok=False, intended=1.5, sent=0.0, done=2.5)
     meter = ClockMeter()
@@ -260,6 +261,7 @@ def column(kind: str, *values: float, dtype: str = "") -> dict[str, str]:
          r"part.outputs\[0\].body: not base64"),
         (_spoilt(_put("records.sent", column("d", 1.0))), r"part.records.sent: 1 values for 2 requests"),
         (_spoilt(_put("records.sent", column("d", 1.0, 2.0, dtype="<f4"))), r"part.records.sent: .* is no column of <f8"),
+        (_spoilt(_put("records.number", column("q", 1, 2))), r"part.records.number: .* is no column of <i4"),
         (_spoilt(_put("records.sent", {"dtype": "<f8", "data": "AAAA"})), r"part.records.sent: bytes length"),
         (_spoilt(_put("records.sent", {"dtype": "<f8", "data": 3})), r"part.records.sent: 3 is no bytes"),
         (_spoilt(_put("itl_ms.ticks", column("q", 4))), r"part.itl_ms: 1 values with 5 counts are no sample"),
@@ -295,7 +297,7 @@ def test_a_pickle_is_not_run(tmp_path: Path) -> None:
     ("change", "why"),
     [
         ({"index": 2}, r"letter.index: 2 of 2 processes"),
-        ({"parcel": {"is": "Bodies"}}, r'letter.parcel: \{"is": "Bodies"\} is no DrawnParcel or WrittenParcel'),
+        ({"parcel": {"is": "Bodies"}}, r'letter.parcel: \{"is": "Bodies"\} is no DrawnParcel or WrittenParcel or Hand'),
         ({"plan": {"is": "LoadPlan"}}, r"letter.plan: lacks 'arrivals'"),
         ({"is": "Trouble"}, r'letter: \{"is": "Trouble", .* is no Letter'),
     ],

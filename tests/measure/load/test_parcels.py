@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pytest_inferperf.errors import EngineError, SettingsError
-from pytest_inferperf.measure.load.parcels import DrawnParcel, WrittenParcel, pack
+from pytest_inferperf.errors import EngineError
+from pytest_inferperf.measure.load.parcels import DrawnParcel, Parcel, pack
 from pytest_inferperf.measure.load.plain import read, write
 from pytest_inferperf.measure.load.processes import Bodies
 from pytest_inferperf.measure.load.prompts import SyntheticBodies
@@ -22,8 +22,8 @@ WORDS = [
 CHATS = [{"model": "m", "messages": [{"role": "user", "content": item["prompt"].strip()}]} for item in WORDS]
 
 
-def delivered(parcel: DrawnParcel | WrittenParcel) -> DrawnParcel | WrittenParcel:
-    found: DrawnParcel | WrittenParcel = read(DrawnParcel | WrittenParcel, write(parcel), "parcel")
+def delivered(parcel: Parcel) -> Parcel:
+    found: Parcel = read(Parcel, write(parcel), "parcel")
     return found
 
 
@@ -96,9 +96,3 @@ def test_a_drawing_that_is_none(change: dict[str, Any]) -> None:
     drawing = SyntheticBodies(endpoint(1), isl=8, osl=4, seed=5).drawing()
     with pytest.raises(EngineError, match=r"^prompts of a load that cannot be drawn: "):
         DrawnParcel(drawing=replace(drawing, **change)).open(endpoint(1))
-
-
-def test_what_a_file_holds_goes_out_from_one_host() -> None:
-    bodies = Bodies(make_body=lambda _: b"", make_spare=lambda _: (b"", (1, 1)))
-    with pytest.raises(SettingsError, match=r"^what a file holds goes out from one host\.$"):
-        pack(bodies, 4)

@@ -33,6 +33,7 @@ def records() -> Records:
         first_tokens=4,
         prompt_tokens=9,
         turn=2,
+        number=6,
     )
     found.add(kind=FILLER, ok=False, intended=52.0, sent=0.0, done=53.0)
     return found
@@ -41,6 +42,7 @@ def records() -> Records:
 ROWS = [
     {
         "kind": "warmup",
+        "request": None,
         "turn": None,
         "ok": True,
         "due_s": 0.0,
@@ -54,6 +56,7 @@ ROWS = [
     },
     {
         "kind": "measured",
+        "request": 7,
         "turn": 2,
         "ok": True,
         "due_s": 1.0,
@@ -67,6 +70,7 @@ ROWS = [
     },
     {
         "kind": "filler",
+        "request": None,
         "turn": None,
         "ok": False,
         "due_s": 2.0,

@@ -62,5 +62,13 @@ def test_packed_rows_keep_their_turns_and_old_ones_have_none() -> None:
     records = rows((1, 10.0, 5), (2, 20.0, 9))
     assert list(Records.unpack(records.pack()).turn) == [1, 2]
     plain = rows((0, 10.0, 5), kind=FILLER).pack()
-    assert "turn" not in plain
-    assert list(Records.unpack(plain).turn) == [0]
+    assert not {"turn", "number"} & plain.keys()
+    found = Records.unpack(plain)
+    assert (list(found.turn), list(found.number)) == ([0], [-1])
+
+
+def test_packed_turns_of_an_older_result_belong_to_nothing() -> None:
+    packed = rows((1, 10.0, 5), (2, 20.0, 9)).pack()
+    del packed["number"]
+    found = Records.unpack(packed)
+    assert (list(found.turn), list(found.number)) == ([1, 2], [-1, -1])
