@@ -26,7 +26,7 @@ from pytest_inferperf.errors import BaselineError, InferperfError
 from pytest_inferperf.model.gates import FrontierFloor
 from pytest_inferperf.model.results import CaseResult, Flip, Flips
 from pytest_inferperf.model.verdicts import GateVerdict
-from pytest_inferperf.report.lines import number
+from pytest_inferperf.report.lines import number, plural
 from pytest_inferperf.report.page.charts import (
     PER_GPU,
     PER_USER,
@@ -347,12 +347,15 @@ def _trends(
     except InferperfError as error:
         return (), [f"no trends: {error}"]
     try:
-        drawn = _drawn_steps(records, find_trend(store))
+        trend = find_trend(store)
+        drawn = _drawn_steps(records, trend)
         every = [step for _, steps in drawn for step in steps]
         around = dict(zip(map(id, every), runs_around(store, every), strict=True))
     finally:
         store.close()
     notes = [f"trends: {item.file} was skipped: {item.reason}" for item in store.skipped[:20]]
+    if trend.shared:
+        notes.append(f"trends: {plural(trend.shared, 'measurement')} left out, since others were let onto the node")
     charts = [trend_line(series, [(step, *around[id(step)]) for step in steps]) for series, steps in drawn]
     return tuple(chart.shown(hide) for chart in charts), notes
 
