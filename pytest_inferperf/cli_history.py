@@ -101,11 +101,11 @@ def _history(arguments: argparse.Namespace) -> int:
         return 0
     store = open_store(root, sealed=False)
     rows = store.rows(
-        'SELECT created, "commit", tests, passed, failed, inconclusive, invalid, file FROM runs ORDER BY created, file'
+        'SELECT created, "commit", tests, passed, failed, inconclusive, invalid, shared, file FROM runs ORDER BY created, file'
     )
-    shown = [(_when(row[0]), row[1] or "-", *map(str, row[2:7]), row[7]) for row in rows[-arguments.last :]]
-    header = ("run", "commit", "tests", "passed", "failed", "open", "invalid", "file")
-    print("\n".join(aligned([header, *shown], right={2, 3, 4, 5, 6})))
+    shown = [(_when(row[0]), row[1] or "-", *map(str, row[2:8]), row[8]) for row in rows[-arguments.last :]]
+    header = ("run", "commit", "tests", "passed", "failed", "open", "invalid", "shared", "file")
+    print("\n".join(aligned([header, *shown], right={2, 3, 4, 5, 6, 7})))
     left = len(rows) - len(shown)
     print(f"\n{plural(len(rows), 'run')}{f', {left} older not shown (--last)' if left else ''}.")
     _name_skipped(store.skipped)
@@ -141,6 +141,7 @@ def _trend(arguments: argparse.Namespace) -> int:
     print(f"{steps} in {len(trend.series)} series{_short(trend)}.")
     if trend.left_out:
         print(f"{plural(trend.left_out, 'result')} of invalid runs and of experiments left out.")
+    _name_shared(trend)
     _name_skipped(store.skipped)
     if worse:
         print("Next: inferperf bisect-range shows the two runs around a step, and all that differs between them.")
@@ -166,6 +167,7 @@ def _bisect(arguments: argparse.Namespace) -> int:
         print(
             f"  {label:<6}  {_when(run.created)}  {run.commit or 'no commit'}  {number(value)} {step.series.unit}  {run.file}"
         )
+    _name_shared(trend)
     rows = differences(before, after)
     print()
     if rows:
@@ -229,6 +231,14 @@ def _changes(before: Any, after: Any) -> str:
 
 def _commits(before: Any, after: Any) -> str:
     return f"{before.commit or 'unknown'}..{after.commit or 'unknown'}"
+
+
+def _name_shared(trend: Trend) -> None:
+    if trend.shared:
+        print(
+            f"{plural(trend.shared, 'measurement')} left out: others were let onto the node, and may have slowed it "
+            "(column shared of the tables)."
+        )
 
 
 def _short(trend: Trend) -> str:

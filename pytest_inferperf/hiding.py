@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TextIO, cast
 from urllib.parse import quote
 
-__all__ = ["HIDDEN", "Hide", "finder", "hidden_output", "hide_in", "hider"]
+__all__ = ["HIDDEN", "Hide", "excerpt", "finder", "hidden_output", "hide_in", "hider", "name_key"]
 
 HIDDEN = "[hidden]"
 
@@ -23,6 +23,12 @@ _NAME = re.compile(
 )
 _A_PLACE = re.compile(r"_(?:FILE|PATH|DIR|SOCK|URL|URI|HOST|PORT|NAME|TYPE|ENV)$", re.I)
 """What ends so is named after a secret and says where it is, or what kind it is."""
+
+_named_keys: set[str] = set()
+"""Variables of this process that somebody named as those of keys: their own names need not say so."""
+
+_LOOKED_AT = 1 << 16
+"""Characters in which an excerpt looks for secrets: far more than it shows."""
 
 _LEAST_LENGTH = 6
 """Shorter values are words that stand in reports for other reasons."""
@@ -65,8 +71,8 @@ _NOT_WORDS = frozenset({"encoding", "endpoint", "kind", "metric", "rows", "schem
 def hider(environ: Mapping[str, str] | None = None, *, also: Iterable[str] = ()) -> Hide:
     """Return what replaces every secret in a text by `[hidden]`.
 
-    Secret are the values of the environment variables that are named like one (KEY, TOKEN, PASSWORD, …) or in `also`,
-    wherever they stand, and what has the form of a key, a bearer token or a password in an address.
+    Secret are the values of the environment variables that are named like one (KEY, TOKEN, PASSWORD, …), in `also`, or
+    by `name_key`, wherever they stand, and what has the form of a key, a bearer token or a password in an address.
     """
     variants = _variants(os.environ if environ is None else environ, also)
     # Longest first: one may hold another.
@@ -79,6 +85,20 @@ def hider(environ: Mapping[str, str] | None = None, *, also: Iterable[str] = ())
         return _LOOKS_SECRET.sub(HIDDEN, text)
 
     return hide
+
+
+def name_key(name: str) -> None:
+    """Say that the environment variable `name` holds a key, whatever it is called: every text of this process hides it."""
+    _named_keys.add(name)
+
+
+def excerpt(text: str | bytes | bytearray, size: int) -> str:
+    """Return the first `size` characters of what somebody else wrote, as UTF-8 where it is bytes, for a message.
+
+    Secrets are hidden before it is cut: nothing could tell half a key later.
+    """
+    start = text[:_LOOKED_AT]
+    return hider()(start if isinstance(start, str) else start.decode(errors="backslashreplace"))[:size]
 
 
 def finder(environ: Mapping[str, str] | None = None, *, also: Iterable[str] = ()) -> Callable[[str], str]:
@@ -157,7 +177,7 @@ class _HidingStream:
 
 def _variants(environ: Mapping[str, str], also: Iterable[str]) -> dict[str, str]:
     """Return the secret values with the names of their variables, also as an address and a JSON text write them."""
-    asked = frozenset(also)
+    asked = _named_keys.union(also)
     found: dict[str, str] = {}
     for name, value in environ.items():
         if name not in asked and name.upper().endswith("TOKENS") and value.strip().isdigit():

@@ -40,12 +40,17 @@ _DEALT = "dealt.json"
 _ORDERED = ("stepwise", "failedfirst", "newfirst")
 """Options that say themselves which test runs first."""
 
+_ORDERING = ("randomly", "random_order", "pytest_order", "pytest_ordering")
+"""Plugins, by the names under which pytest knows them, whose users count on the order that they give."""
+
 
 def register_order(config: pytest.Config) -> None:
     """Show what waits, and deal the longest engine first unless somebody says otherwise: for a run on Ray."""
     settings = state_of(config).settings
     several = hasattr(config, "workerinput") or config.getoption("dist", "no") == "load"
-    ordered = any(config.getoption(name, False) for name in _ORDERED)
+    ordered = any(config.getoption(name, False) for name in _ORDERED) or any(
+        map(config.pluginmanager.has_plugin, _ORDERING)
+    )
     order = Order(config) if several and not ordered and settings.order == "longest" else None
     if order is not None:
         config.pluginmanager.register(order, "inferperf-order")

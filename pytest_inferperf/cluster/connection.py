@@ -15,6 +15,7 @@ from pytest_inferperf.cluster.rules import Node
 from pytest_inferperf.cluster.scratch import ScratchFolder
 from pytest_inferperf.engines.hardware import Gpu, cpu_hardware
 from pytest_inferperf.errors import HardwareError, MissingExtra, SettingsError
+from pytest_inferperf.hiding import hider
 
 __all__ = ["LOCAL", "Connection", "check_address", "connect"]
 
@@ -160,7 +161,7 @@ def _probe(driver: Driver, node_ids: list[str]) -> dict[str, str]:
             found[node_id] = text
         elif node_id in {item["node_id"] for item in driver.nodes()}:
             raise HardwareError(
-                f"the node {node_id[:8]} of the cluster does not answer ({text.strip().splitlines()[-1]}). Every node needs "
+                f"the node {node_id[:8]} of the cluster does not answer ({hider()(text).strip().splitlines()[-1]}). Every node needs "
                 f'this package: pip install "pytest-inferperf[cluster]=={__version__}"'
             )
     return found

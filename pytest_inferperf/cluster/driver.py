@@ -17,6 +17,7 @@ from typing import Any
 from pytest_inferperf.cluster.pipe import receive, written
 from pytest_inferperf.cluster.starting import command_of
 from pytest_inferperf.errors import ClusterLost, EngineError, HardwareError, InferperfError
+from pytest_inferperf.hiding import hider
 
 __all__ = ["Driver", "LateAnswer", "NoAnswer"]
 
@@ -213,7 +214,8 @@ class Driver:
         """Return what the process said last: Ray's reason to end it, without place and advice."""
         self._process.wait()
         self._said.seek(0)
-        lines = self._said.read().decode(errors="replace").strip().splitlines()
+        # Before it is cut: nothing could tell half a key later.
+        lines = hider()(self._said.read().decode(errors="replace")).strip().splitlines()
         last = re.sub(r"^\[[^\]]*\] \S+: ", "", lines[-1]) if lines else ""
         return last.partition(". ")[0] or f"the process that was connected to it ended with {self._process.returncode}"
 

@@ -25,6 +25,7 @@ from pytest_inferperf.engines.devices import DeviceLease, lease_devices
 from pytest_inferperf.engines.hardware import cpu_hardware, find_gpus, look_at_gpus
 from pytest_inferperf.engines.supervisor import GRACE_S, WorkerProcess
 from pytest_inferperf.errors import EngineError, InferperfError
+from pytest_inferperf.hiding import hider
 from pytest_inferperf.model.case import GpuRequirement
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class Host:
                 need = GpuRequirement(count=len(machine.gpus))
                 self._lease = lease_devices(need, machine.gpus, holder=holder, timeout_s=timeout_s)
         except InferperfError as error:
-            return json.dumps({"error": str(error)})
+            return json.dumps({"error": hider()(str(error))})
         devices = self._lease.uuids if self._lease is not None else ()
         return json.dumps({"context": machine.context() if devices else {}, "devices": devices})
 
@@ -107,7 +108,7 @@ class Host:
         try:
             talk = self._workers[number] = _Talk(what=what, python=python, lease=self._lease)
         except EngineError as error:
-            return json.dumps({"error": str(error)})
+            return json.dumps({"error": hider()(str(error))})
         return json.dumps({"pid": talk.worker.pid})
 
     def begin(self, number: int, asked: bytes) -> None:
@@ -204,9 +205,9 @@ class _Talk:
         except InferperfError as error:
             cause = error.__cause__
             number = cause.errno if isinstance(cause, OSError) else None
-            self._said.put(_message("error", {"type": type(error).__name__, "message": str(error), "errno": number}))
+            self._said.put(_error(type(error).__name__, str(error), errno=number))
         except Exception as error:
-            self._said.put(_message("error", {"type": "EngineError", "message": f"{type(error).__name__}: {error}"}))
+            self._said.put(_error("EngineError", f"{type(error).__name__}: {error}"))
 
     def more(self, wait_s: float) -> list[bytes]:
         """See `Host.more`."""
@@ -223,6 +224,11 @@ class _Talk:
 
 def _message(kind: str, value: Any) -> bytes:
     return json.dumps([kind, value], separators=(",", ":")).encode()
+
+
+def _error(kind: str, message: str, *, errno: int | None = None) -> bytes:
+    """Return an error without the secrets of this node, which pytest's machine may not know."""
+    return _message("error", {"type": kind, "message": hider()(message), "errno": errno})
 
 
 def _at_home(name: str, args: dict[str, Any]) -> dict[str, Any]:

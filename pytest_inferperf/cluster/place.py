@@ -14,6 +14,7 @@ from pytest_inferperf.cluster.driver import LateAnswer, NoAnswer
 from pytest_inferperf.cluster.rules import Node, Request, bundle, cluster_words, fitting, why_unplaceable
 from pytest_inferperf.engines.interface import Progress
 from pytest_inferperf.errors import ClusterLost, EngineError, HardwareError, NodeLost
+from pytest_inferperf.hiding import hider
 
 if TYPE_CHECKING:
     from pytest_inferperf.cluster.connection import Connection
@@ -217,5 +218,5 @@ def _occupy(
 
 
 def lines_of(error: BaseException) -> list[str]:
-    """Return what an error says, line by line: the name of its type where it says nothing."""
-    return str(error).strip().splitlines() or [type(error).__name__]
+    """Return what an error says, line by line and without secrets: the name of its type where it says nothing."""
+    return hider()(str(error)).strip().splitlines() or [type(error).__name__]

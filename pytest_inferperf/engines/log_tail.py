@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pytest_inferperf.hiding import hider
+
 __all__ = ["log_tail"]
 
 LOG_LINES = 15
@@ -19,10 +21,15 @@ def log_tail(log: Path) -> str:
     """Return the last lines of a log under a heading that names the file."""
     try:
         with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - _LOG_BYTES))
+            start = file.seek(max(0, log.stat().st_size - _LOG_BYTES))
             text = file.read(_LOG_BYTES).decode("utf-8", errors="replace")
     except OSError as error:
         return f"Its log {log} cannot be read: {error}"
+    if start:
+        # The first line may be the rest of one, which began with half a key.
+        text = text.partition("\n")[2] or text[_LINE_CHARACTERS:]
+    # Before it is cut: nothing could tell half a key later.
+    text = hider()(text)
     if not text:
         return f"Its log {log} is empty."
     # A carriage return begins a line again: of a progress bar only its last state counts.

@@ -23,6 +23,7 @@ from pytest_inferperf.engines.environment import quiet_environment, without_task
 from pytest_inferperf.engines.interface import Progress
 from pytest_inferperf.engines.log_tail import log_tail
 from pytest_inferperf.errors import EngineError
+from pytest_inferperf.hiding import excerpt
 
 __all__ = ["WorkerProcess"]
 
@@ -133,7 +134,7 @@ class WorkerProcess:
                     message = self._read(deadline, name, timeout_s)
                     number = message.get("id")
                     if not isinstance(number, int) or number > own:
-                        raise self._failure(f"answered a call that was not made: {str(message)[:80]}")
+                        raise self._failure(f"answered a call that was not made: {excerpt(str(message), 80)}")
                     if number < own:
                         # The rest of a stream that its reader gave up.
                         continue
@@ -153,7 +154,7 @@ class WorkerProcess:
                         yield "result", message["result"]
                         return
                     else:
-                        raise self._failure(f"answered nonsense: {str(message)[:80]}")
+                        raise self._failure(f"answered nonsense: {excerpt(str(message), 80)}")
                     if per_message:
                         deadline = time.monotonic() + timeout_s
             except (Exception, GeneratorExit):

@@ -17,6 +17,7 @@ from pytest_inferperf.engines.interface import (
     TokenChunk,
 )
 from pytest_inferperf.errors import EngineError, InferperfError
+from pytest_inferperf.hiding import excerpt
 from pytest_inferperf.model.case import EngineSpec
 from pytest_inferperf.model.results import EngineInfo, Hardware
 
@@ -55,7 +56,7 @@ def decode_frame(data: bytes | bytearray) -> tuple[dict[str, Any], int] | None:
     Raises `EngineError` for bytes that are no frame.
     """
     if not _MAGIC.startswith(bytes(data[:4])):
-        raise EngineError(f"the engine wrote something that is not a message: {bytes(data[:60])!r}")
+        raise EngineError(f"the engine wrote something that is not a message: {excerpt(data, 60)!r}")
     if len(data) < HEADER.size:
         return None
     _, length = HEADER.unpack_from(data)
@@ -69,7 +70,7 @@ def decode_frame(data: bytes | bytearray) -> tuple[dict[str, Any], int] | None:
     except ValueError as error:
         raise EngineError(f"the engine wrote a message that is not JSON ({error})") from None
     if not isinstance(message, dict):
-        raise EngineError(f"the engine wrote a message that is not an object: {str(message)[:60]}")
+        raise EngineError(f"the engine wrote a message that is not an object: {excerpt(str(message), 60)}")
     return message, end
 
 

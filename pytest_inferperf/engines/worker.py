@@ -12,21 +12,26 @@ import errno
 import faulthandler
 import importlib
 import os
+import select
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from pytest_inferperf import __version__
 from pytest_inferperf.engines import wire
 from pytest_inferperf.engines.interface import Engine
+from pytest_inferperf.engines.servers.guardian import adopt_orphans, descendants
 from pytest_inferperf.errors import InferperfError
 
 __all__ = ["main"]
 
 _PR_SET_PDEATHSIG = 1
+
+_LOOK_S = 0.5
+"""Time between two looks whether pytest is there."""
 
 
 class Worker:
@@ -38,23 +43,23 @@ class Worker:
         self._engine: Engine | None = None
         self._id = 0
 
-    def serve(self) -> None:
-        """Answer until the other side closes the pipe or asks to stop."""
+    def serve(self) -> bool:
+        """Answer until the other side closes the pipe or asks to stop; return whether it asked."""
         while True:
             header = self._source.read(wire.HEADER.size)
             if len(header) < wire.HEADER.size:
-                return
+                return False
             _, length = wire.HEADER.unpack(header)
             found = wire.decode_frame(header + self._source.read(length))
             if found is None:
-                return
+                return False
             message, _ = found
             self._id = message["id"]
             if message["call"] == "close":
                 if self._engine is not None:
                     self._engine.close()
                 self._send({"result": None})
-                return
+                return True
             self._answer(message)
 
     def _answer(self, message: dict[str, Any]) -> None:
@@ -154,11 +159,14 @@ def _describe(error: BaseException) -> dict[str, Any]:
 
 
 def _watch(lifeline: int) -> None:
-    """Leave a small process behind that kills the whole group once pytest is gone, even by kill -9.
+    """Leave a small process behind that kills this one and all that it started once pytest is gone, even by kill -9.
 
     A thread could not do it: native code may hold the interpreter. A death signal alone would reach only this process
     and leave its children behind, holding a GPU.
     """
+    pytest, worker = os.getppid(), os.getpid()
+    # Launchers of ranks leave, and their ranks have sessions of their own.
+    adopt_orphans()
     pid = os.fork()
     if pid:
         os.close(lifeline)
@@ -167,9 +175,36 @@ def _watch(lifeline: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     os.close(0)
     os.close(1)
-    while os.read(lifeline, 1):
+    # A fork of pytest's may have a copy of the other end, and outlive it.
+    while not select.select([lifeline], [], [], _LOOK_S)[0] and _parent(worker) == pytest:
         pass
+    _end_all(worker)
+
+
+def _parent(pid: int) -> int:
+    """Return the parent of a process; 0 where it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def _end_all(worker: int) -> None:
+    """Kill a worker, whatever it started, and this process."""
+    found: set[int] = set()
+    # What is stopped starts nothing meanwhile.
+    _signal({worker} - {os.getpid()}, signal.SIGSTOP)
+    while new := descendants(worker) - found - {os.getpid()}:
+        _signal(new, signal.SIGSTOP)
+        found |= new
+    _signal(found, signal.SIGKILL)
     os.killpg(0, signal.SIGKILL)
+
+
+def _signal(pids: Iterable[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
 
 
 @contextlib.contextmanager
@@ -188,8 +223,12 @@ def main() -> None:
     """Serve until told to stop."""
     faulthandler.enable()
     _watch(int(sys.argv[1]))
-    with _pipes() as (source, sink), contextlib.suppress(BrokenPipeError):
-        Worker(source, sink).serve()
+    asked = False
+    with contextlib.suppress(BrokenPipeError), _pipes() as (source, sink):
+        asked = Worker(source, sink).serve()
+    if not asked:
+        # Pytest is gone, and the watch, which would end with this process, may be late.
+        _end_all(os.getpid())
     # Threads of native libraries may refuse to end; nothing is left to be saved.
     sys.stderr.flush()
     os._exit(0)

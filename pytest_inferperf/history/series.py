@@ -74,6 +74,9 @@ class Trend:
     left_out: int
     """Results that are no part of any series: of invalid or failed-on-purpose runs, and figures of 0 or less."""
 
+    shared: int
+    """Measurements that are no part of any series because others were let onto their node: they may have slowed it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -89,7 +92,7 @@ class Run:
 
 _POINTS = """
 SELECT model, "case", hardware, metric, false AS is_score, true AS higher, value, created, file, nodeid
-FROM metrics WHERE invalid = '' AND NOT experiment AND value > 0
+FROM metrics WHERE invalid = '' AND NOT experiment AND shared IS NOT TRUE AND value > 0
 UNION ALL
 SELECT model, "case", hardware, metric, true, higher_is_better, score, created, file, nodeid
 FROM accuracy WHERE invalid = '' AND NOT experiment AND questions = planned
@@ -113,7 +116,8 @@ def find_trend(store: Store, *, metric: str = "", case: str = "", last: int = LA
     prepared = [values if item.is_score else np.log(values) for item, values in zip(series, scaled, strict=True)]
     steps = [_found(item, step) for item, found in zip(series, find_steps(prepared), strict=True) for step in found]
     (out,) = store.rows("SELECT count(*) FROM history WHERE invalid <> '' OR experiment")[0]
-    return Trend(series=series, steps=tuple(steps), left_out=out)
+    (shared,) = store.rows("SELECT count(*) FROM history WHERE shared AND invalid = '' AND NOT experiment")[0]
+    return Trend(series=series, steps=tuple(steps), left_out=out, shared=shared)
 
 
 def _series(row: Sequence[Any], last: int) -> Series:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_inferperf.baselines.entries import accuracy_key, performance_key
 from pytest_inferperf.baselines.result_file import case_from_json
 from pytest_inferperf.errors import MissingExtra, ResultFileError, SettingsError
-from pytest_inferperf.history.tables import ENTRIES, PROBLEMS, READ_JSON, VIEWS, sql_text
+from pytest_inferperf.history.tables import ENTRIES, PROBLEMS, READ_JSON, SHARED, VIEWS, sql_text
 from pytest_inferperf.storage import Storage, is_address, open_storage
 
 if TYPE_CHECKING:
@@ -390,7 +390,7 @@ def _make_history(connection: duckdb.DuckDBPyConnection, parquet: str, *, sealed
     parts = [fresh] if anew or not parquet else []
     if parquet:
         still = " WHERE file NOT IN (SELECT file FROM listed)" if anew else ""
-        parts.append(f"SELECT * FROM {_parquet_sql(parquet)}{still}")
+        parts += [f"SELECT * FROM {_parquet_sql(parquet)}{still}", SHARED]
     with _reading(parquet):
         connection.execute(f"CREATE {'TABLE' if sealed else 'VIEW'} history AS {' UNION ALL BY NAME '.join(parts)}")
     for name, sql in VIEWS.items():

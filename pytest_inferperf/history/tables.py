@@ -9,7 +9,7 @@ from typing import Any
 from pytest_inferperf.baselines.documents import SCHEMA_VERSION
 from pytest_inferperf.model.case import EngineSpec
 
-__all__ = ["ENTRIES", "PROBLEMS", "READ_JSON", "VIEWS", "sql_text"]
+__all__ = ["ENTRIES", "PROBLEMS", "READ_JSON", "SHARED", "VIEWS", "sql_text"]
 
 _TEXTS = "MAP(VARCHAR, VARCHAR)"
 _SHAPE: dict[str, Any] = {
@@ -38,6 +38,7 @@ _SHAPE: dict[str, Any] = {
                 "engine": "JSON",
                 "invalid": "VARCHAR",
                 "context": _TEXTS,
+                "placement": {"shared": "BOOLEAN"},
                 "performance": {"sessions": [{"rounds": [{"metrics": "MAP(VARCHAR, DOUBLE)"}]}]},
                 "accuracy": {
                     "metric": "VARCHAR",
@@ -85,6 +86,9 @@ FROM parsed WHERE r IS NULL OR r.schema_version IS NULL OR r.schema_version > {S
 ORDER BY file
 """
 
+SHARED = "SELECT NULL::BOOLEAN AS shared WHERE false"
+"""Rows of what compactions of older versions do not hold: null where nobody noted whether a node was shared."""
+
 ENTRIES = f"""
 CREATE TABLE entries AS
 WITH record AS (
@@ -112,6 +116,7 @@ SELECT file, try_cast(created AS TIMESTAMPTZ) AS created, environment,
             lambda s: list_aggregate(list_transform(s.rounds, lambda q: q.metrics[m]), 'median'))}}
     ) AS metrics,
     len(flatten(list_transform(sessions, lambda s: s.rounds))) AS rounds,
+    sessions IS NOT NULL AND coalesce(record.result.placement.shared, false) AS shared,
     record.verdicts AS verdicts, record.result.accuracy AS accuracy
 FROM flat
 """
@@ -122,11 +127,11 @@ VIEWS = {
     "runs": 'SELECT file, min(created) AS created, min("commit") AS "commit", count(nodeid) AS tests, '
     "count(*) FILTER (status = 'PASS') AS passed, count(*) FILTER (status = 'FAIL') AS failed, "
     "count(*) FILTER (status = 'INCONCLUSIVE') AS inconclusive, "
-    "count(*) FILTER (status = 'INVALID' OR invalid <> '') AS invalid, any_value(environment) AS environment "
+    "count(*) FILTER (status = 'INVALID' OR invalid <> '') AS invalid, count(*) FILTER (shared) AS shared, any_value(environment) AS environment "
     "FROM history GROUP BY file",
     "metrics": f"SELECT {_WHO}, backend, m.metric, list_aggregate(m.sessions, 'median') AS value, "
-    "len(m.sessions) AS sessions, invalid, experiment FROM (SELECT *, unnest(metrics) AS m FROM history)",
-    "sessions": f"SELECT {_WHO}, m.metric, n AS session, m.sessions[n] AS value, invalid, experiment FROM "
+    "len(m.sessions) AS sessions, invalid, experiment, shared FROM (SELECT *, unnest(metrics) AS m FROM history)",
+    "sessions": f"SELECT {_WHO}, m.metric, n AS session, m.sessions[n] AS value, invalid, experiment, shared FROM "
     "(SELECT *, unnest(range(1, len(m.sessions) + 1)) AS n FROM (SELECT *, unnest(metrics) AS m FROM history))",
     "verdicts": f"SELECT {_WHO}, v.* FROM (SELECT * EXCLUDE (status), unnest(verdicts) AS v FROM history)",
     "accuracy": f"SELECT {_WHO}, accuracy.metric AS metric, accuracy.score AS score, "

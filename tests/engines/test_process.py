@@ -132,7 +132,7 @@ def test_engine_without_relaunch_says_what_to_implement(tmp_path: Path) -> None:
         ("killed", r"engine killed BF16 was killed by signal 9 \(SIGKILL\): out of memory\?\."),
         ("oom", r"engine oom BF16 failed: out of memory\nLast lines of (.*\n)*.*MemoryError"),
         ("bug", r"engine bug BF16 failed: ZeroDivisionError: a bug\nLast lines of (.*\n)*.*fake_backend\.py"),
-        ("noise", r"engine noise BF16 the engine wrote something that is not a message: b'Loading weights: 100%"),
+        ("noise", r"engine noise BF16 the engine wrote something that is not a message: 'Loading weights: 100%"),
     ],
 )
 def test_failure_says_what_happened(start: Start, behaviour: str, message: str) -> None:

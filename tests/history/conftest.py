@@ -15,6 +15,7 @@ from pytest_inferperf.model.results import (
     CaseResult,
     Hardware,
     PerformanceResult,
+    Placement,
     Session,
 )
 from pytest_inferperf.model.verdicts import GateVerdict, Status
@@ -25,9 +26,15 @@ START = datetime(2026, 1, 1, tzinfo=timezone.utc)
 
 
 def record(
-    value: float = 100.0, *, day: int = 0, score: float | None = None, invalid: str = "", driver: str = "570"
+    value: float = 100.0,
+    *,
+    day: int = 0,
+    score: float | None = None,
+    invalid: str = "",
+    driver: str = "570",
+    shared: bool = False,
 ) -> ResultRecord:
-    """Make a record of a measurement, or of an evaluation with a score."""
+    """Make a record of a measurement, or of an evaluation with a score; `shared` where others were let onto its node."""
     spec = EngineSpec(model="/srv/tiny", served_model_name="tiny", quant="NVFP4")
     info = engine_info(
         backend="scripted",
@@ -75,6 +82,11 @@ def record(
                 documents_digest="d1",
             ),
             invalid=invalid,
+            placement=Placement(
+                engine="NVFP4 tiny", node="a (3f2a)", gpus=2, asked="22:00", granted="22:01", waited_s=60.0, shared=True
+            )
+            if shared
+            else None,
             context={"git_commit": f"{day:012x}", "driver": driver},
         ),
     )

@@ -102,6 +102,47 @@ def test_invalid_runs_experiments_and_torn_files_make_no_step(
     ]
 
 
+SHARED = "others were let onto the node, and may have slowed it (column shared of the tables)."
+
+
+def test_measurements_beside_others_make_no_step(add: Add, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same figures on whole nodes are one."""
+    noise = random.Random(3)
+    values = [noise.gauss(100 if day < 20 else 80, 0.5) for day in range(30)]
+    for day, value in enumerate(values):
+        add(day, record(value, day=day, shared=day >= 20))
+    assert run(capsys, "trend") == (0, ["No steps in 2 series.", f"10 measurements left out: {SHARED}"])
+    for day, value in enumerate(values):
+        add(day, record(value, day=day))
+    _, lines = run(capsys, "trend", "--metric", "output_throughput")
+    assert lines[0].startswith("WORSE -20.")
+    assert lines[3] == "  results  2026/run 019.json and 2026/run 020.json"
+    assert not any("left out" in line for line in lines)
+
+
+def test_the_runs_around_a_step_had_their_nodes_to_themselves(add: Add, capsys: pytest.CaptureFixture[str]) -> None:
+    for day in range(30):
+        add(day, record(100.0 if day < 20 else 80.0, day=day, shared=day in (19, 20)))
+    _, lines = run(capsys, "bisect-range", "--metric", "output_throughput")
+    assert lines[1].endswith("2026/run 018.json")
+    assert lines[2].endswith("2026/run 021.json")
+    assert lines[3] == f"2 measurements left out: {SHARED}"
+
+
+def test_scores_beside_others_are_scores(add: Add, capsys: pytest.CaptureFixture[str]) -> None:
+    for day in range(20):
+        add(day, record(score=0.75 if day < 12 else 0.72, day=day, shared=True))
+    _, lines = run(capsys, "trend")
+    assert lines[0].startswith("WORSE -3.0 points")
+    assert not any("left out" in line for line in lines)
+
+
+def test_history_counts_measurements_beside_others(add: Add, capsys: pytest.CaptureFixture[str]) -> None:
+    add(1, record(shared=True), record(), record(score=0.75, shared=True))
+    header, row = run(capsys, "history")[1][:2]
+    assert dict(zip(header.split(), row.split()[:1] + row.split()[2:], strict=False))["shared"] == "1"
+
+
 @pytest.mark.usefixtures("regressed")
 def test_bisect_range_shows_both_runs_and_all_that_differs(capsys: pytest.CaptureFixture[str]) -> None:
     status, lines = run(capsys, "bisect-range", "--metric", "output_throughput")
@@ -144,9 +185,9 @@ def test_history_lists_runs_and_compacts(add: Add, capsys: pytest.CaptureFixture
     for day in range(3):
         add(day, record(day=day))
     expected = [
-        "run               commit  tests  passed  failed  open  invalid  file",
-        "2026-01-02 00:00  000000000001  1  1  0  0  0  2026/run 001.json",
-        "2026-01-03 00:00  000000000002  1  1  0  0  0  2026/run 002.json",
+        "run               commit  tests  passed  failed  open  invalid  shared  file",
+        "2026-01-02 00:00  000000000001  1  1  0  0  0  0  2026/run 001.json",
+        "2026-01-03 00:00  000000000002  1  1  0  0  0  0  2026/run 002.json",
         "",
         "3 runs, 1 older not shown (--last).",
     ]

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
 from pytest_inferperf.errors import MissingExtra, ResultFileError, SettingsError
@@ -53,6 +54,32 @@ def test_experiments_and_invalid_runs_are_marked(store: Path, add: Add) -> None:
     add(4, record(invalid="throttled"))
     found = ask(store, "SELECT DISTINCT created, experiment, invalid FROM metrics ORDER BY created")
     assert [row[1:] for row in found] == [(True, ""), (True, ""), (False, ""), (False, "throttled")]
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_measurements_beside_others_are_marked(store: Path, add: Add, compacted: bool) -> None:
+    add(1, record())
+    add(2, record(shared=True))
+    add(3, record(score=0.75, shared=True))
+    if compacted:
+        compact(str(store))
+    found = ask(store, "SELECT DISTINCT created, shared FROM metrics ORDER BY created")
+    assert [row[1] for row in found] == [False, True]
+    assert ask(store, "SELECT shared FROM runs ORDER BY created") == [(0,), (1,), (0,)]
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_what_an_older_version_compacted_says_nothing_of_others(store: Path, add: Add, fresh: bool) -> None:
+    add(1, record(shared=True))
+    compact(str(store))
+    old = store / PARQUET
+    with duckdb.connect() as connection:
+        connection.execute(f"CREATE TABLE kept AS SELECT * EXCLUDE (shared) FROM '{old}'")
+        connection.execute(f"COPY kept TO '{old}' (FORMAT parquet)")
+    if fresh:
+        add(2, record(shared=True))
+    found = ask(store, "SELECT DISTINCT created, shared FROM metrics ORDER BY created")
+    assert [row[1] for row in found] == [None, *([True] if fresh else [])]
 
 
 def test_what_cannot_be_read_is_skipped_and_named(store: Path, add: Add) -> None:

@@ -85,6 +85,64 @@ def test_who_asks_for_an_order_is_dealt_by_xdist(night: Project, arguments: tupl
     result.stdout.fnmatch_lines(["scheduling tests via LoadScheduling"])
 
 
+def turned(night: Project, name: str, *arguments: str) -> pytest.RunResult:
+    """Run with a plugin that turns the suite around, under the name of one that orders."""
+    conftest = night.path / "conftest.py"
+    conftest.write_text(
+        f"{conftest.read_text()}\n\nclass Turning:\n    def pytest_collection_modifyitems(self, items):\n"
+        "        items.reverse()\n\n\ndef pytest_addoption(pluginmanager):\n"
+        f"    pluginmanager.register(Turning(), {name!r})\n"
+    )
+    result = night.pytester.runpytest_subprocess(
+        "-v", "-n1", "-p", "no:benchmark", RAY, "--inferperf-past=past.json", *arguments
+    )
+    result.assert_outcomes(passed=5)
+    return result
+
+
+@pytest.mark.parametrize("name", ["randomly", "random_order", "pytest_order", "pytest_ordering"])
+def test_the_order_of_a_plugin_is_dealt_by_xdist(night: Project, name: str) -> None:
+    result = turned(night, name)
+    result.stdout.fnmatch_lines(["scheduling tests via LoadScheduling"])
+    assert dealt(result) == SUITE[::-1]
+
+
+def test_a_plugin_that_is_off_orders_nothing(night: Project) -> None:
+    result = turned(night, "randomly", "-p", "no:randomly")
+    result.stdout.fnmatch_lines(["scheduling tests via LongestFirst"])
+
+
+def test_stepwise_goes_on_where_it_stopped(night: Project) -> None:
+    """The longest is last in the suite: dealt first, it would have run before the test that fails."""
+    module = night.path / "test_night.py"
+    passing = module.read_text()
+    failing = passing.replace(
+        "def test_short(inferperf):\n", "def test_short(inferperf):\n    assert not inferperf.case\n"
+    )
+    assert failing != passing
+    # Stepwise remembers in the cache, which is off in the project's own options.
+    arguments = ("-v", "-n1", "-p", "no:benchmark", "-o", "addopts=", RAY, "--inferperf-past=past.json", "--sw")
+    module.write_text(failing)
+    stopped = night.pytester.runpytest_subprocess(*arguments)
+    stopped.stdout.fnmatch_lines(["*Test failed, continuing from this test next run.*"])
+    assert stopped.ret == pytest.ExitCode.INTERRUPTED
+    assert dealt(stopped)[:2] == SUITE[:2]
+    assert "test_long" not in dealt(stopped)
+    module.write_text(passing)
+    resumed = night.pytester.runpytest_subprocess(*arguments)
+    assert resumed.ret == pytest.ExitCode.OK
+    assert dealt(resumed) == SUITE[2:]
+
+
+def dealt(result: pytest.RunResult) -> list[str]:
+    """Return the tests that passed on workers, in order."""
+    return [
+        line.partition("::")[2].partition("[")[0].split()[0]
+        for line in result.outlines
+        if " PASSED " in line and "::" in line
+    ]
+
+
 def test_a_test_given_twice_runs_twice(night: Project) -> None:
     result = night.pytester.runpytest_subprocess(
         "-n2", "-p", "no:benchmark", RAY, "--keep-duplicates", "test_night.py", "test_night.py"

@@ -18,6 +18,7 @@ from contextlib import suppress
 from types import TracebackType
 
 from pytest_inferperf.errors import StorageError
+from pytest_inferperf.hiding import excerpt
 from pytest_inferperf.storage import Storage
 
 __all__ = ["Lease", "Watch", "take_lease"]
@@ -115,5 +116,5 @@ def _owner(text: bytes) -> str:
     found: object = None
     with suppress(ValueError, AttributeError):
         found = json.loads(text).get("owner")
-    name = "".join(letter for letter in str(found or "")[:100] if letter.isprintable())
+    name = "".join(letter for letter in excerpt(str(found or ""), 100) if letter.isprintable())
     return name or "another machine"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_inferperf.errors import CheckpointError
+from pytest_inferperf.hiding import excerpt
 
 __all__ = ["Text", "read_texts"]
 
@@ -55,8 +56,8 @@ def _text(where: str, line: str) -> Text:
         raise CheckpointError(f"{where}: not JSON ({error})") from None
     text = record.get("text") if isinstance(record, dict) else None
     if not isinstance(text, str) or not text:
-        raise CheckpointError(f'{where}: needs a non-empty "text", got {line.strip()[:80]!r}')
+        raise CheckpointError(f'{where}: needs a non-empty "text", got {excerpt(line.strip(), 80)!r}')
     prompt = record.get("prompt", "")
     if not isinstance(prompt, str):
-        raise CheckpointError(f'{where}: "prompt" is text, got {line.strip()[:80]!r}')
+        raise CheckpointError(f'{where}: "prompt" is text, got {excerpt(line.strip(), 80)!r}')
     return Text(text=text, prompt=prompt)

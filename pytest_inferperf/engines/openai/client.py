@@ -11,6 +11,7 @@ from pytest_inferperf.engines.openai.connection import Connection, ConnectionFai
 from pytest_inferperf.engines.openai.endpoint import Endpoint
 from pytest_inferperf.engines.openai.http import HttpError, ResponseReader
 from pytest_inferperf.errors import EngineError
+from pytest_inferperf.hiding import excerpt
 from pytest_inferperf.polling import READ, WRITE, Poller
 
 __all__ = ["exchange", "fetch", "json_of", "start_of"]
@@ -87,5 +88,5 @@ def json_of(answer: ResponseReader) -> Any:
 
 
 def start_of(answer: ResponseReader) -> str:
-    """Return the first 200 bytes of an answer, for a message."""
-    return b"".join(answer.pieces)[:200].decode(errors="replace").strip()
+    """Return how an answer begins, without secrets, for a message."""
+    return excerpt(b"".join(answer.pieces), 200).strip()

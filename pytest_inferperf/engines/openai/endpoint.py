@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from pytest_inferperf import __version__
 from pytest_inferperf.errors import EngineError, SettingsError
+from pytest_inferperf.hiding import name_key
 
 __all__ = ["Address", "Endpoint"]
 
@@ -45,6 +46,10 @@ class Endpoint:
 
     ca_file: str = ""
     """Certificates to trust besides the system's, in PEM form."""
+
+    def __post_init__(self) -> None:
+        if self.api_key_env:
+            name_key(self.api_key_env)
 
     @classmethod
     def parse(cls, url: str, *, model: str, chat: bool = False, api_key_env: str = "", ca_file: str = "") -> Endpoint:

@@ -28,6 +28,7 @@ from pytest_inferperf.engines.openai.endpoint import Endpoint
 from pytest_inferperf.engines.openai.http import ResponseReader
 from pytest_inferperf.engines.openai.sse import Decoded, StreamError, decode_stream
 from pytest_inferperf.errors import EngineError, MissingExtra
+from pytest_inferperf.hiding import excerpt
 from pytest_inferperf.model.case import EngineSpec
 from pytest_inferperf.model.results import EngineInfo, Hardware
 
@@ -256,7 +257,8 @@ class OpenAIEngine(Engine):
         if found != prompt:
             raise EngineError(
                 f"{self._endpoint.shown} takes text and no token ids, and {len(prompt)} prompt tokens would be read as "
-                f"{len(found)} others: {text[:60]!r}. Take a server that takes token ids (vLLM, SGLang, trtllm-serve)."
+                f"{len(found)} others: {excerpt(text, 60)!r}. Take a server that takes token ids (vLLM, SGLang, "
+                "trtllm-serve)."
             )
         return text
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pytest_inferperf.hiding import excerpt
+
 __all__ = ["HttpError", "ResponseReader", "timed_chunks", "whole_chunks"]
 
 _MAX_HEAD = 65536
@@ -99,7 +101,7 @@ class ResponseReader:
             if len(data) > _MAX_HEAD:
                 raise HttpError("the head of the response does not end")
             if not b"HTTP/".startswith(data[:5]):
-                raise HttpError(f"not HTTP: {data[:20]!r}")
+                raise HttpError(f"not HTTP: {excerpt(data, 20)!r}")
             self._buffer = data
             return False
         head, rest = data[:end], data[end + 4 :]
@@ -117,13 +119,13 @@ class ResponseReader:
         length = self.headers.get(b"content-length")
         if coding is not None:
             if coding.lower() != b"chunked":
-                raise HttpError(f"transfer encoding {coding[:60]!r}")
+                raise HttpError(f"transfer encoding {excerpt(coding, 60)!r}")
             self._chunked = True
             self._step = ResponseReader._chunks
             return self._chunks(rest, time_s)
         if length is not None:
             if not length.isdigit():
-                raise HttpError(f"content length {length[:60]!r}")
+                raise HttpError(f"content length {excerpt(length, 60)!r}")
             self._left = int(length)
             self._step = ResponseReader._fixed
             return self._fixed(rest, time_s)
@@ -275,13 +277,13 @@ def _read_head(head: bytes) -> tuple[int, dict[bytes, bytes], bool]:
     version, _, rest = line.partition(b" ")
     status = rest[:3]
     if version not in (b"HTTP/1.1", b"HTTP/1.0") or not status.isdigit() or len(status) != 3:
-        raise HttpError(f"not an HTTP/1.1 response: {line[:60]!r}")
+        raise HttpError(f"not an HTTP/1.1 response: {excerpt(line, 60)!r}")
     headers = {}
     # What comes before the response is read no further than its status.
     for row in rows if status[:1] != b"1" else ():
         name, colon, value = row.partition(b":")
         if not colon or name != name.strip():
-            raise HttpError(f"not a header: {row[:60]!r}")
+            raise HttpError(f"not a header: {excerpt(row, 60)!r}")
         headers[name.lower()] = value.strip()
     connection = headers.get(b"connection", b"").lower()
     kept = b"close" not in connection if version == b"HTTP/1.1" else b"keep-alive" in connection
@@ -292,7 +294,7 @@ def _size(text: bytes) -> int:
     size = _SIZES.get(text)
     if size is None:
         if not text or len(text) > 8 or not _HEX.issuperset(text):
-            raise HttpError(f"not the size of a chunk: {text[:20]!r}")
+            raise HttpError(f"not the size of a chunk: {excerpt(text, 20)!r}")
         size = int(text, 16)
         if len(_SIZES) < _MAX_SIZES:
             _SIZES[text] = size

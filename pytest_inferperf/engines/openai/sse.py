@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pytest_inferperf.hiding import excerpt
+
 __all__ = ["CountSource", "CountTokens", "Decoded", "StreamError", "decode_stream"]
 
 CountSource = Literal["token_ids", "usage", "tokenizer", "chunks"]
@@ -233,7 +235,7 @@ def _read_event(event: bytes, state: _State, time_s: float) -> tuple[str, bool] 
     if not data:
         # A comment, a keep-alive, or another field.
         if event.lstrip()[:1] in (b"{", b"<", b"["):
-            raise StreamError("not_openai", f"not an event stream: {event.strip()[:60]!r}")
+            raise StreamError("not_openai", f"not an event stream: {excerpt(event.strip(), 60)!r}")
         return None
     if data == b"[DONE]":
         state.done = True
@@ -242,22 +244,22 @@ def _read_event(event: bytes, state: _State, time_s: float) -> tuple[str, bool] 
         # Decoded first: from bytes, `loads` would look for other encodings than UTF-8 in every event.
         value = _loads(data.decode("utf-8", "surrogatepass"))
     except (ValueError, RecursionError):
-        raise StreamError("malformed", f"an event is not JSON: {data[:60]!r}") from None
+        raise StreamError("malformed", f"an event is not JSON: {excerpt(data, 60)!r}") from None
     if not isinstance(value, dict):
-        raise StreamError("malformed", f"an event is not an object: {data[:60]!r}")
+        raise StreamError("malformed", f"an event is not an object: {excerpt(data, 60)!r}")
     if value.get("error") or value.get("object") == "error":
-        raise StreamError("server_error", f"the server reports an error in the stream: {data[:200]!r}")
+        raise StreamError("server_error", f"the server reports an error in the stream: {excerpt(data, 200)!r}")
     usage = value.get("usage")
     if isinstance(usage, dict):
         state.usage = usage
     options = value.get("choices")
     if not isinstance(options, list):
-        raise StreamError("not_openai", f"an event has no choices: {data[:60]!r}")
+        raise StreamError("not_openai", f"an event has no choices: {excerpt(data, 60)!r}")
     if not options:
         return None
     choice = options[0]
     if not isinstance(choice, dict):
-        raise StreamError("malformed", f"a choice is not an object: {data[:60]!r}")
+        raise StreamError("malformed", f"a choice is not an object: {excerpt(data, 60)!r}")
     text, reasoning = _text(choice)
     reason = choice.get("finish_reason")
     if reason:

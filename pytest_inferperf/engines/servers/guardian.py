@@ -2,7 +2,7 @@
 
 A server starts children of its own, in sessions of their own, and none of them knows pytest. The guardian adopts all of
 them (`PR_SET_CHILD_SUBREAPER`), so that whatever happens it can find and end them: when the server ends, when pytest
-closes the lifeline pipe, and when pytest is killed, which closes it too.
+closes the lifeline pipe, and when pytest is killed. That closes the pipe too, unless a fork of pytest's has a copy of it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-__all__ = ["main"]
+__all__ = ["adopt_orphans", "descendants", "main"]
 
 GRACE_S = 5.0
 """Time between the request to end and the kill."""
@@ -30,8 +30,8 @@ def main(argv: list[str]) -> int:
     """Run `argv[1:]` until it ends or the lifeline `argv[0]` closes; return its exit status, 128 + N for signal N."""
     lifeline = int(argv[0])
     os.set_inheritable(lifeline, False)
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    parent = os.getppid()
+    adopt_orphans()
     wake, wakened = os.pipe()
     os.set_blocking(wakened, False)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -45,24 +45,30 @@ def main(argv: list[str]) -> int:
     while server.poll() is None:
         ready, _, _ = select.select([lifeline, wake], [], [], 0.5)
         _reap(server)
-        if ready:
+        if ready or os.getppid() != parent:
             break
     _end_all(server)
     code = server.returncode
     return 128 - code if code is not None and code < 0 else code or 0
 
 
+def adopt_orphans() -> None:
+    """Become the parent of every process below this one whose parent ends."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
 def _end_all(server: subprocess.Popen[bytes]) -> None:
     """End every descendant: first politely, then not."""
     deadline = time.monotonic() + GRACE_S
     asked: set[int] = set()
-    while (left := _descendants()) and time.monotonic() < deadline:
+    while (left := descendants(os.getpid())) and time.monotonic() < deadline:
         for pid in left - asked:
             _signal(pid, signal.SIGTERM)
         asked |= left
         time.sleep(_POLL_S)
         _reap(server)
-    while left := _descendants():
+    while left := descendants(os.getpid()):
         for pid in left:
             _signal(pid, signal.SIGKILL)
         time.sleep(_POLL_S)
@@ -84,8 +90,8 @@ def _signal(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-def _descendants() -> set[int]:
-    """Return every process below this one."""
+def descendants(ancestor: int) -> set[int]:
+    """Return every process below another."""
     parents: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -94,7 +100,7 @@ def _descendants() -> set[int]:
                 parent = int((entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
                 parents.setdefault(parent, []).append(int(entry.name))
     found: set[int] = set()
-    open_ = [os.getpid()]
+    open_ = [ancestor]
     while open_:
         for pid in parents.get(open_.pop(), ()):
             if pid not in found:
@@ -107,7 +113,7 @@ def _children(pid: int) -> list[int]:
     try:
         return [int(item) for item in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:
-        return [item for item in _descendants() if item != pid]
+        return list(descendants(pid))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pytest_inferperf.engines.openai.connection import ConnectionFailed
 from pytest_inferperf.engines.openai.http import HttpError
 from pytest_inferperf.engines.openai.late import LateReader
 from pytest_inferperf.engines.openai.sse import CountTokens, Decoded, StreamError, decode_stream
+from pytest_inferperf.hiding import excerpt
 from pytest_inferperf.measure.load.outputs import OutputSample
 from pytest_inferperf.measure.load.plan import Failure
 from pytest_inferperf.measure.load.records import MEASURED, Records, Sample
@@ -111,7 +112,7 @@ class Accounts:
         except HttpError as error:
             raise StreamError("malformed", str(error)) from None
         if reader.status != 200:
-            body = b"".join(reader.pieces)[:200].decode(errors="replace").strip()
+            body = excerpt(b"".join(reader.pieces), 200).strip()
             raise StreamError(f"http_{reader.status}", f"HTTP {reader.status}: {body}")
         kind = reader.headers.get(b"content-type", b"")
         if kind and not kind.lower().startswith(b"text/event-stream"):

@@ -16,6 +16,7 @@ from pytest_inferperf.engines.openai.client import fetch
 from pytest_inferperf.engines.openai.endpoint import Endpoint
 from pytest_inferperf.engines.openai.sse import StreamError, decode_stream
 from pytest_inferperf.errors import InvalidRun
+from pytest_inferperf.hiding import excerpt
 from pytest_inferperf.measure.agreement import Agreement, compare
 from pytest_inferperf.measure.audit import Timed
 from pytest_inferperf.measure.load.outputs import Output
@@ -84,7 +85,7 @@ def _ask(endpoint: Endpoint, output: Output, timeout_s: float) -> Whole:
         reader = fetch(endpoint, request, timeout_s=timeout_s)
     body = b"".join(reader.pieces)
     if reader.status != 200:
-        shown = body[:200].decode(errors="replace").strip()
+        shown = excerpt(body, 200).strip()
         raise InvalidRun(
             f"a prompt that was answered under load is refused when it is asked again, not streamed, at concurrency 1: "
             f"HTTP {reader.status}: {shown}"
@@ -102,7 +103,7 @@ def _ask(endpoint: Endpoint, output: Output, timeout_s: float) -> Whole:
         return Whole(text=str(text), tokens=counted if isinstance(counted, int) else None, asked=most)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         raise InvalidRun(
-            f"the answer to a prompt that is asked again, not streamed, is none of the API: {body[:120]!r}"
+            f"the answer to a prompt that is asked again, not streamed, is none of the API: {excerpt(body, 120)!r}"
         ) from None
 
 
@@ -194,7 +195,7 @@ def _check_first(outputs: Sequence[Output], alone: Sequence[Whole]) -> str:
     first, text = wrong[0]
     return (
         f"the first token that was streamed is not the first of the answer in {len(wrong)} of {len(outputs)} answers "
-        f"({first[:20]!r}, and {text[:20]!r} when the same prompt is asked again, not streamed): TTFT is the time of "
+        f"({excerpt(first, 20)!r}, and {excerpt(text, 20)!r} when the same prompt is asked again, not streamed): TTFT is the time of "
         "something else"
     )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pytest_inferperf.errors import EngineError, SettingsError
+from pytest_inferperf.hiding import excerpt
 from pytest_inferperf.measure.load.framing import send_frame
 from pytest_inferperf.measure.load.parts import Part
 from pytest_inferperf.measure.load.plain import load, read, write
@@ -64,7 +65,7 @@ def read_message(data: bytes, *, who: str) -> tuple[str, Any]:
     try:
         what, value = read(tuple[str, object], data, "the message")
         if what not in _VALUES:
-            raise ValueError(f"{what[:60]!r} is no word of a load process ({', '.join(_VALUES)})")
+            raise ValueError(f"{excerpt(what, 60)!r} is no word of a load process ({', '.join(_VALUES)})")
         return what, load(_VALUES[what], value, what)
     except ValueError as error:
         raise EngineError(

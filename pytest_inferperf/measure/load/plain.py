@@ -16,6 +16,7 @@ from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from pytest_inferperf.hiding import excerpt
 from pytest_inferperf.measure.load.clock import ClockMeter
 from pytest_inferperf.measure.load.records import Records, Sample
 
@@ -38,7 +39,7 @@ def read(kind: Any, data: bytes, name: str) -> Any:
     try:
         plain = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name} is not JSON ({error}): {bytes(data[:40])!r}") from None
+        raise ValueError(f"{name} is not JSON ({error}): {excerpt(data, 40)!r}") from None
     return load(kind, plain, name)
 
 
@@ -97,7 +98,7 @@ def load(kind: Any, data: Any, name: str) -> Any:
         return {key: load(arguments[1], item, f"{name}[{key!r}]") for key, item in data.items()}
     if isinstance(data, dict) and _named(kind) and data.get(_NAME) == kind.__name__:
         return _load_named(kind, {key: item for key, item in data.items() if key != _NAME}, name)
-    raise ValueError(f"{name}: {json.dumps(data)[:60]} is no {getattr(kind, '__name__', kind)}")
+    raise ValueError(f"{name}: {excerpt(json.dumps(data), 60)} is no {getattr(kind, '__name__', kind)}")
 
 
 def _named(kind: Any) -> bool:
@@ -116,7 +117,7 @@ def _meant(kinds: tuple[Any, ...], data: Any, name: str) -> Any:
         if kind.__name__ == said:
             return kind
     names = " or ".join(kind.__name__ for kind in others)
-    raise ValueError(f"{name}: {json.dumps(data)[:60]} is no {names}")
+    raise ValueError(f"{name}: {excerpt(json.dumps(data), 60)} is no {names}")
 
 
 def _load_named(kind: Any, data: Mapping[str, Any], name: str) -> Any:
@@ -172,7 +173,7 @@ def _dump_column(column: array[Any]) -> dict[str, str]:
 def _load_column(data: Any, typecode: str, name: str) -> array[Any]:
     dtype = _DTYPES[typecode]
     if not isinstance(data, dict) or set(data) != {"dtype", "data"} or data["dtype"] != dtype:
-        raise ValueError(f"{name}: {json.dumps(data)[:60]} is no column of {dtype}")
+        raise ValueError(f"{name}: {excerpt(json.dumps(data), 60)} is no column of {dtype}")
     content = load(bytes, data["data"], name)
     found: array[Any] = array(typecode)
     try:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_inferperf.errors import SettingsError
+from pytest_inferperf.hiding import excerpt
 
 __all__ = ["Place", "label_of", "parse_line", "read_file", "state_of_file"]
 
@@ -24,7 +25,7 @@ class Place:
 
     def wrong(self, what: str, value: object = None) -> SettingsError:
         """Return an error that names the file, the place, what is wrong, and the value that is."""
-        shown = "" if value is None else f", not {json.dumps(value, ensure_ascii=False)[:_SHOWN]}"
+        shown = "" if value is None else f", not {excerpt(json.dumps(value, ensure_ascii=False), _SHOWN)}"
         return SettingsError(f"{self._path}, {self._unit} {self._number}: {what}{shown}.")
 
 
@@ -69,7 +70,7 @@ def parse_line(place: Place, line: str) -> dict[str, Any]:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise place.wrong(f"not JSON ({error}): {line.strip()[:_SHOWN]!r}") from None
+        raise place.wrong(f"not JSON ({error}): {excerpt(line.strip(), _SHOWN)!r}") from None
     if not isinstance(value, dict):
         raise place.wrong("a line is an object", value)
     return value

@@ -24,9 +24,9 @@ from pytest_inferperf.baselines.result_file import ResultRecord, record_points
 from pytest_inferperf.baselines.store import lookup_accuracy, lookup_performance
 from pytest_inferperf.errors import BaselineError, InferperfError
 from pytest_inferperf.model.gates import FrontierFloor
-from pytest_inferperf.model.results import CaseResult, Flip, Flips
+from pytest_inferperf.model.results import CaseResult, Flip, Flips, TurnFigures
 from pytest_inferperf.model.verdicts import GateVerdict
-from pytest_inferperf.report.lines import number
+from pytest_inferperf.report.lines import number, plural
 from pytest_inferperf.report.page.charts import (
     PER_GPU,
     PER_USER,
@@ -39,6 +39,7 @@ from pytest_inferperf.report.page.charts import (
 from pytest_inferperf.report.page.latencies import distributions
 from pytest_inferperf.report.placements import PlacementRow, placement_rows
 from pytest_inferperf.report.run import CaseReport, RunReport
+from pytest_inferperf.report.turns import all_turns
 
 if TYPE_CHECKING:
     from pytest_inferperf.baselines.against import RunReference
@@ -80,6 +81,7 @@ class LoadPage:
 
     title: str
     charts: tuple[Chart, ...]
+    turns: tuple[TurnFigures, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +94,9 @@ class CasePage:
 
     reasons: tuple[Reason, ...]
     charts: tuple[Chart, ...]
+    turns: tuple[TurnFigures, ...]
+    """First tokens by turn; empty where nobody spoke twice, and for a sweep, whose loads have their own."""
+
     loads: tuple[LoadPage, ...]
     flips: tuple[Flips, ...]
     moved: tuple[tuple[str, str, str], ...] | None
@@ -135,6 +140,7 @@ def _case(report: CaseReport, record: ResultRecord, where: Where, hide: Callable
     result, notes = record.result, list[str]()
     charts: list[Chart] = []
     loads: list[LoadPage] = []
+    turns: tuple[TurnFigures, ...] = ()
     context: Mapping[str, str] = {}
     points: list[tuple[CaseResult, PerformanceEntry | None]] = []
     for point in record_points(record):
@@ -145,10 +151,13 @@ def _case(report: CaseReport, record: ResultRecord, where: Where, hide: Callable
         load = workload.load_name if result.frontier is not None and workload is not None else ""
         stored = entry.metrics if entry is not None else {}
         drawn = [*_session_charts(point, stored, load, notes), *distributions(point.result, stored, notes)]
+        spoken = all_turns(point.result.performance) if point.result.performance is not None else ()
         if load:
-            loads.append(LoadPage(title=hide(load), charts=tuple(chart.shown(hide) for chart in drawn)))
+            shown = tuple(chart.shown(hide) for chart in drawn)
+            loads.append(LoadPage(title=hide(load), charts=shown, turns=spoken))
         else:
             charts += drawn
+            turns = spoken
         notes += [
             _anchor(f"{load} {name}".strip(), item.anchor) for name, item in stored.items() if item.anchor is not None
         ]
@@ -160,6 +169,7 @@ def _case(report: CaseReport, record: ResultRecord, where: Where, hide: Callable
         engine=hide(_engine(result)),
         reasons=_reasons(report, differs=bool(context)),
         charts=tuple(chart.shown(hide) for chart in charts),
+        turns=turns,
         loads=tuple(loads),
         flips=tuple(_hidden(item, hide) for item in (result.accuracy.flips if result.accuracy is not None else ())),
         moved=_moved(context, result.context, hide) if context else None,
@@ -347,12 +357,15 @@ def _trends(
     except InferperfError as error:
         return (), [f"no trends: {error}"]
     try:
-        drawn = _drawn_steps(records, find_trend(store))
+        trend = find_trend(store)
+        drawn = _drawn_steps(records, trend)
         every = [step for _, steps in drawn for step in steps]
         around = dict(zip(map(id, every), runs_around(store, every), strict=True))
     finally:
         store.close()
     notes = [f"trends: {item.file} was skipped: {item.reason}" for item in store.skipped[:20]]
+    if trend.shared:
+        notes.append(f"trends: {plural(trend.shared, 'measurement')} left out, since others were let onto the node")
     charts = [trend_line(series, [(step, *around[id(step)]) for step in steps]) for series, steps in drawn]
     return tuple(chart.shown(hide) for chart in charts), notes
 

@@ -240,7 +240,7 @@ def column(kind: str, *values: float, dtype: str = "") -> dict[str, str]:
 @pytest.mark.parametrize(
     ("data", "why"),
     [
-        (b"\x80\x05K\x01.", r"the message is not JSON \(.*\): b'\\x80"),
+        (b"\x80\x05K\x01.", r"the message is not JSON \(.*\): '\\\\x80"),
         (b"[" * 100_000, r"the message is not JSON \("),
         (b"NaN and so on", r"the message is not JSON \("),
         (b'{"ready": null}', r'the message: \{"ready": null\} is no tuple'),

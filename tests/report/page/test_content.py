@@ -16,7 +16,7 @@ from pytest_inferperf.baselines.result_file import ResultFile, read_result_file,
 from pytest_inferperf.hiding import HIDDEN, hider
 from pytest_inferperf.measure.load.kept_records import keep_records
 from pytest_inferperf.measure.load.records import MEASURED, Records
-from pytest_inferperf.model.results import Flip, Flips, PerformanceResult, Round
+from pytest_inferperf.model.results import Flip, Flips, PerformanceResult, Point, Round, TurnFigures
 from pytest_inferperf.report.page.charts import Chart
 from pytest_inferperf.report.page.content import CasePage, Page, Where, _hidden, page_of
 from pytest_inferperf.report.page.write import page_html
@@ -133,6 +133,68 @@ def test_requests_that_cannot_be_read_are_named_and_percentiles_drawn(planted: P
     )
     drawn = chart(found.charts, "ttft_ms: distribution")
     assert "p99 231.91 ms (+11.1 %)" in drawn.summary
+
+
+def spoken(turn: int, ttft: float | None, *, failed: int = 0) -> TurnFigures:
+    return TurnFigures(
+        turn=turn,
+        requests=10,
+        failed=failed,
+        input_tokens=None if ttft is None else 100.0 * turn,
+        ttft_ms_p50=ttft,
+        ttft_ms_p99=None if ttft is None else 2 * ttft,
+    )
+
+
+def test_first_tokens_stand_by_turn(planted: Planted) -> None:
+    """Requests of all rounds, and medians over sessions of medians over rounds; of the last turn one round has none."""
+    first = planted.records[0].result.performance
+    assert first is not None
+    numbers = {id(item): place for place, item in enumerate(item for one in first.sessions for item in one.rounds)}
+
+    def talked(item: Round) -> Round:
+        number = numbers[id(item)]
+        last = spoken(2, None, failed=10) if number == 0 else spoken(2, 300.0 + number)
+        return replace(item, turns=(spoken(1, 200.0 + number), last))
+
+    found = with_rounds(planted, talked)
+    # Six sessions of three rounds: the middle rounds are 1, 4, …, 16.
+    assert found.turns == (
+        replace(spoken(1, 208.5), requests=180),
+        replace(spoken(2, 308.5), requests=180, failed=10),
+    )
+    html = re.sub(r">\s+<", "><", page_html(replace(planted.page(), cases=(found,))))
+    assert "<caption>First tokens by turn of the conversation, medians of all rounds</caption>" in html
+    cells = ("2", "180", "10", "200.00", "308.50", "617.00")
+    assert "".join(f'<td class="n">{cell}</td>' for cell in cells) in html
+
+
+def test_each_load_of_a_sweep_has_its_turns(planted: Planted) -> None:
+    record = next(item for item in planted.records if item.result.frontier is not None)
+    assert record.result.frontier is not None
+
+    def talked(point: Point, ttft: float) -> Point:
+        return replace(
+            point,
+            performance=PerformanceResult(
+                sessions=tuple(
+                    replace(one, rounds=tuple(replace(item, turns=(spoken(1, ttft),)) for item in one.rounds))
+                    for one in point.performance.sessions
+                )
+            ),
+        )
+
+    points = tuple(talked(point, 100.0 * place) for place, point in enumerate(record.result.frontier.points, 1))
+    frontier = replace(record.result.frontier, points=points)
+    changed = replace(record, result=replace(record.result, frontier=frontier))
+    (found,) = replace(planted, records=(changed,)).page().cases
+    assert found.turns == ()
+    assert [load.turns[0].ttft_ms_p50 for load in found.loads] == [100.0 * place for place in range(1, len(points) + 1)]
+
+
+def test_where_nobody_spoke_twice_there_is_no_table_of_turns(page: Page) -> None:
+    assert all(item.turns == () and not any(load.turns for load in item.loads) for item in page.cases)
+    assert "First tokens by turn" not in page_html(page)
 
 
 def with_rounds(planted: Planted, changed: Callable[[Round], Round]) -> CasePage:
