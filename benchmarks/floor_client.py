@@ -19,11 +19,6 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-try:
-    import uvloop
-except ImportError:
-    uvloop = None
-
 _END = b"0\r\n\r\n"
 
 
@@ -97,6 +92,8 @@ async def run_floor(url: str, *, streams: int, requests: int, osl: int) -> dict[
     payload = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
     load = Floor(payload=payload, streams=streams, requests=requests, osl=osl)
     loop = asyncio.get_running_loop()
+    assert place.hostname is not None
+    assert place.port is not None
     opened = [
         (await loop.create_connection(lambda: Stream(load), place.hostname, place.port))[1] for _ in range(streams)
     ]
@@ -124,8 +121,14 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=512, help="Answers after the first one of each stream")
     parser.add_argument("--osl", type=int, default=64)
     given = parser.parse_args()
-    run = uvloop.run if uvloop is not None else asyncio.run
-    print(json.dumps(run(run_floor(given.url, streams=given.streams, requests=given.requests, osl=given.osl))))
+    load = run_floor(given.url, streams=given.streams, requests=given.requests, osl=given.osl)
+    try:
+        import uvloop
+    except ImportError:
+        found = asyncio.run(load)
+    else:
+        found = uvloop.run(load)
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

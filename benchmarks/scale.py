@@ -28,10 +28,10 @@ from pytest_inferperf.model.case import GpuRequirement
 PER_NODE = 8
 SIZES = (8, 64, 512, 1_024, 4_096, 10_000)
 
-HEAD_S = 0.02
+HEAD_S = 0.03
 """CPU time of the head for one placement, given back again: `CPU of the head` of `python -m benchmarks.ray_cost`."""
 
-NODE_S = 1.2
+NODE_S = 1.4
 """Our actor, from the grant until it answers: `granted until it answers` of the same script."""
 
 MIX = (
