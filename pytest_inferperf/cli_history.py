@@ -13,8 +13,9 @@ from pytest_inferperf.errors import SettingsError
 from pytest_inferperf.report.lines import aligned, number, plural
 
 if TYPE_CHECKING:
+    from pytest_inferperf.history.loading import Skipped
     from pytest_inferperf.history.series import StepFound, Trend
-    from pytest_inferperf.history.store import Skipped, Store
+    from pytest_inferperf.history.store import Store
 
 __all__ = ["add_history_commands"]
 
@@ -84,7 +85,8 @@ def _count(text: str) -> int:
 
 
 def _history(arguments: argparse.Namespace) -> int:
-    from pytest_inferperf.history.store import PARQUET, compact, open_store
+    from pytest_inferperf.history.loading import PARQUET
+    from pytest_inferperf.history.store import compact, open_store
 
     words: list[str] = arguments.words
     if words[:1] == ["send"]:

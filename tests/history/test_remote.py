@@ -12,7 +12,8 @@ import pytest
 from pytest_inferperf import cli
 from pytest_inferperf.errors import ResultFileError, SettingsError, StorageError
 from pytest_inferperf.history import store as store_module
-from pytest_inferperf.history.store import PARQUET, compact, open_store
+from pytest_inferperf.history.loading import PARQUET
+from pytest_inferperf.history.store import compact, open_store
 from pytest_inferperf.storage import Storage, open_storage
 from tests.history.conftest import Add, record
 from tests.object_store import ObjectStore

@@ -13,7 +13,8 @@ import pytest
 
 from pytest_inferperf.errors import MissingExtra, ResultFileError, SettingsError
 from pytest_inferperf.history import store as store_module
-from pytest_inferperf.history.store import PARQUET, Store, compact, open_store
+from pytest_inferperf.history.loading import PARQUET
+from pytest_inferperf.history.store import Store, compact, open_store
 from tests.history.conftest import Add, record
 
 
