@@ -35,6 +35,7 @@ class Raylets:
     """The nodes of a cluster, the first of which is its head."""
 
     def __init__(self, *cpus: int) -> None:
+        self._wanted, self._cpus = cpus, list(cpus)
         self.environment = {**os.environ, **ENVIRONMENT, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "CI", "RAY_ADDRESS"):
             self.environment.pop(name, None)
@@ -84,6 +85,22 @@ class Raylets:
     def add(self, cpus: int) -> None:
         """Add a node."""
         self._tell(f"add {cpus}")
+        self._cpus.append(cpus)
+
+    def numbers(self) -> list[int]:
+        """Return the nodes that are alive and hand out CPUs."""
+        return [number for number, pid in enumerate(self._raylets) if self._cpus[number] and pid and is_running(pid)]
+
+    def restore(self) -> None:
+        """Give the cluster the nodes again that it was started with, and no other."""
+        missing = [cpus for cpus in self._wanted if cpus]
+        for number in self.numbers():
+            if self._cpus[number] in missing:
+                missing.remove(self._cpus[number])
+            else:
+                self.kill(number)
+        for cpus in missing:
+            self.add(cpus)
 
     def held(self) -> list[str]:
         """Return the states of the placement groups that anybody has."""
@@ -132,4 +149,4 @@ def project(tmp_path: Path, raylets: Raylets) -> Iterator[Project]:
             process.communicate()
     # Whatever happened, nobody has anything of the cluster.
     wait_for(lambda: not raylets.held())
-    wait_for(lambda: not any(map(is_running, found.engines())))
+    wait_for(lambda: not any(map(is_running, [*found.engines(), *found.loads()])))
