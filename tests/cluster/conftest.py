@@ -58,6 +58,8 @@ class Raylets:
         self.address: str = where["address"]
         self._raylets: list[int] = where["raylets"]
         self.environment["RAY_ADDRESS"] = self.address
+        self.client_address = f"ray://127.0.0.1:{where['client_port']}"
+        """Where machines connect that are no part of the cluster."""
 
     def node_of(self, pid: int) -> int:
         """Return the number of the node on which a process runs."""
