@@ -78,7 +78,7 @@ class Inferperf:
         self._occasion = 0
         self._nodeid = nodeid
         self._result = CaseResult(case=bound.case, engine=engine.info)
-        self._told = len(engine.notes)
+        self._notes: dict[str, None] = {}
 
     notes: tuple[str, ...] = ()
     """What every verdict on it should say beside itself."""
@@ -177,13 +177,9 @@ class Inferperf:
         return performance
 
     def _with(self, **found: Any) -> CaseResult:
-        """Return the result with what was found, and with what is said of the machines since this test began."""
-        return replace(
-            self._result,
-            context=dict(self._context()),
-            notes=tuple(dict.fromkeys(self.engine.notes[self._told :])),
-            **found,
-        )
+        """Return the result with what was found, and with what no result has said of the machines yet."""
+        self._notes |= dict.fromkeys(self.engine.take_notes())
+        return replace(self._result, context=dict(self._context()), notes=tuple(self._notes), **found)
 
     def _measure_sweep(self, workload: Workload) -> Frontier:
         if workload.sessions > 1 and not self.engine.can_relaunch:
@@ -350,7 +346,12 @@ class Inferperf:
         gates = [gate for gate in self.bound.gates if isinstance(gate, AccuracyLossCeiling | AccuracyFloor)]
         metric = next((gate.metric for gate in gates), None)
         if self.bound.against is not None and any(isinstance(gate, AccuracyLossCeiling) for gate in gates):
-            self._keep(self._reference_answers(self.bound.against, self.case.task, metric))
+            try:
+                found = self._reference_answers(self.bound.against, self.case.task, metric)
+            except NodeLost:
+                # Opened again it goes on elsewhere, and so does the candidate once it is asked.
+                found = self._reference_answers(self.bound.against, self.case.task, metric)
+            self._keep(found)
         records = self._settings.update is not None
         may_stop = bool(gates) and self.case.task.early_stop and not records
         start = time.perf_counter()
@@ -368,9 +369,9 @@ class Inferperf:
                     repeat=records,
                 ),
             )
-            notes = engine.notes
+            self._notes |= dict.fromkeys(engine.take_notes())
         accuracy = replace(accuracy, duration_s=time.perf_counter() - start)
-        self._result = replace(self._result, accuracy=accuracy, context=dict(self._context()), notes=notes)
+        self._result = self._with(accuracy=accuracy)
         return accuracy
 
     def _reference_answers(self, reference: ReferenceEngine, task: Task, metric: str | None) -> Comparison:

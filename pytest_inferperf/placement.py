@@ -34,6 +34,9 @@ __all__ = [
 ]
 
 _CONNECTION = pytest.StashKey["Connection"]()
+_NO_CLUSTER = pytest.StashKey[str]()
+"""Why there is none: found out once, since that may take half a minute, and said by every test that needs one."""
+
 _SEAT = pytest.StashKey["ClusterSeat"]()
 _LOAD_HOSTS = pytest.StashKey["ClusterLoadHosts"]()
 
@@ -143,7 +146,14 @@ def _connection(session: pytest.Session) -> Connection:
     if _CONNECTION not in config.stash:
         from pytest_inferperf.cluster.connection import connect
 
-        config.stash[_CONNECTION] = found = connect(state_of(config).settings.ray, engines=_replicas(session))
+        if _NO_CLUSTER in config.stash:
+            raise HardwareError(config.stash[_NO_CLUSTER])
+        try:
+            found = connect(state_of(config).settings.ray, engines=_replicas(session))
+        except HardwareError as error:
+            config.stash[_NO_CLUSTER] = str(error)
+            raise
+        config.stash[_CONNECTION] = found
         config.add_cleanup(found.close)
     return config.stash[_CONNECTION]
 

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import secrets
+import socket
 from typing import Any
 
 from pytest_inferperf import __version__
@@ -25,6 +26,9 @@ OBJECT_STORE_BYTES = 100 * 2**20
 
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_AUTO_CONNECT": "0"}
 """What Ray is told by its environment: to report its use to nobody, and to look for no other cluster on its own."""
+
+LISTEN_S = 20.0
+"""Time in which a client server of Ray takes a connection."""
 
 PROBE_S = 120.0
 """Time in which every node must have described itself."""
@@ -126,13 +130,28 @@ def connect(address: str, *, engines: int = 1) -> Connection:
         folder.remove(ended=False)
         raise HardwareError(message)
     try:
+        _check_listens(address)
         return Connection(Driver(environment=ENVIRONMENT, address=address, **common))
     except HardwareError as error:
         message = (
-            f"--inferperf-ray={address}: no Ray cluster there ({lines_of(error)[0]}). Start one (ray start --head), name it "
+            f"--inferperf-ray={address}: no client server of Ray there ({lines_of(error)[0]}). It has a port of its own, "
+            "10001 unless the head says otherwise: ray start --head --ray-client-server-port=PORT. On a machine of the "
+            "cluster write --inferperf-ray=auto."
+            if address.startswith("ray://")
+            else f"--inferperf-ray={address}: no Ray cluster there ({lines_of(error)[0]}). Start one (ray start --head), name it "
             "(RAY_ADDRESS or ray://HOST:PORT), or use --inferperf-ray=local."
         )
     raise HardwareError(message)
+
+
+def _check_listens(address: str) -> None:
+    """Raise `HardwareError` where nobody listens: Ray's client would try for half a minute, and not say why."""
+    if address.startswith("ray://"):
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=LISTEN_S).close()
+        except (OSError, OverflowError) as error:
+            raise HardwareError(str(error)) from None
 
 
 def _environment_of_local() -> dict[str, str]:

@@ -99,7 +99,10 @@ class ClusterEngine(EngineProcess):
             return super()._launch()
         except NodeLost:
             self._seat.move()
+        try:
             return super()._launch()
+        except NodeLost as error:
+            raise NodeLost(f"{error}, after: {self._seat.notes[-1]}") from None
 
     def another_seat(self, given_up: threading.Event) -> Seat:
         """Wait for a second seat of the same kind, until it is `given_up`. Raises `HardwareError` where there is none."""
@@ -127,7 +130,7 @@ class ClusterEngine(EngineProcess):
 
     @property
     def where(self) -> str:
-        """See `Place.where`."""
+        """See `Engine.where`."""
         return self._seat.place.where
 
     @contextmanager

@@ -111,9 +111,18 @@ class InjectedEngine(Engine):
         return self._engine.machine
 
     @property
+    def where(self) -> str:
+        """See `Engine.where`."""
+        return self._engine.where
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """See `Engine.notes`."""
         return self._engine.notes
+
+    def take_notes(self) -> tuple[str, ...]:
+        """See `Engine.take_notes`: what the engine has told stays told, whatever is around it in the next test."""
+        return self._engine.take_notes()
 
     def watch(self) -> AbstractContextManager[Watched] | None:
         """See `Engine.watch`."""

@@ -241,9 +241,22 @@ class Engine(ABC):
         return None
 
     @property
+    def where(self) -> str:
+        """The machine that it and its references are on, in words, another one once that is lost; "" for this one."""
+        return ""
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What happened to it that a report must say, a sentence each."""
         return ()
+
+    _taken = 0
+
+    def take_notes(self) -> tuple[str, ...]:
+        """Return the `notes` that were not taken before: what one result has said, no later one says."""
+        found = self.notes
+        fresh, self._taken = found[self._taken :], len(found)
+        return fresh
 
     def watch(self) -> AbstractContextManager[Watched] | None:
         """Watch the machine it runs on for a time; None where that is this one, which the caller watches."""

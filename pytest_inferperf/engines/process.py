@@ -23,7 +23,7 @@ from pytest_inferperf.engines.interface import (
 from pytest_inferperf.engines.mpi_launch import CLOSE_S, Ranks, find_launch
 from pytest_inferperf.engines.needs import needs_gpu, on_ray
 from pytest_inferperf.engines.supervisor import WorkerProcess
-from pytest_inferperf.errors import CheckpointError, EngineError, InvalidRun
+from pytest_inferperf.errors import CheckpointError, EngineError, InvalidRun, NodeLost
 from pytest_inferperf.model.case import EngineSpec
 from pytest_inferperf.model.results import EngineInfo
 
@@ -159,6 +159,8 @@ class EngineProcess(Engine):
         cure = f"Install it there: {python} -m pip install pytest-inferperf=={__version__}"
         try:
             found = self._call("version")
+        except NodeLost:
+            raise
         except EngineError as error:
             raise EngineError(f"{python} does not run pytest-inferperf {__version__}. {cure}\n{error}") from None
         if found != __version__:

@@ -3,6 +3,9 @@
 Both engines of a block see the same hour, the same neighbours and the same prompts, so what they share cancels in the
 difference. Where both are held at once the rounds run reference, candidate, candidate, reference. Where they are not,
 each block launches each engine anew for two rounds, the reference first in every other block.
+
+A block is of one node. Where that is lost, what is without its telemetry begins again on another one, once: engines that are
+held are watched from the first block to the last, and engines that take turns for two rounds each.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from pytest_inferperf.engines.interface import Engine
-from pytest_inferperf.errors import EngineError, InvalidRun
+from pytest_inferperf.errors import EngineError, InvalidRun, NodeLost
 from pytest_inferperf.measure.agreement import Agreement
 from pytest_inferperf.measure.interruption import ComparisonInterrupted, rounds_so_far
 from pytest_inferperf.measure.progress import SILENT, Live, Progress
@@ -87,6 +90,9 @@ def held_reference(candidate: Engine, reference: ReferenceEngine, open_reference
 def _open_beside(reference: ReferenceEngine, open_reference: Opener) -> Iterator[Engine]:
     try:
         engine = open_reference(reference)
+    except NodeLost:
+        # The candidate is lost as well, and no `reload` would help.
+        raise
     except EngineError as error:
         raise EngineError(
             f"the reference engine {reference.label} did not open beside the candidate: {error}\n"
@@ -188,7 +194,15 @@ class _Blocks:
     def _measure(self, next_look: Callable[[Comparison], int | None]) -> Comparison:
         if self._reference.reload:
             with _turns(self._candidate) as turns:
-                return self._grow(next_look, lambda number: self._reloaded_block(turns, number))
+                return self._grow(next_look, lambda number: self._block_in_turns(turns, number))
+        try:
+            return self._held(next_look)
+        except NodeLost:
+            self._candidate.relaunch()
+            self._found, self._under_way = None, ([], [])
+            return self._held(next_look)
+
+    def _held(self, next_look: Callable[[Comparison], int | None]) -> Comparison:
         with _open_beside(self._reference, self._open) as engine:
             self._meet(engine)
             for one in (engine, self._candidate):
@@ -244,13 +258,31 @@ class _Blocks:
         a2 = self._measured(reference, second)
         return Abba(reference=(a1, a2), candidate=(b1, b2))
 
+    def _block_in_turns(self, turns: _Turns, number: int) -> Abba:
+        before = len(self._telemetry)
+        try:
+            return self._reloaded_block(turns, number)
+        except NodeLost:
+            del self._telemetry[before:]
+            self._under_way = ([], [])
+            # Whichever of the two is launched first goes on elsewhere, and the other one with it.
+            return self._reloaded_block(turns, number)
+
     def _reloaded_block(self, turns: _Turns, number: int) -> Abba:
-        if number % 2:
-            candidate = self._fresh_candidate(turns, number)
-            reference = self._fresh_reference(turns, number)
-        else:
-            reference = self._fresh_reference(turns, number)
-            candidate = self._fresh_candidate(turns, number)
+        in_order = (
+            (self._fresh_candidate, self._fresh_reference)
+            if number % 2
+            else (
+                self._fresh_reference,
+                self._fresh_candidate,
+            )
+        )
+        one = in_order[0](turns, number)
+        where = self._candidate.where
+        other = in_order[1](turns, number)
+        if self._candidate.where != where:
+            raise NodeLost(f"{where} was lost between the two sides of a block")
+        reference, candidate = (other, one) if number % 2 else (one, other)
         return Abba(reference=reference, candidate=candidate)
 
     def _fresh_candidate(self, turns: _Turns, number: int) -> tuple[Round, ...]:

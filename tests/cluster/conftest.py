@@ -35,6 +35,7 @@ class Raylets:
     """The nodes of a cluster, the first of which is its head."""
 
     def __init__(self, *cpus: int) -> None:
+        self._wanted, self._cpus = cpus, list(cpus)
         self.environment = {**os.environ, **ENVIRONMENT, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "CI", "RAY_ADDRESS"):
             self.environment.pop(name, None)
@@ -57,6 +58,8 @@ class Raylets:
         self.address: str = where["address"]
         self._raylets: list[int] = where["raylets"]
         self.environment["RAY_ADDRESS"] = self.address
+        self.client_address = f"ray://127.0.0.1:{where['client_port']}"
+        """Where machines connect that are no part of the cluster."""
 
     def node_of(self, pid: int) -> int:
         """Return the number of the node on which a process runs."""
@@ -84,6 +87,22 @@ class Raylets:
     def add(self, cpus: int) -> None:
         """Add a node."""
         self._tell(f"add {cpus}")
+        self._cpus.append(cpus)
+
+    def numbers(self) -> list[int]:
+        """Return the nodes that are alive and hand out CPUs."""
+        return [number for number, pid in enumerate(self._raylets) if self._cpus[number] and pid and is_running(pid)]
+
+    def restore(self) -> None:
+        """Give the cluster the nodes again that it was started with, and no other."""
+        missing = [cpus for cpus in self._wanted if cpus]
+        for number in self.numbers():
+            if self._cpus[number] in missing:
+                missing.remove(self._cpus[number])
+            else:
+                self.kill(number)
+        for cpus in missing:
+            self.add(cpus)
 
     def held(self) -> list[str]:
         """Return the states of the placement groups that anybody has."""
@@ -132,4 +151,4 @@ def project(tmp_path: Path, raylets: Raylets) -> Iterator[Project]:
             process.communicate()
     # Whatever happened, nobody has anything of the cluster.
     wait_for(lambda: not raylets.held())
-    wait_for(lambda: not any(map(is_running, found.engines())))
+    wait_for(lambda: not any(map(is_running, [*found.engines(), *found.loads()])))

@@ -1,4 +1,7 @@
-"""The conftest.py of a project whose engine answers slowly, and says in `asked.log` where and what it was asked."""
+"""The conftest.py of a project whose engine answers slowly, and says in `asked.log` where and what it was asked.
+
+It says in `loads.log` that it loads, and goes on loading while a file `hold` names it.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,10 @@ class SlowEngine(Engine):
     def __init__(self, spec, *, checkpoint, progress):
         self.spec = spec
         self.folder = Path(checkpoint).parent
+        with (self.folder / "loads.log").open("a") as log:
+            log.write(f"{os.getpid()} {spec.served_model_name}\\n")
+        while self._is_held():
+            time.sleep(0.05)
         self.info = EngineInfo(
             backend="slow", hardware=Hardware(name="CPU", count=1, kind="cpu"), quant_algo=None, kv_cache_quant_algo=None,
             compute_dtype="float32", simulated=False, max_model_len=64, checkpoint=checkpoint, checkpoint_hash="0",
@@ -47,6 +54,10 @@ class SlowEngine(Engine):
             assert time.monotonic() < deadline, "not all took part"
             time.sleep(0.05)
         time.sleep(float((self.folder / "seconds").read_text()))
+
+    def _is_held(self):
+        hold = self.folder / "hold"
+        return hold.exists() and hold.read_text() == self.spec.served_model_name
 
     def _wanted(self):
         wanted = self.folder / "wanted"

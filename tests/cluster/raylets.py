@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 from typing import Any
 
@@ -37,15 +38,24 @@ def main() -> None:
         "object_store_memory": 80 * 2**20,
         "include_log_monitor": False,
     }
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        client_port = probe.getsockname()[1]
     head, *others = (int(item) for item in sys.argv[1:])
     cluster = Cluster(
         initialize_head=True,
-        head_node_args={**common, "num_cpus": head, "include_dashboard": False, "no_monitor": True},
+        head_node_args={
+            **common,
+            "num_cpus": head,
+            "include_dashboard": False,
+            "no_monitor": True,
+            "ray_client_server_port": client_port,
+        },
     )
     nodes = [cluster.head_node, *(cluster.add_node(wait=False, num_cpus=cpus, **common) for cpus in others)]
     cluster.wait_for_nodes()
     ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
-    print(json.dumps({"address": cluster.address, "raylets": [raylet(node) for node in nodes]}), file=answers)
+    where = {"address": cluster.address, "client_port": client_port, "raylets": [raylet(node) for node in nodes]}
+    print(json.dumps(where), file=answers)
     for line in sys.stdin:
         word, *numbers = line.split()
         if word == "kill":

@@ -73,6 +73,17 @@ class Project:
         """Return the processes of engines that were asked anything, in the order of their first answer."""
         return list(dict.fromkeys(pid for pid, _ in self.asked()))
 
+    def loads(self) -> list[int]:
+        """Return the processes of engines that loaded, or began to."""
+        log = self.path / "loads.log"
+        return [int(row.split()[0]) for row in log.read_text().splitlines()] if log.exists() else []
+
+    def hold(self, name: str) -> None:
+        """Let engines of this name load for ever, those of any other go on; "" for all."""
+        new = self.path / "hold.new"
+        new.write_text(name)
+        new.rename(self.path / "hold")
+
     def records(self, name: str) -> dict[str, Any]:
         """Return the results of a run, by test."""
         found = json.loads((self.path / name).read_text())["records"]

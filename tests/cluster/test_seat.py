@@ -14,6 +14,7 @@ from pytest_inferperf.cluster.connection import Connection
 from pytest_inferperf.cluster.engine import ClusterEngine
 from pytest_inferperf.cluster.rules import Node, Request
 from pytest_inferperf.cluster.seat import Seat
+from pytest_inferperf.engines.process import EngineProcess
 from pytest_inferperf.errors import HardwareError, NodeLost
 
 
@@ -85,6 +86,19 @@ def test_a_move_that_is_given_up_is_no_move_and_the_next_one_is(cluster: Cluster
     assert seat.notes == ("engine x was lost on node a, and went on on node b, which is of the same kind",)
     with pytest.raises(NodeLost, match="engine x is lost on node b too"):
         seat.move()
+
+
+def test_an_engine_that_is_lost_twice_while_it_loads_says_both(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine: Any = ClusterEngine.__new__(ClusterEngine)
+    engine._seat = seat = seat_of(cluster)
+    monkeypatch.setattr(EngineProcess, "_launch", lambda _self: seat.place.ask("load"))
+    with pytest.raises(NodeLost) as caught:
+        engine._launch()
+    assert str(caught.value) == (
+        "load: node b is lost, after: engine x was lost on node a, and went on on node b, which is of the same kind"
+    )
 
 
 def test_a_seat_that_is_released_waits_no_more(cluster: Cluster) -> None:
