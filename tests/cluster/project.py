@@ -57,7 +57,7 @@ class SlowEngine(Engine):
 
     def _is_held(self):
         hold = self.folder / "hold"
-        return hold.exists() and hold.read_text() == self.spec.served_model_name
+        return hold.exists() and self.spec.served_model_name in hold.read_text().split()
 
     def _wanted(self):
         wanted = self.folder / "wanted"

@@ -79,7 +79,7 @@ class Project:
         return [int(row.split()[0]) for row in log.read_text().splitlines()] if log.exists() else []
 
     def hold(self, name: str) -> None:
-        """Let engines of this name load for ever, those of any other go on; "" for all."""
+        """Let engines of these names load for ever, those of any other go on."""
         new = self.path / "hold.new"
         new.write_text(name)
         new.rename(self.path / "hold")
