@@ -65,7 +65,7 @@ def context_of(config: pytest.Config, engine: Engine) -> dict[str, str]:
     recipe = {"recipe": spec.recipe} if spec.recipe else {}
     options = {f"engine_options.{name}": str(value) for name, value in spec.engine_options}
     checkpoint = {"checkpoint_hash": engine.info.checkpoint_hash}
-    machine = dict(engine.machine or {})
+    machine: dict[str, str] = {}
     if engine.info.hardware.kind == "gpu" and engine.machine is None:
         from pytest_inferperf.engines.hardware import look_at_gpus
 
@@ -77,4 +77,6 @@ def context_of(config: pytest.Config, engine: Engine) -> dict[str, str]:
         # Another price is another cost, and no other engine.
         machine["gpu_hour_price"] = f"{price:g}"
     injected = {CONTEXT_KEY: shown(state.settings.injections)} if state.settings.injections else {}
-    return {**machine, **state.context, **engine.info.versions, **checkpoint, **recipe, **options, **injected}
+    # An engine on another machine says itself what is there; what else was collected is of this one.
+    there = {**(engine.machine or {}), **engine.info.versions}
+    return {**machine, **state.context, **there, **checkpoint, **recipe, **options, **injected}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import queue
 import socket
 import sys
@@ -84,7 +85,8 @@ class Host:
         except InferperfError as error:
             return json.dumps({"error": hider()(str(error))})
         devices = self._lease.uuids if self._lease is not None else ()
-        return json.dumps({"context": machine.context() if devices else {}, "devices": devices})
+        context = {"python": platform.python_version(), "platform": platform.platform(terse=True)}
+        return json.dumps({"context": context | (machine.context() if devices else {}), "devices": devices})
 
     def watch(self, hardware: str) -> None:
         """Begin to watch this node, of which an engine uses `hardware`."""

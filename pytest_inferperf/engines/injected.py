@@ -15,7 +15,7 @@ import struct
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Literal
 
@@ -52,6 +52,7 @@ class InjectedEngine(Engine):
         self.spec = engine.spec
         self.info = engine.info
         self._engine = engine
+        self._injections = tuple(injections)
         self._seed = seed
         self._launch = 0
         size = {(item.kind, item.unit): item.size for item in injections}
@@ -131,6 +132,15 @@ class InjectedEngine(Engine):
     def clock_s(self) -> float:
         """See `Engine.clock_s`. Runs behind by what noise made faster: an engine cannot be hurried, its clock can."""
         return self._engine.clock_s() - self._saved_s
+
+    @contextmanager
+    def evaluators(self, replicas: int) -> Iterator[Engine]:
+        """See `Engine.evaluators`: whoever answers, its answers are made wrong where those of one engine are."""
+        with self._engine.evaluators(replicas) as engine:
+            if engine is self._engine:
+                yield self
+            else:
+                yield InjectedEngine(engine, self._injections, score=self._score, seed=self._seed)
 
     def generate(self, requests: Sequence[GenerationRequest], *, concurrency: int) -> list[Generation]:
         """See `Engine.generate`."""

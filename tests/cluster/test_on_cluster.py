@@ -16,6 +16,8 @@ from tests.cluster.runs import Project, is_running, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
 
+INJECTED = "--inferperf-inject=accuracy:20pt"
+RUNS = (("worse", ""), ("worse_on_cluster", "auto"))
 SUITE = Path(__file__).parents[2] / "suites" / "embedded"
 
 
@@ -44,6 +46,13 @@ def test_answers_are_those_of_a_plain_run_at_one_two_and_three_replicas(project:
     assert "notes" not in cluster["test_one"]
     (note,) = cluster["test_three"]["notes"]
     assert note.startswith("requests answered by 3 of 3 replicas: node ")
+    # What is injected reaches each of them, and spoils what it spoils in a plain run.
+    (project.path / "asked.log").unlink()
+    worse = [project.start(f"--inferperf-json={name}.json", "-k", "three", INJECTED, ray=ray) for name, ray in RUNS]
+    assert all("1 passed" in project.end(run) for run in worse)
+    spoilt = [project.records(f"{name}.json")["test_three"]["accuracy"]["outcomes"] for name, _ in RUNS]
+    assert spoilt[0] == spoilt[1] != outcomes[0]
+    assert len(project.engines()) == 1 + 3
 
 
 def test_a_node_killed_in_mid_evaluation_changes_nothing_but_a_line(project: Project, raylets: Raylets) -> None:

@@ -6,6 +6,7 @@ import math
 import random
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from statistics import fmean, stdev
 
 import pytest
@@ -131,6 +132,40 @@ def test_everything_else_is_the_engine_s_own() -> None:
     with engine:
         pass
     assert plain.closed
+
+
+class Dealing(PlainEngine):
+    """Has what it is asked answered by another engine, as one with replicas does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = PlainEngine()
+        self.lent: list[int] = []
+
+    @contextmanager
+    def evaluators(self, replicas: int) -> Iterator[Engine]:
+        self.lent.append(replicas)
+        yield self.other
+        self.lent.append(0)
+
+
+def test_replicas_answer_wrong_what_one_engine_answers_wrong() -> None:
+    asked = questions(200)
+    injections = parse_injections(["accuracy:20pt"])
+    alone = InjectedEngine(PlainEngine(), injections, score=0.8)
+    dealing = Dealing()
+    with InjectedEngine(dealing, injections, score=0.8).evaluators(3) as engine:
+        found = engine.generate(asked, concurrency=8)
+    assert dealing.lent == [3, 0]
+    assert [item.text for item in found] == [item.text for item in alone.generate(asked, concurrency=8)]
+    assert 30 < sum(item.text != "is 42" for item in found) < 70
+    assert not dealing.other.closed
+
+
+def test_an_engine_that_has_no_replicas_answers_itself() -> None:
+    engine = injected("accuracy:20pt")
+    with engine.evaluators(3) as found:
+        assert found is engine
 
 
 @pytest.mark.parametrize(
