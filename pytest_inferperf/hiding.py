@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import functools
+import html
 import json
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TextIO, cast
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 
 __all__ = ["HIDDEN", "Hide", "excerpt", "finder", "hidden_output", "hide_in", "hider", "name_key"]
 
@@ -23,6 +25,9 @@ _NAME = re.compile(
 )
 _A_PLACE = re.compile(r"_(?:FILE|PATH|DIR|SOCK|URL|URI|HOST|PORT|NAME|TYPE|ENV)$", re.I)
 """What ends so is named after a secret and says where it is, or what kind it is."""
+
+_ESCAPED = re.compile("%[0-9A-F]{2}")
+"""A character of an address, which some write with small letters."""
 
 _named_keys: set[str] = set()
 """Variables of this process that somebody named as those of keys: their own names need not say so."""
@@ -176,7 +181,7 @@ class _HidingStream:
 
 
 def _variants(environ: Mapping[str, str], also: Iterable[str]) -> dict[str, str]:
-    """Return the secret values with the names of their variables, also as an address and a JSON text write them."""
+    """Return the secret values with the names of their variables, in all forms in which others write them."""
     asked = _named_keys.union(also)
     found: dict[str, str] = {}
     for name, value in environ.items():
@@ -185,6 +190,24 @@ def _variants(environ: Mapping[str, str], also: Iterable[str]) -> dict[str, str]
         if len(value) < _LEAST_LENGTH or not (name in asked or (_NAME.search(name) and not _A_PLACE.search(name))):
             continue
         lines = [line for line in value.splitlines() if len(line) >= _LEAST_LINE] if "\n" in value.strip() else []
-        forms = (value.strip(), quote(value), quote(value, safe=""), json.dumps(value)[1:-1], *lines)
+        forms = (*_written(value), *(_written(value.strip()) if value != value.strip() else ()), *lines)
         found |= dict.fromkeys((form for form in forms if len(form) >= _LEAST_LENGTH), name)
     return found
+
+
+# Every excerpt asks anew, also in the middle of a load.
+@functools.lru_cache(maxsize=256)
+def _written(value: str) -> tuple[str, ...]:
+    """Return a secret as it is, and as addresses, JSON, HTML and logins write it."""
+    text = json.dumps(value, ensure_ascii=False)[1:-1]
+    found = [value.strip(), html.escape(value), json.dumps(value)[1:-1], text, text.replace("/", "\\/")]
+    # A variable may hold bytes that are no UTF-8.
+    data = value.encode(errors="surrogateescape")
+    for form in (quote(data), quote(data, safe=""), quote_plus(data)):
+        found += [form, _ESCAPED.sub(lambda escaped: escaped[0].lower(), form)]
+    # Three bytes are four characters: what they are depends on how much stands before, such as `user:`.
+    for before in range(3):
+        end = 8 * (before + len(data)) // 6
+        for encode in (base64.b64encode, base64.urlsafe_b64encode):
+            found.append(encode(bytes(before) + data).decode()[-(-8 * before // 6) : end])
+    return tuple(found)

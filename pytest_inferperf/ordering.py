@@ -37,11 +37,15 @@ __all__ = ["Order", "register_order"]
 _PAST = "inferperf_took"
 _FOLDER = "inferperf_folder"
 _DEALT = "dealt.json"
-_ORDERED = ("stepwise", "failedfirst", "newfirst")
-"""Options that say themselves which test runs first."""
+_ORDERED = ("stepwise", "stepwise_skip", "stepwise_reset", "failedfirst", "newfirst")
+"""Options that say themselves which test runs first; those of stepwise that imply it do so later than we look."""
 
-_ORDERING = ("randomly", "random_order", "pytest_order", "pytest_ordering")
-"""Plugins, by the names under which pytest knows them, whose users count on the order that they give."""
+_ORDERING = (
+    *("randomly", "random_order", "pytest_order", "pytest_ordering"),
+    *("pytest_randomly", "random_order.plugin", "pytest_order.plugin"),
+)
+"""Plugins, by the names under which pytest knows them, whose users count on the order that they give: their entry points,
+and what `-p` imports where none is loaded by itself."""
 
 
 def register_order(config: pytest.Config) -> None:

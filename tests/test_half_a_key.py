@@ -143,6 +143,16 @@ def test_in_the_line_where_the_end_of_a_log_begins(tmp_path: Path, cut: int) -> 
     assert found.endswith("\n  end")
 
 
+def test_in_a_long_log_of_one_line_that_begins_in_a_long_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An account of a cloud is one line of thousands of characters."""
+    monkeypatch.setenv("OUR_LOGIN", KEY * 100)
+    log = tmp_path / "server.log"
+    log.write_text((KEY * 100).ljust((1 << 16) + 100, "x"))
+    found = log_tail(log)
+    assert KEY[:4] not in found
+    assert found.endswith("x" * 400)
+
+
 def test_a_long_log_of_one_line_is_shown(tmp_path: Path) -> None:
     log = tmp_path / "server.log"
     log.write_text("x" * (1 << 17))

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import io
+import json
 import sys
+from collections.abc import Callable
+from urllib.parse import quote, quote_plus
 
 import pytest
 
@@ -116,6 +121,47 @@ def test_secret_is_found_as_an_address_and_a_json_text_write_it() -> None:
     hide = hider({"DB_PASSWORD": 'p/ä "x"'})
     assert hide("p%2F%C3%A4%20%22x%22 or p/%C3%A4%20%22x%22") == f"{HIDDEN} or {HIDDEN}"
     assert hide('{"a": "p/\\u00e4 \\"x\\""}') == '{"a": "[hidden]"}'
+
+
+SECRET = "n0 word/that <one> knows?~~"
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        quote_plus,
+        lambda secret: (
+            quote(secret, safe="")
+            .replace("%2F", "%2f")
+            .replace("%3C", "%3c")
+            .replace("%3E", "%3e")
+            .replace("%3F", "%3f")
+        ),
+        html.escape,
+        lambda secret: json.dumps(secret).replace("/", "\\/"),
+        lambda secret: base64.b64encode(secret.encode()).decode(),
+        *(
+            lambda secret, user=user: base64.b64encode(f"{user}:{secret}".encode()).decode()
+            for user in ("me", "him", "them")
+        ),
+        lambda secret: base64.urlsafe_b64encode(f"me:{secret}.".encode()).decode(),
+    ],
+    ids=["form", "small-letters", "html", "json-of-php", "base64", "login-2", "login-3", "login-4", "for-addresses"],
+)
+def test_secret_is_found_as_others_write_it(write: Callable[[str], str]) -> None:
+    written = write(SECRET)
+    assert SECRET not in written
+    shown = hider({"OUR_TOKEN": SECRET})(f"cannot log in with {written}, sorry")
+    assert shown.startswith("cannot log in with ")
+    assert HIDDEN in shown
+    assert len(shown) < len("cannot log in with , sorry") + len(HIDDEN) + 10
+    assert "OUR_TOKEN" in finder({"OUR_TOKEN": SECRET})(written)
+
+
+def test_a_secret_that_is_no_utf8_is_hidden() -> None:
+    """So are bytes of a variable that cannot be decoded."""
+    secret = b"correct \xff battery".decode(errors="surrogateescape")
+    assert hider({"OUR_TOKEN": secret})(f"no {secret}, but correct%20%FF%20battery") == f"no {HIDDEN}, but {HIDDEN}"
 
 
 def test_every_line_of_a_secret_of_many_is_one() -> None:

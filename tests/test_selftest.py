@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -332,7 +333,14 @@ def test_a_stopped_self_test_leaves_nothing(
     (project / "engine.json").write_text(json.dumps({"round_s": 60.0}))
     temporary = tmp_path_factory.mktemp("temporary")
     command = [sys.executable, "-m", "pytest_inferperf.cli", "selftest", "-k", "NVFP4 and serving"]
-    run = subprocess.Popen(command, env={**os.environ, "TMPDIR": str(temporary)}, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        command,
+        env={**os.environ, "TMPDIR": str(temporary)},
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell lets what it runs in the background ignore Ctrl-C, and these tests may run there.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 30
     while not (project / "engines.log").exists():
         assert time.monotonic() < deadline, "no engine was built"

@@ -27,7 +27,7 @@ def log_tail(log: Path) -> str:
         return f"Its log {log} cannot be read: {error}"
     if start:
         # The first line may be the rest of one, which began with half a key.
-        text = text.partition("\n")[2] or text[_LINE_CHARACTERS:]
+        text = text.partition("\n")[2] or text[len(text) // 2 :]
     # Before it is cut: nothing could tell half a key later.
     text = hider()(text)
     if not text:

@@ -75,7 +75,12 @@ class WorkerProcess:
         lifeline, self._lifeline = os.pipe()
         try:
             self._process = subprocess.Popen(
-                [python or sys.executable, "-m", "pytest_inferperf.engines.worker", str(lifeline)],
+                [
+                    python or sys.executable,
+                    *("-m", "pytest_inferperf.engines.worker", str(lifeline)),
+                    # Another interpreter may be in a container, where processes have other numbers.
+                    *(() if python else (str(os.getpid()),)),
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=descriptor,

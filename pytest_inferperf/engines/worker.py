@@ -1,4 +1,4 @@
-"""The process an engine lives in: `python -m pytest_inferperf.engines.worker`, started by `engines.process`.
+"""The process an engine lives in: `python -m pytest_inferperf.engines.worker LIFELINE [STARTER]`.
 
 Reads framed JSON from its standard input and answers on what was its standard output; everything that libraries print
 goes to the log instead.
@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 from pytest_inferperf import __version__
 from pytest_inferperf.engines import wire
 from pytest_inferperf.engines.interface import Engine
-from pytest_inferperf.engines.servers.guardian import adopt_orphans, descendants
+from pytest_inferperf.engines.servers.guardian import adopt_orphans, descendants, left_by
 from pytest_inferperf.errors import InferperfError
 
 __all__ = ["main"]
@@ -158,13 +158,15 @@ def _describe(error: BaseException) -> dict[str, Any]:
     return {"type": "EngineError", "message": f"{type(error).__name__}: {error}", "log": True}
 
 
-def _watch(lifeline: int) -> None:
+def _watch(lifeline: int, starter: int | None = None) -> None:
     """Leave a small process behind that kills this one and all that it started once pytest is gone, even by kill -9.
 
     A thread could not do it: native code may hold the interpreter. A death signal alone would reach only this process
-    and leave its children behind, holding a GPU.
+    and leave its children behind, holding a GPU. Ends this process where its `starter` is gone already.
     """
     pytest, worker = os.getppid(), os.getpid()
+    if starter is not None and left_by(starter):
+        os._exit(1)
     # Launchers of ranks leave, and their ranks have sessions of their own.
     adopt_orphans()
     pid = os.fork()
@@ -176,17 +178,20 @@ def _watch(lifeline: int) -> None:
     os.close(0)
     os.close(1)
     # A fork of pytest's may have a copy of the other end, and outlive it.
-    while not select.select([lifeline], [], [], _LOOK_S)[0] and _parent(worker) == pytest:
+    while not select.select([lifeline], [], [], _LOOK_S)[0] and _parent(worker) in (pytest, None):
         pass
     _end_all(worker)
 
 
-def _parent(pid: int) -> int:
-    """Return the parent of a process; 0 where it is gone."""
+def _parent(pid: int) -> int | None:
+    """Return the parent of a process; 0 where it is gone, and None where that cannot be told now."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0 if Path("/proc/self").exists() else None
     except OSError:
-        return 0
+        # Such as a machine that is out of memory or of files: no reason to kill an engine.
+        return None
 
 
 def _end_all(worker: int) -> None:
@@ -222,7 +227,7 @@ def _pipes() -> Iterator[tuple[BinaryIO, BinaryIO]]:
 def main() -> None:
     """Serve until told to stop."""
     faulthandler.enable()
-    _watch(int(sys.argv[1]))
+    _watch(*map(int, sys.argv[1:]))
     asked = False
     with contextlib.suppress(BrokenPipeError), _pipes() as (source, sink):
         asked = Worker(source, sink).serve()

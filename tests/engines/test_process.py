@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from pytest_inferperf.engines import worker
 from pytest_inferperf.engines.interface import LogLikelihoodRequest
 from pytest_inferperf.engines.process import EngineProcess
+from pytest_inferperf.engines.servers import guardian
 from pytest_inferperf.errors import EngineError, InvalidRun
 from pytest_inferperf.model.case import EngineSpec
 from tests.engines.fake_backend import FakeEngine
@@ -194,6 +197,43 @@ engine.generate([GenerationRequest(prompt=(1,), max_tokens=1)], concurrency=1)
         os.kill(parent.pid, signal.SIGKILL)
     assert wait_gone(pid)
     assert wait_gone(int((tmp_path / "grandchild").read_text()))
+
+
+@pytest.mark.parametrize("program", ["worker", "guardian"])
+def test_who_looks_too_late_for_its_starter_ends(program: str, tmp_path: Path) -> None:
+    """The starter was killed in between, and a fork of it has the other end of the lifeline still."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as starter:
+        starter.wait()
+    lifeline, held = os.pipe()
+    said = [str(lifeline), str(starter.pid)]
+    command = {
+        "worker": ["-m", "pytest_inferperf.engines.worker", *said],
+        "guardian": [guardian.__file__, *said, "sleep", "600"],
+    }[program]
+    with subprocess.Popen(
+        [sys.executable, *command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        pass_fds=[lifeline],
+        cwd=tmp_path,
+        start_new_session=True,
+    ) as late:
+        try:
+            assert late.wait(30) == 1
+        finally:
+            os.close(held)
+            os.close(lifeline)
+            late.kill()
+
+
+def test_a_parent_that_cannot_be_read_now_is_not_taken_for_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> str:
+        raise OSError(errno.ENFILE, "Too many open files in system")
+
+    assert worker._parent(os.getpid()) == os.getppid()
+    assert worker._parent(1 << 30) == 0
+    monkeypatch.setattr(Path, "read_text", full)
+    assert worker._parent(os.getpid()) is None
 
 
 def test_parent_imports_nothing_heavy() -> None:

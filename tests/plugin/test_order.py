@@ -77,7 +77,9 @@ def test_without_workers_the_order_of_the_suite_stays(night: Project, arguments:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--ff",), ("--nf",), ("--sw",), ("-o", "inferperf_order=suite")], ids=["ff", "nf", "sw", "suite"]
+    "arguments",
+    [("--ff",), ("--nf",), ("--sw",), ("--sw-skip",), ("-o", "inferperf_order=suite")],
+    ids=["ff", "nf", "sw", "sw-skip", "suite"],
 )
 def test_who_asks_for_an_order_is_dealt_by_xdist(night: Project, arguments: tuple[str, ...]) -> None:
     result = night.pytester.runpytest_subprocess("-v", "-n1", "-p", "no:benchmark", RAY, *arguments)
@@ -100,7 +102,7 @@ def turned(night: Project, name: str, *arguments: str) -> pytest.RunResult:
     return result
 
 
-@pytest.mark.parametrize("name", ["randomly", "random_order", "pytest_order", "pytest_ordering"])
+@pytest.mark.parametrize("name", ["randomly", "random_order", "pytest_order", "pytest_ordering", "pytest_randomly"])
 def test_the_order_of_a_plugin_is_dealt_by_xdist(night: Project, name: str) -> None:
     result = turned(night, name)
     result.stdout.fnmatch_lines(["scheduling tests via LoadScheduling"])

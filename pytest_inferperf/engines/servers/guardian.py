@@ -1,4 +1,4 @@
-"""Runs a server and ends with it: `python guardian.py LIFELINE COMMAND…`. Standard library only.
+"""Runs a server and ends with it: `python guardian.py LIFELINE STARTER COMMAND…`. Standard library only.
 
 A server starts children of its own, in sessions of their own, and none of them knows pytest. The guardian adopts all of
 them (`PR_SET_CHILD_SUBREAPER`), so that whatever happens it can find and end them: when the server ends, when pytest
@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-__all__ = ["adopt_orphans", "descendants", "main"]
+__all__ = ["adopt_orphans", "descendants", "left_by", "main"]
 
 GRACE_S = 5.0
 """Time between the request to end and the kill."""
@@ -27,10 +27,15 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 def main(argv: list[str]) -> int:
-    """Run `argv[1:]` until it ends or the lifeline `argv[0]` closes; return its exit status, 128 + N for signal N."""
-    lifeline = int(argv[0])
+    """Run `argv[2:]` until it ends, the lifeline `argv[0]` closes, or the process `argv[1]`, which started this one, ends.
+
+    Return its exit status, 128 + N for signal N.
+    """
+    lifeline, starter, *command = int(argv[0]), int(argv[1]), *argv[2:]
     os.set_inheritable(lifeline, False)
     parent = os.getppid()
+    if left_by(starter):
+        return 1
     adopt_orphans()
     wake, wakened = os.pipe()
     os.set_blocking(wakened, False)
@@ -38,9 +43,9 @@ def main(argv: list[str]) -> int:
         signal.signal(number, lambda *_: None)
     signal.set_wakeup_fd(wakened, warn_on_full_buffer=False)
     try:
-        server = subprocess.Popen(argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)
+        server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
     except OSError as error:
-        print(f"cannot start {argv[1]}: {error.strerror or error}", file=sys.stderr, flush=True)
+        print(f"cannot start {command[0]}: {error.strerror or error}", file=sys.stderr, flush=True)
         return 127
     while server.poll() is None:
         ready, _, _ = select.select([lifeline, wake], [], [], 0.5)
@@ -56,6 +61,17 @@ def adopt_orphans() -> None:
     """Become the parent of every process below this one whose parent ends."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def left_by(starter: int) -> bool:
+    """Return whether the process that started this one is gone already: killed before this one could look for it.
+
+    It need not be the parent: the interpreter may be the child of a script of its name.
+    """
+    try:
+        return os.getpid() not in descendants(starter)
+    except OSError:
+        return False  # No /proc, so nobody knows.
 
 
 def _end_all(server: subprocess.Popen[bytes]) -> None:

@@ -80,7 +80,7 @@ class ManagedServer:
         try:
             self._process = subprocess.Popen(
                 # By its file and isolated: the server's own environment must not be shown our packages.
-                [sys.executable, "-I", guardian.__file__, str(lifeline), *command],
+                [sys.executable, "-I", guardian.__file__, str(lifeline), str(os.getpid()), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=descriptor,
                 stderr=descriptor,
