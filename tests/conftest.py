@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-pytest_plugins = ["pytester", "tests.object_store"]
+pytest_plugins = ["pytester", "tests.object_store", "tests.asked"]

@@ -19,7 +19,7 @@ from pytest_inferperf.cluster import load_hosts
 from pytest_inferperf.measure.load import round_prompts, round_spread, rounds, spread, summary
 from pytest_inferperf.measure.load.clock import ClockMeter
 from pytest_inferperf.simulate.behaviour import Behaviour
-from pytest_inferperf.simulate.server import SimulatedServer, serve_in_thread
+from pytest_inferperf.simulate.server import serve_in_thread
 from tests.measure.load.machines import Machines
 
 pytestmark = pytest.mark.newest
@@ -50,22 +50,6 @@ def none_is_left() -> Iterator[None]:
     before = set(psutil.Process().children(recursive=True))
     yield
     assert set(psutil.Process().children(recursive=True)) <= before
-
-
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Every request under load that a simulated server of this process got."""
-    found: list[dict[str, Any]] = []
-    complete = SimulatedServer._complete
-
-    def listen(self: SimulatedServer, connection: Any, body: bytes, *, chat: bool) -> None:
-        request = json.loads(body)
-        if request.get("stream"):
-            found.append(request)
-        complete(self, connection, body, chat=chat)
-
-    monkeypatch.setattr(SimulatedServer, "_complete", listen)
-    return found
 
 
 class Measurement:

@@ -33,22 +33,6 @@ def _shared_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds, "check_load", lenient)
 
 
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Every request under load that a simulated server of this process got."""
-    found: list[dict[str, Any]] = []
-    complete = SimulatedServer._complete
-
-    def listen(self: SimulatedServer, connection: Any, body: bytes, *, chat: bool) -> None:
-        request = json.loads(body)
-        if request.get("stream"):
-            found.append(request)
-        complete(self, connection, body, chat=chat)
-
-    monkeypatch.setattr(SimulatedServer, "_complete", listen)
-    return found
-
-
 def measure(url: str, *arguments: str) -> int:
     return main(["measure", "--url", url, "--model", "simulated", *arguments])
 

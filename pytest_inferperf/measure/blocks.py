@@ -269,17 +269,12 @@ class _Blocks:
             return self._reloaded_block(turns, number)
 
     def _reloaded_block(self, turns: _Turns, number: int) -> Abba:
-        in_order = (
-            (self._fresh_candidate, self._fresh_reference)
-            if number % 2
-            else (
-                self._fresh_reference,
-                self._fresh_candidate,
-            )
-        )
-        one = in_order[0](turns, number)
+        sides = [self._fresh_reference, self._fresh_candidate]
+        if number % 2:
+            sides.reverse()
+        one = sides[0](turns, number)
         where = self._candidate.where
-        other = in_order[1](turns, number)
+        other = sides[1](turns, number)
         if self._candidate.where != where:
             raise NodeLost(f"{where} was lost between the two sides of a block")
         reference, candidate = (other, one) if number % 2 else (one, other)

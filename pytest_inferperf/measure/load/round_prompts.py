@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from pytest_inferperf.engines.interface import GenerationRequest, Serving
 from pytest_inferperf.measure.load.hands import Hand, Played
 from pytest_inferperf.measure.load.processes import Bodies
-from pytest_inferperf.measure.load.talks import WrittenTurn
+from pytest_inferperf.measure.load.talks import WrittenTurn, said_before
 from pytest_inferperf.measure.recorded.requests import marked, shared_share
 from pytest_inferperf.measure.recorded.traces import trace_of
 from pytest_inferperf.model.case import Workload
@@ -134,7 +134,7 @@ class _RecordedPrompts(_DealtPrompts):
             seed += f"/attempt {attempt}"
         mark = f"{random.Random(seed).getrandbits(32):08x}"
         self._shared_share = shared_share(workload, requests, round_index=round_index, mark=mark)
-        self._later_turns = [len(request.follow_ups) for request in requests]
+        self._has_talks = any(request.follow_ups for request in requests)
 
         def written(request: GenerationRequest) -> WrittenTurn:
             # The server reads text with a tokenizer and a template of its own.
@@ -147,7 +147,7 @@ class _RecordedPrompts(_DealtPrompts):
                 conversations=tuple(
                     (written(marked(request, mark)), *map(written, request.follow_ups)) for request in requests
                 ),
-                has_talks=any(self._later_turns),
+                has_talks=self._has_talks,
                 think_time_s=workload.think_time,
                 spares=_spare_count(workload),
                 spare_seed=f"{mark}/{requests[0].messages}",
@@ -156,15 +156,12 @@ class _RecordedPrompts(_DealtPrompts):
 
     def known_share(self, answered: Mapping[str, Any]) -> float:
         """See `RoundPrompts.known_share`: what first turns have in common, and what earlier turns of a conversation had."""
-        if not any(self._later_turns):
+        if not self._has_talks:
             return self._shared_share
         import numpy as np
 
         prompts = np.maximum(answered["prompt_tokens"], 0)
-        turn = answered["turn"]
-        # All that was sent and received until then is part of the turn that follows.
-        followed = turn <= np.array(self._later_turns)[answered["number"]]
-        known = (prompts + answered["tokens"])[followed].sum() + self._shared_share * prompts[turn == 1].sum()
+        known = said_before(answered) + self._shared_share * prompts[answered["turn"] == 1].sum()
         return float(known / max(prompts.sum(), 1))
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pytest_inferperf.engines.interface import Message
 from pytest_inferperf.engines.openai.chat import text_of
 from pytest_inferperf.engines.openai.sse import Decoded
 
-__all__ = ["Talk", "WrittenTurn"]
+__all__ = ["Talk", "WrittenTurn", "said_before"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,3 +62,18 @@ class Talk:
         """Say no more; return how many turns were still to come."""
         left, self._rest = len(self._rest), []
         return left
+
+
+def said_before(answered: Mapping[str, Any]) -> int:
+    """Return how many prompt tokens of later turns the turns before them had sent or received: a prefix cache may know them.
+
+    `answered` are the rows (columns of `Records`) of all answered requests, in any order. What nobody went on from, since the
+    turn after it failed, is in no prompt that counts.
+    """
+    import numpy as np
+
+    turn = answered["turn"].astype(np.int64)
+    place = answered["number"] * (turn.max(initial=0) + 2) + turn
+    followed = np.isin(place + 1, place)
+    said = np.maximum(answered["prompt_tokens"], 0) + answered["tokens"]
+    return int(said[followed].sum())

@@ -9,12 +9,27 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import psutil
+import pytest
+
 from pytest_inferperf.engines.openai.endpoint import Endpoint
 from pytest_inferperf.measure.load.generator import LoadPlan, LoadRun, run_load
 from pytest_inferperf.simulate.behaviour import Behaviour
 from pytest_inferperf.simulate.server import serve_in_thread
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def children() -> set[int]:
+    """Return the processes that this one has started, and they."""
+    return {child.pid for child in psutil.Process().children(recursive=True)}
+
+
+@pytest.fixture
+def none_is_left() -> Iterator[None]:
+    before = children()
+    yield
+    assert children() <= before
 
 
 def chunked(*events: bytes) -> bytes:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import psutil
 import pytest
 
 from pytest_inferperf.errors import EngineError
@@ -20,21 +19,12 @@ from pytest_inferperf.measure.load.summary import check_load
 from pytest_inferperf.measure.load.talks import WrittenTurn
 from pytest_inferperf.simulate.behaviour import Behaviour
 from pytest_inferperf.simulate.server import SimulatedServer, serve_in_thread
-from tests.measure.load.conftest import endpoint
+from tests.measure.load.conftest import children, endpoint
+
+pytestmark = pytest.mark.usefixtures("none_is_left")
 
 OSL = 4
 MANY = 2_000
-
-
-def children() -> set[int]:
-    return {child.pid for child in psutil.Process().children(recursive=True)}
-
-
-@pytest.fixture(autouse=True)
-def none_is_left() -> Iterator[None]:
-    before = children()
-    yield
-    assert children() <= before
 
 
 def together(server: SimulatedServer, watch: Callable[[list[float]], None]) -> LoadRun:

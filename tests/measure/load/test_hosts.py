@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 
 from pytest_inferperf.errors import EngineError, InvalidRun, NodeLost, SettingsError
@@ -32,6 +31,8 @@ from pytest_inferperf.simulate.server import SimulatedServer, serve_in_thread
 from tests.measure.load.conftest import endpoint
 from tests.measure.load.machines import Machine
 
+pytestmark = pytest.mark.usefixtures("none_is_left")
+
 HOSTED = "pytest_inferperf.measure.load.hosted"
 ISL, OSL = 8, 4
 QUICK = Behaviour(ttft_ms=60, itl_ms=10)
@@ -43,16 +44,6 @@ def together(server: SimulatedServer, *machines: Machine, processes: int = 1, **
     texts = SyntheticBodies(target, isl=ISL, osl=OSL, seed=1)
     count = processes * len(machines)
     return run_on_hosts(target, plan, lambda index: texts.slice(index, count), machines, processes=processes, **options)
-
-
-@pytest.fixture(autouse=True)
-def none_is_left() -> Iterator[None]:
-    def children() -> set[int]:
-        return {child.pid for child in psutil.Process().children(recursive=True)}
-
-    before = children()
-    yield
-    assert children() <= before
 
 
 @pytest.fixture

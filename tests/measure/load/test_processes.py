@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,9 @@ from pytest_inferperf.measure.load.records import FILLER, MEASURED, WARMUP
 from pytest_inferperf.measure.load.summary import check_load, summarise_load
 from pytest_inferperf.simulate.behaviour import Behaviour
 from pytest_inferperf.simulate.server import SimulatedServer, serve_in_thread
-from tests.measure.load.conftest import endpoint
+from tests.measure.load.conftest import children, endpoint
+
+pytestmark = pytest.mark.usefixtures("none_is_left")
 
 ISL, OSL = 8, 4
 QUICK = Behaviour(ttft_ms=40, itl_ms=10)
@@ -43,17 +45,6 @@ def together(server: SimulatedServer, *, processes: int = 2, **options: Any) -> 
     plan = LoadPlan(osl=OSL, **({"concurrency": 6, "num_requests": 20} | options.pop("plan", {})))
     make = options.pop("bodies", bodies(target))
     return run_together(target, plan, make, processes=processes, **options)
-
-
-def children() -> set[int]:
-    return {child.pid for child in psutil.Process().children(recursive=True)}
-
-
-@pytest.fixture(autouse=True)
-def none_is_left() -> Iterator[None]:
-    before = children()
-    yield
-    assert children() <= before
 
 
 @pytest.mark.parametrize("count", [2, 3])
